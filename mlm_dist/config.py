@@ -1,0 +1,221 @@
+"""The typed config: what a run depends on, with the bounds of every value.
+
+Each field's docstring is what `--help` prints for its flag. The defaults are those of `configs/novels.yaml`.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import yaml
+
+from mlm_dist.errors import UserError
+
+SAMPLE = "sample"
+"""The value of `data.path` that stands for the text that comes with the package."""
+
+
+@dataclass
+class DataConfig:
+    """Which texts to train on."""
+
+    path: str = "corpora/novels"
+    """A corpus made by `python -m mlm_dist.prepare`, or a text file or a folder of *.txt files, which is prepared
+    into a cache first. `sample` is a short text that comes with the package."""
+    tokenizer: str = "gpt2"
+    """Used when `data.path` is text: a tiktoken encoding by name, or `bpe` to train a byte-level BPE of
+    `model.vocab_size` entries on the texts themselves. A prepared corpus brings its own."""
+    encoding: str = "utf-8"
+    """Used when `data.path` is text: its character encoding."""
+    val_fraction: float = 0.05
+    """Used when `data.path` is text: the tail of every document that is held out, as a fraction of it."""
+
+
+@dataclass
+class ModelConfig:
+    """The shape of the encoder."""
+
+    vocab_size: int = 50258
+    """Entries of the vocabulary, the mask token included. At least as many as the corpus has."""
+    block_size: int = 64
+    """Tokens in a row: how far the model sees."""
+    embedding_dim: int = 256
+    """Width of the embeddings and of every block. A multiple of `model.heads`."""
+    heads: int = 8
+    """Attention heads in each block."""
+    blocks: int = 4
+    """Blocks of attention and feed-forward, one after the other."""
+    dropout: float = 0.0
+    """Probability with which activations are dropped in training."""
+    tie_embeddings: bool = True
+    """Use one matrix for the token embedding and the output layer."""
+
+
+@dataclass
+class MaskingConfig:
+    """What the model has to guess."""
+
+    mask_prob: float = 0.15
+    """Fraction of the tokens that are predicted, between 0 and 1."""
+    replacement: Literal["mask", "80/10/10"] = "mask"
+    """What stands in the place of a predicted token: always the mask token, or BERT's mixture (80 % mask token,
+    10 % a random token, 10 % the token itself)."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW and its learning rate."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay on matrices; norms and biases have none."""
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
+    """Course of the learning rate after the warm-up: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
+    constant, then linear to zero over the last `optim.decay_fraction` of the run)."""
+    warmup_iters: int = 100
+    """Steps over which the learning rate rises from zero to its peak."""
+    decay_fraction: float = 0.4
+    """Used by the wsd schedule: the part of the run, at its end, over which the learning rate falls."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient; longer ones are scaled down to it. 0 turns clipping off."""
+
+
+@dataclass
+class TrainConfig:
+    """How long to train, and how often to look."""
+
+    batch_size: int = 256
+    """Rows in one optimizer step, over all ranks together."""
+    micro_batch_size: int | None = None
+    """Rows that one rank puts through the model at a time; less memory, same result. null: its whole share."""
+    max_iters: int = 5000
+    """Optimizer steps."""
+    log_interval: int = 10
+    """Steps between two lines in metrics.jsonl."""
+    eval_interval: int = 250
+    """Steps between two evaluations on the held-out text. 0: none."""
+    eval_rows: int = 1024
+    """Rows of the held-out text that are evaluated, the same ones with the same masks every time."""
+
+
+@dataclass
+class CheckpointConfig:
+    """What survives."""
+
+    interval: int = 500
+    """Steps between two checkpoints."""
+    keep: int = 3
+    """Checkpoints that are kept, the newest ones."""
+
+
+@dataclass
+class Config:
+    """Everything that a run depends on."""
+
+    seed: int = 1337
+    """Seed of the weights, the order of the rows and the masks."""
+    run_dir: str = "runs/novels"
+    """Folder that holds the run. The same command continues what it finds there."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the model's matrix products. auto: bf16 where the device computes in it, else fp16 on a GPU and
+    fp32 on a CPU. Weights and optimizer stay in fp32."""
+    debug: bool = False
+    """One process, deterministic algorithms, every operation checked for NaN. Slow."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def to_yaml(self) -> str:
+        """The config as YAML, every key written out."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+    def rows_per_rank(self, world_size: int) -> int:
+        """Rows of a global batch that each of `world_size` ranks takes."""
+        return self.train.batch_size // world_size
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Rows that one rank puts through the model at a time."""
+        return self.train.micro_batch_size or self.rows_per_rank(world_size)
+
+    def check_world_size(self, world_size: int) -> None:
+        """Raise `UserError` if the global batch cannot be cut into equal parts for that many ranks."""
+        batch_size, micro = self.train.batch_size, self.train.micro_batch_size
+        if self.debug and world_size > 1:
+            raise UserError(f"debug: true is for one process, and {world_size} were started: leave torchrun away")
+        if batch_size % world_size:
+            raise UserError(
+                f"train.batch_size {batch_size} cannot be shared by {world_size} processes: make it a multiple of "
+                f"{world_size} (it counts the rows of a step over all processes)"
+            )
+        if micro and batch_size % (world_size * micro):
+            raise UserError(
+                f"train.batch_size {batch_size} is not a multiple of {world_size} processes times "
+                f"train.micro_batch_size {micro}"
+            )
+
+
+def find_problems(config: Config) -> list[str]:
+    """Everything that is wrong with the values of a config, each in a phrase that names the key."""
+    model, optim, train = config.model, config.optim, config.train
+    problems = [
+        f"{key} is {value}: it must be {bound}"
+        for key, value, bound, fits in [
+            *[(key, value, "at least 1", value >= 1) for key, value in positive_keys(config).items()],
+            *[(key, value, "0 or more", 0 <= value < math.inf) for key, value in non_negative_keys(config).items()],
+            ("model.vocab_size", model.vocab_size, "at least 3", model.vocab_size >= 3),
+            ("model.dropout", model.dropout, "at least 0 and below 1", 0 <= model.dropout < 1),
+            ("masking.mask_prob", config.masking.mask_prob, "between 0 and 1", 0 < config.masking.mask_prob < 1),
+            (
+                "data.val_fraction",
+                config.data.val_fraction,
+                "at least 0 and below 1",
+                0 <= config.data.val_fraction < 1,
+            ),
+            ("optim.lr", optim.lr, "above 0", 0 < optim.lr < math.inf),
+            ("optim.decay_fraction", optim.decay_fraction, "between 0 and 1", 0 <= optim.decay_fraction <= 1),
+        ]
+        if not fits
+    ]
+    if not problems and model.embedding_dim % model.heads:
+        problems.append(f"model.embedding_dim {model.embedding_dim} is not a multiple of model.heads {model.heads}")
+    if not problems and train.batch_size % (train.micro_batch_size or 1):
+        problems.append(
+            f"train.batch_size {train.batch_size} is not a multiple of train.micro_batch_size {train.micro_batch_size}"
+        )
+    return problems
+
+
+def positive_keys(config: Config) -> dict[str, int]:
+    """The values that have to be at least 1."""
+    model, train, checkpoint = config.model, config.train, config.checkpoint
+    return {
+        "model.block_size": model.block_size,
+        "model.embedding_dim": model.embedding_dim,
+        "model.heads": model.heads,
+        "model.blocks": model.blocks,
+        "train.batch_size": train.batch_size,
+        "train.micro_batch_size": 1 if train.micro_batch_size is None else train.micro_batch_size,
+        "train.max_iters": train.max_iters,
+        "train.log_interval": train.log_interval,
+        "train.eval_rows": train.eval_rows,
+        "checkpoint.interval": checkpoint.interval,
+        "checkpoint.keep": checkpoint.keep,
+    }
+
+
+def non_negative_keys(config: Config) -> dict[str, float]:
+    """The values that have to be 0 or more."""
+    return {
+        "seed": config.seed,
+        "optim.weight_decay": config.optim.weight_decay,
+        "optim.warmup_iters": config.optim.warmup_iters,
+        "optim.grad_clip": config.optim.grad_clip,
+        "train.eval_interval": config.train.eval_interval,
+    }

@@ -1,0 +1,133 @@
+"""A prepared corpus: token files that are memory-mapped, and the page that describes them.
+
+corpus.json   format version, tokenizer, vocabulary, token counts, sha256 of each file, documents
+train.bin     token ids, little-endian, uint16 where the vocabulary allows, else uint32
+val.bin       the held-out part, likewise
+tokenizer/    ranks.tiktoken, encoding.json
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mlm_dist.data.texts import Split
+from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "corpus.json"
+TOKENIZER = "tokenizer"
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `corpus.json` says.
+
+    Attributes:
+        tokens: the number of tokens in each split.
+        sha256: of each split's file.
+        documents: for each, its `name` and, split by split, the half-open range of its tokens.
+    """
+
+    tokenizer: str
+    vocab_size: int
+    mask_id: int
+    end_id: int
+    tokens: dict[Split, int]
+    sha256: dict[Split, str]
+    documents: list[dict[str, Any]]
+    version: int = FORMAT_VERSION
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type of a token id in the files."""
+        return token_dtype(self.vocab_size)
+
+    def write(self, folder: Path) -> None:
+        """Write `corpus.json`."""
+        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read `corpus.json`.
+
+        Raises:
+            UserError: it is missing, damaged, or of another format version.
+        """
+        path = folder / MANIFEST
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != FORMAT_VERSION:
+                raise UserError(
+                    f"{path}: format version {content['version']} instead of {FORMAT_VERSION}: prepare anew"
+                )
+            manifest = cls(**content)
+            if set(manifest.tokens) != set(SPLITS):
+                raise ValueError("tokens are not those of train and val")
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}; is it a folder that prepare wrote?") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a corpus description ({error}); prepare anew") from error
+        return manifest
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus, open for reading.
+
+    Attributes:
+        train, val: token ids, one memory map each.
+    """
+
+    folder: Path
+    manifest: Manifest
+    tokenizer: Tokenizer
+    train: Tokens
+    val: Tokens
+
+    @classmethod
+    def open(cls, folder: Path) -> "Corpus":
+        """Open a prepared corpus, checking each file's size against `corpus.json`.
+
+        Raises:
+            UserError: something is missing, damaged, or was changed after preparing.
+        """
+        manifest = Manifest.read(folder)
+        tokenizer = Tokenizer.load(folder / TOKENIZER)
+        if tokenizer.vocab_size != manifest.vocab_size or tokenizer.mask_id != manifest.mask_id:
+            raise UserError(f"{folder}: its tokenizer is not the one in {MANIFEST}; prepare anew")
+        train, val = (map_tokens(folder, split, manifest) for split in SPLITS)
+        return cls(folder, manifest, tokenizer, train, val)
+
+    def rows(self, split: Split, block_size: int) -> Tokens:
+        """The tokens of a split cut into rows, (rows, block_size); a rest too short for a row is left out."""
+        tokens = self.train if split == "train" else self.val
+        count = len(tokens) // block_size
+        return tokens[: count * block_size].reshape(count, block_size)
+
+
+def map_tokens(folder: Path, split: Split, manifest: Manifest) -> Tokens:
+    """Memory-map a split's file."""
+    path = folder / f"{split}.bin"
+    expected = manifest.tokens[split] * manifest.dtype.itemsize
+    try:
+        size = path.stat().st_size
+        if size != expected:
+            raise UserError(f"{path}: {size} bytes where {MANIFEST} says {expected}: cut or changed; prepare anew")
+        if size == 0:  # which cannot be mapped
+            return np.empty(0, dtype=manifest.dtype)
+        return np.memmap(path, dtype=manifest.dtype, mode="r")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; prepare anew") from error
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The smallest little-endian type that holds every id of a vocabulary."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")

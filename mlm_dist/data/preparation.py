@@ -1,0 +1,186 @@
+"""Documents into a prepared corpus: read in pieces, encoded on all cores, put in place only when whole."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Manifest, token_dtype
+from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, read_pieces
+from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.errors import UserError
+
+BPE_TRAINING_BYTES = 256 << 20
+
+
+def prepare_corpus(
+    documents: list[Document], out: Path, tokenizer: str, vocab_size: int | None = None, encoding: str = "utf-8"
+) -> Manifest:
+    """Encode documents into a corpus in the folder `out`, which must not exist yet.
+
+    It is built beside `out` under another name and renamed when it is whole. Memory holds a few pieces of
+    `PIECE_BYTES` for each core, whatever the sizes of the documents.
+
+    Args:
+        documents: what to encode, in this order.
+        out: the corpus's folder.
+        tokenizer: a tiktoken encoding by name, or `bpe` to train one on the documents.
+        vocab_size: entries of a `bpe` vocabulary.
+        encoding: the documents' character encoding.
+
+    Raises:
+        UserError: `out` exists or cannot be written, the tokenizer cannot be had, a document is not readable text.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already: delete it or name another folder")
+    with new_folder(out) as folder:
+        if tokenizer == "bpe":
+            if vocab_size is None:
+                raise UserError("a bpe tokenizer needs --vocab_size: 8000 suits a few megabytes of text")
+            texts = bpe_training_texts(documents, encoding)
+            encoder = Tokenizer.train_bpe(texts, vocab_size)
+        else:
+            encoder = Tokenizer.from_tiktoken(tokenizer)
+        encoder.save(folder / TOKENIZER)
+        writer = CorpusWriter(folder, encoder)
+        size = sum(document.size for document in documents)
+        with tqdm(total=size, desc="encode", unit="B", unit_scale=True, disable=None, leave=False) as progress:
+            for number, piece, ids in encode_in_order(read_all(documents, encoding), encoder):
+                writer.add(number, documents[number].name, piece.split, ids)
+                progress.update(len(piece.text.encode()))
+        manifest = writer.finish()
+        if manifest.tokens["train"] == 0:
+            raise UserError("the documents hold no text to train on: all of it is held out")
+        manifest.write(folder)
+    return manifest
+
+
+def prepare_in_cache(
+    documents: list[Document], tokenizer: str, vocab_size: int | None = None, encoding: str = "utf-8"
+) -> Path:
+    """Prepare documents into the user's cache unless the same ones are there; return the corpus's folder.
+
+    The same ones: files of the same path, size and time of change, cut and encoded in the same way. The cache is
+    `$XDG_CACHE_HOME/mlm_dist`, by default `~/.cache/mlm_dist`.
+    """
+    identity: list[Any] = [FORMAT_VERSION, tokenizer, vocab_size if tokenizer == "bpe" else None, encoding]
+    identity += [[d.name, str(d.path.resolve()), d.size, d.val_start, d.path.stat().st_mtime_ns] for d in documents]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "mlm_dist" / digest
+    if not (folder / MANIFEST).exists():
+        prepare_corpus(documents, folder, tokenizer, vocab_size, encoding)
+    return folder
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` that becomes `out` if all goes well, and otherwise vanishes."""
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def read_all(documents: list[Document], encoding: str) -> Iterator[tuple[int, Piece]]:
+    """The pieces of all documents, each with its document's number."""
+    for number, document in enumerate(documents):
+        for piece in read_pieces(document, encoding):
+            yield number, piece
+
+
+def bpe_training_texts(documents: list[Document], encoding: str) -> Iterator[str]:
+    """Texts to learn a vocabulary from: the training parts, thinned evenly to about `BPE_TRAINING_BYTES`."""
+    pieces = max(1, sum(document.size for document in documents) // PIECE_BYTES)
+    every = max(1, pieces * PIECE_BYTES // BPE_TRAINING_BYTES)
+    for count, (_, piece) in enumerate(read_all(documents, encoding)):
+        if piece.split == "train" and count % every == 0:
+            yield piece.text
+
+
+def encode_in_order(
+    pieces: Iterable[tuple[int, Piece]], tokenizer: Tokenizer
+) -> Iterator[tuple[int, Piece, npt.NDArray[np.uint32]]]:
+    """Encode pieces on all cores and yield them in the order they came, a bounded number under way at a time.
+
+    Threads do: tiktoken lets go of the interpreter lock while it encodes.
+    """
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def encode(numbered: tuple[int, Piece]) -> tuple[int, Piece, npt.NDArray[np.uint32]]:
+        number, piece = numbered
+        return number, piece, tokenizer.encode(piece.text)
+
+    with ThreadPoolExecutor(workers) as pool:
+        under_way: deque[Future[tuple[int, Piece, npt.NDArray[np.uint32]]]] = deque()
+        try:
+            for piece in pieces:
+                under_way.append(pool.submit(encode, piece))
+                if len(under_way) > 2 * workers:
+                    yield under_way.popleft().result()
+            yield from (encoded.result() for encoded in under_way)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+class CorpusWriter:
+    """Appends token ids to `train.bin` and `val.bin`, closing every document with `<|endoftext|>`."""
+
+    def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.files = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
+        self.digests = {split: hashlib.sha256() for split in SPLITS}
+        self.tokens: dict[Split, int] = dict.fromkeys(SPLITS, 0)
+        self.documents: list[dict[str, Any]] = []
+
+    def add(self, number: int, name: str, split: Split, ids: npt.NDArray[np.uint32]) -> None:
+        """Append the next token ids of a document; documents come one after the other, numbered from 0."""
+        if number == len(self.documents):
+            self._end_document()
+            self.documents.append({"name": name} | {split: [count, count] for split, count in self.tokens.items()})
+        self._write(split, ids)
+
+    def finish(self) -> Manifest:
+        """Close the files and describe them."""
+        self._end_document()
+        for file in self.files.values():
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+        return Manifest(
+            tokenizer=self.tokenizer.name,
+            vocab_size=self.tokenizer.vocab_size,
+            mask_id=self.tokenizer.mask_id,
+            end_id=self.tokenizer.end_id,
+            tokens=self.tokens,
+            sha256={split: digest.hexdigest() for split, digest in self.digests.items()},
+            documents=self.documents,
+        )
+
+    def _write(self, split: Split, ids: npt.NDArray[np.uint32]) -> None:
+        content = ids.astype(self.dtype).tobytes()
+        self.files[split].write(content)
+        self.digests[split].update(content)
+        self.tokens[split] += len(ids)
+        self.documents[-1][split][1] = self.tokens[split]
+
+    def _end_document(self) -> None:
+        for split in SPLITS:
+            if self.documents and self.documents[-1][split][1] > self.documents[-1][split][0]:
+                self._write(split, np.array([self.tokenizer.end_id], dtype=np.uint32))

@@ -1,0 +1,60 @@
+"""Which rows a step reads: a function of the seed and the step, whatever the number of ranks."""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset, DistributedSampler
+
+from mlm_dist.data.randomness import permute, salt
+from mlm_dist.errors import UserError
+
+Rows = npt.NDArray[np.int64]
+
+
+class GlobalBatchSampler(DistributedSampler[Any]):
+    """Yields this rank's rows of one global batch after another, from `start_step` on and without end.
+
+    Every epoch is a fresh permutation of all rows, cut to whole global batches. Rank r takes every world_size-th
+    row of a batch from the r-th on, `DistributedSampler`'s stride; since the cut does not depend on the world size
+    (as `DistributedSampler`'s own does), any number of ranks reads the same rows at the same step.
+
+    Args:
+        row_count: rows of the corpus.
+        batch_size: rows of a global batch; a multiple of `world_size`.
+        start_step: the first step, counted from 0 at the start of the run, that iteration yields.
+
+    Raises:
+        UserError: there are fewer rows than a global batch has.
+    """
+
+    def __init__(
+        self, row_count: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1, start_step: int = 0
+    ) -> None:
+        if row_count < batch_size:
+            raise UserError(
+                f"the corpus has {row_count} rows to train on, fewer than one batch of train.batch_size {batch_size}: "
+                f"bring more text, or lower train.batch_size or model.block_size"
+            )
+        self.row_count = row_count
+        self.batch_size = batch_size
+        self.steps_per_epoch = row_count // batch_size
+        self.start_step = start_step
+        rows_per_epoch = range(self.steps_per_epoch * batch_size)
+        super().__init__(
+            cast(Dataset[Any], rows_per_epoch), num_replicas=world_size, rank=rank, seed=seed, drop_last=True
+        )
+
+    def rows(self, step: int) -> tuple[int, Rows]:
+        """The epoch that a step falls in, and the rows that this rank reads at it."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        first = step_of_epoch * self.batch_size
+        places = np.arange(first + self.rank, first + self.batch_size, self.num_replicas)
+        return epoch, permute(places, self.row_count, salt(self.seed, epoch, "order"))
+
+    def __iter__(self) -> Iterator[tuple[int, Rows]]:
+        step = self.start_step
+        while True:
+            yield self.rows(step)
+            step += 1

@@ -1,0 +1,167 @@
+"""Text to token ids and back: a tiktoken encoding with a mask token added, kept in two files.
+
+Any tiktoken encoding will do, as will a byte-level BPE trained on the corpus itself; both are stored alike, the
+ranks in tiktoken's own file format, so that nothing after `prepare` needs the network.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import tiktoken
+
+from mlm_dist.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+MASK = "[MASK]"
+SPECIAL_TOKENS = 2
+BYTES = 256
+
+# The pattern by which GPT-2 cuts text into words before merging (Radford et al. 2019, "Language Models are
+# Unsupervised Multitask Learners"); `tokenizers` trains with the same one built in.
+GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+RANKS_FILE = "ranks.tiktoken"
+ENCODING_FILE = "encoding.json"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tiktoken encoding with `<|endoftext|>` and `[MASK]` among its special tokens."""
+
+    name: str
+    pattern: str
+    ranks: dict[bytes, int]
+    special_tokens: dict[str, int]
+    encoding: tiktoken.Encoding
+
+    @classmethod
+    def build(cls, name: str, pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]) -> "Tokenizer":
+        """Make a tokenizer of its parts."""
+        encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
+        return cls(name, pattern, ranks, special_tokens, encoding)
+
+    @classmethod
+    def from_tiktoken(cls, name: str) -> "Tokenizer":
+        """Take one of tiktoken's encodings by name and add the mask token after its last id.
+
+        Raises:
+            UserError: there is no encoding of that name, or its file is neither cached nor to be had.
+        """
+        if name not in tiktoken.list_encoding_names():
+            names = ", ".join([*tiktoken.list_encoding_names(), "bpe"])
+            raise UserError(f"there is no tokenizer '{name}': choose one of {names}")
+        try:
+            base = tiktoken.get_encoding(name)
+        except (OSError, ValueError) as error:  # requests' exceptions are OSErrors; ValueError: a broken file
+            raise UserError(
+                f"the vocabulary of '{name}' could not be fetched ({type(error).__name__}): on a machine with a "
+                f"network run `TIKTOKEN_CACHE_DIR=DIR python -c \"import tiktoken; tiktoken.get_encoding('{name}')\"`, "
+                f"copy DIR here and set TIKTOKEN_CACHE_DIR to it; or use `bpe`, which needs no network"
+            ) from error
+        # tiktoken's README documents these private fields as the way to extend an encoding.
+        special_tokens = {**base._special_tokens, MASK: base.n_vocab}
+        return cls.build(name, base._pat_str, base._mergeable_ranks, special_tokens)
+
+    @classmethod
+    def train_bpe(cls, texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+        """Train a byte-level BPE on texts.
+
+        Args:
+            texts: the pieces to learn from.
+            vocab_size: entries of the vocabulary, the two special tokens included. Fewer come out where the texts
+                are too short for as many.
+
+        Raises:
+            UserError: the vocabulary could not even hold the single bytes.
+        """
+        from tokenizers import Tokenizer as Trained  # noqa: PLC0415 (only those who train a vocabulary wait for it)
+        from tokenizers import models, pre_tokenizers, trainers  # noqa: PLC0415
+
+        if vocab_size < BYTES + SPECIAL_TOKENS:
+            raise UserError(
+                f"a bpe vocabulary of {vocab_size} is too small: {BYTES + SPECIAL_TOKENS} is the least "
+                f"({BYTES} bytes, {END_OF_TEXT} and {MASK})"
+            )
+        trained = Trained(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - SPECIAL_TOKENS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        trained.train_from_iterator(texts, trainer)
+        to_byte = {character: byte for byte, character in enumerate(byte_characters())}
+        ranks = {bytes(to_byte[c] for c in token): rank for token, rank in trained.get_vocab().items()}
+        ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
+        return cls.build("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks), MASK: len(ranks) + 1})
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """Read the files that `save` wrote.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        try:
+            parts = json.loads((folder / ENCODING_FILE).read_text(encoding="utf-8"))
+            lines = (folder / RANKS_FILE).read_bytes().splitlines()
+            ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+            return cls.build(parts["name"], parts["pattern"], ranks, parts["special_tokens"])
+        except OSError as error:
+            raise UserError(f"{error.filename}: {error.strerror}; the tokenizer is stored there by prepare") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder}: the tokenizer stored there is damaged ({error}); prepare anew") from error
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer into a folder: the ranks as tiktoken writes them, the rest as JSON."""
+        folder.mkdir(parents=True, exist_ok=True)
+        by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
+        lines = [base64.b64encode(token) + b" " + str(rank).encode() + b"\n" for token, rank in by_rank]
+        (folder / RANKS_FILE).write_bytes(b"".join(lines))
+        parts = {"name": self.name, "pattern": self.pattern, "special_tokens": self.special_tokens}
+        (folder / ENCODING_FILE).write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary: the highest id plus one."""
+        return self.encoding.n_vocab
+
+    @property
+    def end_id(self) -> int:
+        """The id of `<|endoftext|>`, which separates documents."""
+        return self.special_tokens[END_OF_TEXT]
+
+    @property
+    def mask_id(self) -> int:
+        """The id of `[MASK]`."""
+        return self.special_tokens[MASK]
+
+    def encode(self, text: str) -> npt.NDArray[np.uint32]:
+        """Token ids of a text. What looks like a special token in it is read as plain text."""
+        return self.encoding.encode_to_numpy(text, disallowed_special=())
+
+    def encode_with_masks(self, text: str) -> list[int]:
+        """Token ids of a text in which `[MASK]` stands for the mask token.
+
+        A space before `[MASK]` belongs to the hidden token, as the space before a word does in byte-level BPEs.
+        """
+        return self.encoding.encode(text.replace(" " + MASK, MASK), allowed_special={MASK}, disallowed_special=())
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids; bytes that are no whole character become U+FFFD."""
+        return self.encoding.decode(list(ids))
+
+
+def byte_characters() -> list[str]:
+    """The printable character that stands for each of the 256 bytes in a byte-level BPE of `tokenizers`.
+
+    Printable Latin-1 bytes stand for themselves; the others, in order, for the characters from U+0100 on.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(BYTES, 2 * BYTES))
+    return [chr(byte if byte in printable else next(others)) for byte in range(BYTES)]

@@ -1,0 +1,49 @@
+"""What a person is told when something they gave is wrong, and how a verb ends."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+
+SECONDS_FOR_RANK_0_TO_SPEAK = 20.0
+
+
+class UserError(Exception):
+    """Something the person gave is wrong: one line that names it and says what to do.
+
+    Verbs end with exit code 2 on it and print the line alone; every other exception is a fault of ours and
+    keeps its traceback.
+    """
+
+
+def warn(message: str) -> None:
+    """Print one line on stderr, on rank 0 only."""
+    if speaks():
+        print(f"mlm_dist: {message}", file=sys.stderr, flush=True)
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its job that prints: rank 0, or a process outside torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def run_verb(main: Callable[[list[str]], None]) -> None:
+    """Run a verb's `main` on the command line and leave with the exit code that the README promises.
+
+    Under torchrun a mistake in the config is found by all ranks at once. Rank 0 prints it; the others wait for
+    torchrun to end them, since one that left first would have torchrun kill rank 0 before it had spoken.
+    """
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        warn(f"error: {' '.join(str(error).split())}")
+        if not speaks():
+            time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        warn("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has gone. Python would complain once more while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
