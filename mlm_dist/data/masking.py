@@ -12,7 +12,9 @@ from typing import Literal
 
 import torch
 
+from mlm_dist.config import MaskingConfig
 from mlm_dist.data.randomness import GOLDEN, mix, salt, threshold, uniform
+from mlm_dist.data.tokenizer import Tokenizer
 
 LARGEST = 2**31 - 1
 
@@ -74,6 +76,13 @@ class Masker:
         self.one_more = torch.tensor([threshold(float(e % 1)) for e in expected], device=device)
         self.columns = torch.arange(block_size + 1, dtype=torch.int32, device=device) * GOLDEN
         self.ranking = torch.arange(self.masked_places, device=device)
+
+    @classmethod
+    def of(
+        cls, config: MaskingConfig, block_size: int, tokenizer: Tokenizer, seed: int, device: torch.device
+    ) -> "Masker":
+        """Make a masker for a tokenizer's ids."""
+        return cls(config.mask_prob, config.replacement, block_size, tokenizer.mask_id, tokenizer.end_id, seed, device)
 
     def __call__(self, tokens: torch.Tensor, rows: torch.Tensor, epoch: int) -> MaskedBatch:
         """Hide tokens.

@@ -15,12 +15,14 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from mlm_dist.config import SAMPLE, DataConfig
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Manifest, token_dtype
-from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, read_pieces
+from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, find_documents, read_pieces
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 
 BPE_TRAINING_BYTES = 256 << 20
+SAMPLE_TEXT = Path(__file__).with_name("sample.txt")
 
 
 def prepare_corpus(
@@ -65,21 +67,33 @@ def prepare_corpus(
     return manifest
 
 
-def prepare_in_cache(
-    documents: list[Document], tokenizer: str, vocab_size: int | None = None, encoding: str = "utf-8"
-) -> Path:
-    """Prepare documents into the user's cache unless the same ones are there; return the corpus's folder.
+def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
+    """The corpus that `data.path` names; where it names text, the text is prepared into the user's cache first.
 
-    The same ones: files of the same path, size and time of change, cut and encoded in the same way. The cache is
-    `$XDG_CACHE_HOME/mlm_dist`, by default `~/.cache/mlm_dist`.
+    The cache is `$XDG_CACHE_HOME/mlm_dist`, by default `~/.cache/mlm_dist`. Text that lies there already, of the same
+    files unchanged, cut and encoded in the same way, is not prepared again.
+
+    Args:
+        config: where the text is and how to prepare it.
+        vocab_size: entries of the vocabulary where a `bpe` tokenizer is to be trained.
     """
-    identity: list[Any] = [FORMAT_VERSION, tokenizer, vocab_size if tokenizer == "bpe" else None, encoding]
-    identity += [[d.name, str(d.path.resolve()), d.size, d.val_start, d.path.stat().st_mtime_ns] for d in documents]
-    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "mlm_dist" / digest
+    path = Path(config.path)
+    if (path / MANIFEST).exists():
+        return path
+    if config.path == SAMPLE and not path.exists():
+        path = SAMPLE_TEXT
+    if not path.exists():
+        raise UserError(
+            f"data.path {path}: there is no such corpus or text; `python -m mlm_dist.prepare TEXTS --out {path}` "
+            f"makes one"
+        )
+    documents = find_documents([path], [], config.val_fraction)
+    recipe = [FORMAT_VERSION, config.tokenizer, config.tokenizer == "bpe" and vocab_size, config.encoding]
+    files = [[d.name, str(d.path.resolve()), d.size, d.val_start, d.path.stat().st_mtime_ns] for d in documents]
+    digest = hashlib.sha256(json.dumps([recipe, files]).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlm_dist" / digest
     if not (folder / MANIFEST).exists():
-        prepare_corpus(documents, folder, tokenizer, vocab_size, encoding)
+        prepare_corpus(documents, folder, config.tokenizer, vocab_size, config.encoding)
     return folder
 
 

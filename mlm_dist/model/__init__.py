@@ -1,0 +1,1 @@
+"""The encoder and its loss. Nothing here knows of files, data or processes."""

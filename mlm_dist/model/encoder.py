@@ -1,0 +1,162 @@
+"""The encoder: embeddings, blocks of attention and feed-forward, a final LayerNorm, logits.
+
+Pre-LayerNorm blocks with learned positions and ReLU. There is no transform between the final LayerNorm and the
+output layer, unlike in BERT: the same recipe learns faster without, and exports all the same to transformers'
+`MegatronBertForMaskedLM`, with an identity in the transform's place.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mlm_dist.config import ModelConfig
+
+# Small enough to vanish beside any real variance: the layout exports to models with an extra LayerNorm, which is
+# the identity only as far as this is negligible.
+LAYER_NORM_EPS = 1e-12
+
+INITIAL_STD = 0.02
+
+
+class Head(nn.Module):
+    """One attention head by its definition, softmax(q k^T / sqrt(size)) v.
+
+    `MultiHeadAttention.head(i)` gives one that shares its weights; training computes all heads at once instead.
+
+    Attributes:
+        query, key, value: linear layers without bias, C -> head size.
+    """
+
+    def __init__(self, embedding_dim: int, head_size: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(embedding_dim, head_size, bias=False)
+        self.key = nn.Linear(embedding_dim, head_size, bias=False)
+        self.value = nn.Linear(embedding_dim, head_size, bias=False)
+
+    def attention_weights(self, x: torch.Tensor) -> torch.Tensor:
+        """How much each position looks at each other one: (B, T, C) -> (B, T, T), rows that sum to 1."""
+        query, key = self.query(x), self.key(x)
+        weights: torch.Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
+        return weights
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, head size)."""
+        out: torch.Tensor = self.attention_weights(x) @ self.value(x)
+        return out
+
+
+class MultiHeadAttention(nn.Module):
+    """All heads in one call of fused scaled-dot-product attention, and the projection that joins them."""
+
+    def __init__(self, embedding_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(embedding_dim, 3 * embedding_dim, bias=False)
+        self.projection = nn.Linear(embedding_dim, embedding_dim)
+        self.dropout = dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        batch, length, width = x.shape
+        query, key, value = self.query_key_value(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout if self.training else 0.0)
+        joined: torch.Tensor = self.projection(out.transpose(1, 2).reshape(batch, length, width))
+        return joined
+
+    def head(self, index: int) -> Head:
+        """The head of that index, sharing this module's weights."""
+        width = self.projection.in_features
+        size = width // self.heads
+        # On "meta" the layers take no memory: their weights are views of ours.
+        with torch.device("meta"):
+            head = Head(width, size)
+        weights = self.query_key_value.weight.view(3, self.heads, size, width)[:, index]
+        for layer, weight in zip((head.query, head.key, head.value), weights, strict=True):
+            del layer.weight
+            layer.weight = weight  # a view of a Parameter, which is none itself
+        return head
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a ReLU between, four times as wide inside."""
+
+    def __init__(self, embedding_dim: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(embedding_dim, 4 * embedding_dim)
+        self.contract = nn.Linear(4 * embedding_dim, embedding_dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        out: torch.Tensor = self.contract(F.relu(self.expand(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on a normalised copy that is added back."""
+
+    def __init__(self, embedding_dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(embedding_dim, eps=LAYER_NORM_EPS)
+        self.attention = MultiHeadAttention(embedding_dim, heads, dropout)
+        self.feed_forward_norm = nn.LayerNorm(embedding_dim, eps=LAYER_NORM_EPS)
+        self.feed_forward = FeedForward(embedding_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return out
+
+
+class Encoder(nn.Module):
+    """The masked language model: tokens in, logits over the vocabulary out."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.embedding_dim
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.position_embedding = nn.Embedding(config.block_size, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.blocks))
+        self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.output = nn.Linear(width, config.vocab_size)
+        if config.tie_embeddings:
+            self.output.weight = self.token_embedding.weight
+        self.apply(initialize)
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute logits.
+
+        Args:
+            tokens: (B, T) ids, T at most `block_size`.
+            positions: (B, K) where logits are wanted. The output layer is most of the work, and runs there alone.
+
+        Returns:
+            (B, T, V) logits, or (B, K, V) with `positions`.
+        """
+        logits: torch.Tensor = self.output(self.encode(tokens, positions))
+        return logits
+
+    def encode(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute what the output layer reads: (B, T, C), or (B, K, C) with `positions`."""
+        batch, length = tokens.shape
+        x = self.token_embedding(tokens) + self.position_embedding.weight[:length]
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x)
+        if positions is not None:
+            starts = torch.arange(0, batch * length, length, device=tokens.device)[:, None]
+            places = (starts + positions).flatten()
+            x = x.flatten(0, 1).index_select(0, places).unflatten(0, positions.shape)
+        normalised: torch.Tensor = self.final_norm(x)
+        return normalised
+
+
+def initialize(module: nn.Module) -> None:
+    """Draw matrices from N(0, 0.02) and set biases to zero, as GPT-2 does (Radford et al. 2019)."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=INITIAL_STD)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,50 @@
+"""Train a masked language model: `python -m mlm_dist.train --config FILE`, alone or under torchrun."""
+
+import os
+from pathlib import Path
+
+from mlm_dist.command_line import parse_config
+from mlm_dist.errors import run_verb
+
+
+def main(arguments: list[str]) -> None:
+    """Train, or continue what the run directory holds."""
+    config = parse_config(arguments, verb="train")
+    config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+    # Only now, so that --help and mistakes in the config are answered without waiting for torch.
+    from mlm_dist.data.corpus import Corpus  # noqa: PLC0415
+    from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
+    from mlm_dist.training.distributed import Processes  # noqa: PLC0415
+    from mlm_dist.training.run_dir import RunDir  # noqa: PLC0415
+    from mlm_dist.training.trainer import Trainer  # noqa: PLC0415
+
+    if config.debug:
+        be_deterministic()
+    processes = Processes(config.device)
+    run_dir = RunDir(Path(config.run_dir))
+    folder = processes.first_alone(lambda: str(find_or_prepare(config.data, config.model.vocab_size)))
+    with processes.together():
+        corpus = Corpus.open(Path(folder))
+        trainer = Trainer(config, corpus, processes, run_dir)
+        if processes.is_first:
+            run_dir.begin(config, corpus.tokenizer)
+    trainer.resume()
+    if processes.is_first:
+        print(trainer.describe(), flush=True)
+    trainer.train()
+    if processes.is_first:
+        print(trainer.summarize(), flush=True)
+    processes.leave()
+
+
+def be_deterministic() -> None:
+    """Repeat every bit on GPUs too, and have autograd name the operation that gave a NaN."""
+    import torch  # noqa: PLC0415
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; torch asks for it
+    torch.use_deterministic_algorithms(True)
+    torch.autograd.set_detect_anomaly(True)
+
+
+if __name__ == "__main__":
+    run_verb(main)

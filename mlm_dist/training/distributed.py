@@ -1,0 +1,154 @@
+"""The processes of a run: who they are, which device each has, and how they act as one.
+
+The same code serves one process without torchrun, where every exchange is the identity.
+"""
+
+import itertools
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Literal, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from mlm_dist.errors import UserError
+
+SECONDS_BETWEEN_LOOKS = 0.1
+MEETING_TIMEOUT = timedelta(minutes=10)
+
+
+class Processes:
+    """The processes of the run, and the place of this one among them.
+
+    Joins the others as torchrun's environment variables describe them.
+
+    Attributes:
+        rank: 0 to world_size - 1; rank 0 prints and writes.
+        world_size: number of processes.
+        device: what this process computes on.
+
+    Raises:
+        UserError: on every rank, if the processes cannot meet or the device is not there for one of them.
+    """
+
+    def __init__(self, device: Literal["auto", "cpu", "cuda"]) -> None:
+        self.rank, self.world_size = 0, 1
+        self._store: Store | None = None  # where processes leave each other notes
+        self._notes = itertools.count()
+        if "RANK" in os.environ:
+            self._store, self.rank, self.world_size = meet()
+        with self.together():
+            self.device = choose_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+        if self._store is not None:
+            if self.device.type == "cuda":
+                torch.cuda.set_device(self.device)
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.world_size)
+
+    @property
+    def exchanges(self) -> bool:
+        """Whether there is a process group: under torchrun, even of one process."""
+        return self._store is not None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all ranks, in place."""
+        if self._store is not None:
+            dist.all_reduce(tensor)
+        return tensor
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Fail on all ranks if one fails: a `UserError` inside the block on any of them is raised on every one."""
+        complaint = ""
+        try:
+            yield
+        except UserError as error:
+            complaint = str(error)
+        if complaint and self.rank:
+            complaint += f" (rank {self.rank}, on {socket.gethostname()})"
+        if first := next(filter(None, self._exchange(complaint)), None):
+            raise UserError(first)
+
+    def first_alone(self, work: Callable[[], str]) -> str:
+        """Have rank 0 do some work and give every rank its result.
+
+        Raises:
+            UserError: on every rank, if the work raised it.
+        """
+        result = ""
+        with self.together():
+            if self.is_first:
+                result = work()
+        return self._exchange(result)[0]
+
+    def _exchange(self, note: str) -> list[str]:
+        """The notes of all ranks, in order, however long it takes until all have been left.
+
+        They are left in the store. In a collective, those who wait for a slow one would time out.
+        """
+        if self._store is None:
+            return [note]
+        number = next(self._notes)
+        self._store.set(f"note {number} of {self.rank}", note)
+        keys = [f"note {number} of {rank}" for rank in range(self.world_size)]
+        while not self._store.check(keys):
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        return [self._store.get(key).decode() for key in keys]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self._store is not None:
+            dist.barrier()
+
+    def leave(self) -> NoReturn:
+        """End this process with exit code 0.
+
+        Processes that used gloo under DDP abort now and then while Python takes them down ("terminate called without
+        an active exception"), even after the group is destroyed, and torchrun takes that for a failure. So they
+        leave without being taken down.
+        """
+        if self._store is not None:
+            dist.destroy_process_group()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
+        sys.exit(0)
+
+
+def meet() -> tuple[Store, int, int]:
+    """Meet the other processes at MASTER_ADDR:MASTER_PORT; return the store there, the rank and the world size."""
+    try:
+        store, rank, world_size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
+    except (dist.DistError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = "the port is taken; choose another" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
+        raise UserError(f"the processes cannot meet at {place}: {reason}") from error
+    return store, rank, world_size
+
+
+def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
+    """Pick the device of the process that is the `local_rank`-th on its machine.
+
+    Raises:
+        UserError: a GPU is asked for and there is none for this process.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "cpu" or (device == "auto" and gpus == 0):
+        return torch.device("cpu")
+    if gpus == 0:
+        raise UserError("device: cuda, but torch finds no CUDA device here: use device: cpu or auto")
+    if local_rank >= gpus:
+        raise UserError(f"{local_rank + 1} or more processes were started on a machine with {gpus} GPUs: start {gpus}")
+    return torch.device("cuda", local_rank)

@@ -1,0 +1,91 @@
+"""The run directory: where each file of a run lies, and which config may continue it."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mlm_dist.command_line import read_config
+from mlm_dist.config import Config
+from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.errors import UserError
+
+
+class RunDir:
+    """The folder of a run.
+
+    Attributes:
+        config: config.yaml, every key written out.
+        metrics: metrics.jsonl, a line an event.
+        checkpoints: folder of step-00001000/ and so on.
+        model: model.pth, the final `state_dict`.
+        curves: the picture of losses, learning rate and throughput.
+        done: an empty file that says that the run has reached its end.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model.pth"
+        self.curves = path / "plots" / "curves.png"
+        self.tensorboard = path / "tensorboard"
+        self.tokenizer = path / "tokenizer"
+        self.done = path / "DONE"
+
+    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
+        """Make the folder, or check that `config` may continue the run in it, and store config and tokenizer.
+
+        Raises:
+            UserError: the folder cannot be written, or the run in it has another model, data order or masks.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            if any(self.checkpoints.iterdir()) and self.config.exists():
+                check_same_run(read_config(self.config), config, self.path)
+            tokenizer.save(self.tokenizer)
+            with replacing(self.config) as file:
+                file.write(config.to_yaml().encode())
+            self.done.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
+
+
+def check_same_run(before: Config, now: Config, path: Path) -> None:
+    """Raise `UserError` if the configs differ where a run has to stay as it is: in what decides weights and data."""
+    changes = [
+        f"{key} {old!r} and not {new!r}"
+        for (key, old), (_, new) in zip(lasting_values(before), lasting_values(now), strict=True)
+        if old != new
+    ]
+    if changes:
+        raise UserError(f"{path} holds a run that was started with {', '.join(changes)}: give that, or another run_dir")
+
+
+def lasting_values(config: Config) -> list[tuple[str, Any]]:
+    """The keys, and their values, that a run keeps to its end."""
+    return [
+        ("seed", config.seed),
+        ("train.batch_size", config.train.batch_size),
+        *[(f"model.{key}", value) for key, value in dataclasses.asdict(config.model).items()],
+        *[(f"masking.{key}", value) for key, value in dataclasses.asdict(config.masking).items()],
+    ]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes `path`'s place, whole and on disk, when the block ends well; if not, nothing changes."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
