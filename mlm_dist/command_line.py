@@ -1,11 +1,12 @@
-"""The command line of the verbs that take a config: YAML files first, then flags, every mistake in one line."""
+"""The command lines of the verbs: every mistake in one line, and for those that take a config, YAML before flags."""
 
+import argparse
 import dataclasses
 import difflib
 import re
 import typing
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal, NoReturn, TypeGuard
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
@@ -14,6 +15,14 @@ from mlm_dist.config import Config, find_problems
 from mlm_dist.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the complaint instead of printing the usage."""
+        raise UserError(message)
 
 
 def parse_config(arguments: list[str], verb: str) -> Config:

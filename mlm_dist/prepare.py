@@ -3,19 +3,11 @@
 import time
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import NoReturn
 
+from mlm_dist.command_line import OneLineParser
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.texts import find_documents
 from mlm_dist.errors import UserError, run_verb
-
-
-class OneLineParser(ArgumentParser):
-    """An argument parser whose complaint is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise the complaint instead of printing the usage."""
-        raise UserError(message)
 
 
 def build_parser() -> ArgumentParser:

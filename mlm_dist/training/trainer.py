@@ -253,9 +253,9 @@ class Trainer:
         weights = sum(weight.numel() for weight in self.encoder.parameters())
         precision = str(self.dtype).removeprefix("torch.")
         return (
-            f"training {weights / 1e6:.1f} M weights in {precision} on {self.processes.world_size} x {self.device.type}, "
-            f"step {self.step} to {self.config.train.max_iters} ({self.sampler.steps_per_epoch} steps an epoch), in "
-            f"{self.run_dir.path}"
+            f"training {weights / 1e6:.1f} M weights in {precision} on {self.processes.world_size} x "
+            f"{self.device.type}, step {self.step} to {self.config.train.max_iters} "
+            f"({self.sampler.steps_per_epoch} steps an epoch), in {self.run_dir.path}"
         )
 
     def summarize(self) -> str:

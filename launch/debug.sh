@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# From a bare clone to a small trained model: set up .venv, train configs/debug.yaml on one device, fill some masks.
+# Flags are passed on to the training: bash launch/debug.sh --train.max_iters 200
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "$0")/environment.sh" train
+set -euo pipefail
+
+run_dir=runs/debug
+rm -rf "$run_dir" # the debug mode starts afresh each time
+python -m mlm_dist.train --config configs/debug.yaml --run_dir "$run_dir" "$@"
+echo
+python -m mlm_dist.fill --run "$run_dir" \
+    "Aunt Zoë went up the stairs to the [MASK]." \
+    "The ferry came in under the harbour [MASK]." \
+    "\"I do not know,\" [MASK] Ned."

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Set up .venv, then lint, type check and test. Flags are passed on to pytest: bash launch/test.sh -k masking
+set -euo pipefail
+# shellcheck source=launch/environment.sh
+source "$(dirname "$0")/environment.sh" test
+set -euo pipefail
+
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "$@"

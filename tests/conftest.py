@@ -1,0 +1,101 @@
+"""Shared fixtures: a prepared corpus, one tiny trained run, and ways to start real processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
+from mlm_dist.data.texts import find_documents
+
+REPOSITORY = Path(__file__).parent.parent
+
+# A model that a step of takes milliseconds, on rows short enough that the sample has many.
+TINY = {
+    "device": "cpu",
+    "precision": "fp32",
+    "model.vocab_size": 300,
+    "model.block_size": 16,
+    "model.embedding_dim": 16,
+    "model.heads": 2,
+    "model.blocks": 2,
+    "train.batch_size": 16,
+    "train.max_iters": 30,
+    "train.log_interval": 1,
+    "train.eval_interval": 10,
+    "train.eval_rows": 50,
+    "checkpoint.interval": 10,
+    "optim.warmup_iters": 5,
+}
+
+Result = subprocess.CompletedProcess[str]
+
+
+def flags(**overrides: object) -> list[str]:
+    """Command-line flags of a config; `train__max_iters=3` stands for `--train.max_iters 3`."""
+    return [f"--{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+
+
+def tiny_flags(corpus: Path, run_dir: Path, **overrides: object) -> list[str]:
+    """Flags of a tiny training run."""
+    values = TINY | {"data.path": corpus, "run_dir": run_dir}
+    values |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return [f"--{key}={value}" for key, value in values.items()]
+
+
+def start(command: list[str], cwd: Path | None = None, timeout: float = 240, **environment: str) -> Result:
+    """Run a command in a process of its own, as a person would, outside any torchrun."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
+    kept |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd or REPOSITORY, env=kept, timeout=timeout, check=False
+    )
+
+
+def verb(name: str, *arguments: object, **options: object) -> Result:
+    """Run `python -m mlm_dist.<name>`."""
+    return start([sys.executable, "-m", f"mlm_dist.{name}", *map(str, arguments)], **options)  # type: ignore[arg-type]
+
+
+def torchrun(processes: int, *arguments: object, **options: object) -> Result:
+    """Run `torchrun --standalone --nproc_per_node=<processes> -m mlm_dist.train`."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return start([*launcher, "-m", "mlm_dist.train", *map(str, arguments)], **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample text, prepared with a BPE of 300 entries trained on it."""
+    folder = tmp_path_factory.mktemp("corpus") / "sample"
+    prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), folder, "bpe", vocab_size=300)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(corpus_folder: Path) -> Corpus:
+    """The same, open."""
+    return Corpus.open(corpus_folder)
+
+
+@pytest.fixture(scope="session")
+def run_dir(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run of 30 steps, trained by one process."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    result = verb("train", *tiny_flags(corpus_folder, folder))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2_vocabulary() -> None:
+    """Skip where tiktoken's GPT-2 vocabulary can neither be found nor fetched."""
+    from mlm_dist.data.tokenizer import Tokenizer
+    from mlm_dist.errors import UserError
+
+    try:
+        Tokenizer.from_tiktoken("gpt2")
+    except UserError as error:
+        pytest.skip(f"needs GPT-2's vocabulary: {error}")
