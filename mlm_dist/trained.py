@@ -1,5 +1,6 @@
 """A trained model, taken from its run directory."""
 
+import pickle
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -81,6 +82,6 @@ def load_weights(run_dir: RunDir) -> dict[str, Any]:
         return weights
     try:
         weights = torch.load(run_dir.model, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(f"{run_dir.model} cannot be read: {error}") from error
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{run_dir.model} cannot be read as weights: it is damaged, or of another program") from error
     return weights

@@ -71,9 +71,9 @@ class MultiHeadAttention(nn.Module):
         with torch.device("meta"):
             head = Head(width, size)
         weights = self.query_key_value.weight.view(3, self.heads, size, width)[:, index]
-        for layer, weight in zip((head.query, head.key, head.value), weights, strict=True):
+        for part, layer in enumerate((head.query, head.key, head.value)):
             del layer.weight
-            layer.weight = weight  # a view of a Parameter, which is none itself
+            layer.weight = weights[part]  # a view of a Parameter, which is none itself
         return head
 
 

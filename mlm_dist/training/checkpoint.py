@@ -7,6 +7,7 @@ checkpoints/step-00001000/manifest.json   size and sha256 of each file, written 
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def load_checkpoint(place: Path, device: torch.device) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(place / STATE, map_location=device, weights_only=True)
     except OSError as error:
         raise UserError(f"{place / STATE}: {error.strerror}; every machine has to see the run directory") from error
+    except (RuntimeError, pickle.UnpicklingError) as error:
+        raise UserError(f"{place / STATE} holds something other than tensors and plain values") from error
     return state
 
 

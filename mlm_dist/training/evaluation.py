@@ -1,12 +1,14 @@
 """Evaluation on held-out text: the same rows with the same masks every time, shared by the ranks."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from mlm_dist.config import Config
 from mlm_dist.data.batches import load_batch
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.masking import Masker
+from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import masked_cross_entropy
@@ -45,15 +47,19 @@ class HeldOut:
         """Whether to evaluate after a step."""
         return self.interval > 0 and step % self.interval == 0
 
+    def batches(self) -> Iterator[MaskedBatch]:
+        """Read and mask the rows of this rank."""
+        for start in range(0, len(self.rows), self.batch_size):
+            rows = self.rows[start : start + self.batch_size]
+            yield load_batch(self.matrix, rows, EPOCH, self.masker, self.processes.device)
+
     @torch.no_grad()
     def evaluate(self, encoder: Encoder) -> dict[str, float]:
         """Measure `val_loss`, in nats per masked token, and `val_accuracy`, on all ranks' rows."""
         device = self.processes.device
         encoder.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=device)
-        for start in range(0, len(self.rows), self.batch_size):
-            rows = self.rows[start : start + self.batch_size]
-            batch = load_batch(self.matrix, rows, EPOCH, self.masker, device)
+        for batch in self.batches():
             with autocast(device, self.dtype):
                 logits = encoder(batch.inputs, batch.positions)
             loss = masked_cross_entropy(logits, batch.targets, batch.weights)

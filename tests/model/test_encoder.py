@@ -1,0 +1,134 @@
+import pytest
+import torch
+from torch import nn
+
+from mlm_dist.config import ModelConfig
+from mlm_dist.model.encoder import Block, Encoder, FeedForward, Head, MultiHeadAttention
+
+SMALL = ModelConfig(vocab_size=101, block_size=12, embedding_dim=24, heads=3, blocks=2)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def random_tokens(rows: int = 5, length: int = 12) -> torch.Tensor:
+    return torch.randint(0, SMALL.vocab_size, (rows, length))
+
+
+def test_logits_have_an_entry_for_every_token_at_every_position() -> None:
+    assert Encoder(SMALL)(random_tokens()).shape == (5, 12, 101)
+
+
+def test_rows_shorter_than_the_block_are_understood() -> None:
+    assert Encoder(SMALL)(random_tokens(length=7)).shape == (5, 7, 101)
+
+
+def test_logits_at_positions_are_those_of_the_whole_row_at_these_positions() -> None:
+    encoder, tokens = Encoder(SMALL).double(), random_tokens()
+    positions = torch.stack([torch.randperm(12)[:4] for _ in range(5)])
+    everywhere = encoder(tokens)
+    expected = torch.stack([row[places] for row, places in zip(everywhere, positions, strict=True)])
+    torch.testing.assert_close(encoder(tokens, positions), expected)
+
+
+def test_heads_side_by_side_equal_the_fused_attention() -> None:
+    attention, x = MultiHeadAttention(24, 3, dropout=0.0).double(), torch.randn(5, 12, 24).double()
+    side_by_side = torch.cat([attention.head(index)(x) for index in range(3)], dim=-1)
+    torch.testing.assert_close(attention.projection(side_by_side), attention(x))
+
+
+def test_a_head_shares_the_weights_it_was_taken_from() -> None:
+    attention = MultiHeadAttention(24, 3, dropout=0.0)
+    head, x = attention.head(1), torch.randn(2, 12, 24)
+    before = head(x)
+    with torch.no_grad():
+        attention.query_key_value.weight.mul_(2)
+    assert not torch.allclose(head(x), before)
+
+
+def test_a_head_follows_the_definition() -> None:
+    head, x = Head(24, 8).double(), torch.randn(2, 12, 24).double()
+    query, key, value = (x @ layer.weight.T for layer in (head.query, head.key, head.value))
+    weights = torch.softmax(query @ key.transpose(1, 2) / 8**0.5, dim=-1)
+    torch.testing.assert_close(head.attention_weights(x), weights)
+    torch.testing.assert_close(head(x), weights @ value)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 12).double())
+
+
+def test_a_block_adds_attention_and_feed_forward_of_normalised_inputs() -> None:
+    block, x = Block(24, 3, dropout=0.0), torch.randn(2, 12, 24)
+    middle = x + block.attention(block.attention_norm(x))
+    torch.testing.assert_close(block(x), middle + block.feed_forward(block.feed_forward_norm(middle)))
+
+
+def test_feed_forward_is_a_relu_between_two_linear_layers() -> None:
+    layer, x = FeedForward(24), torch.randn(2, 12, 24)
+    hidden = layer.expand(x)
+    torch.testing.assert_close(layer(x), layer.contract(hidden * (hidden > 0)))
+
+
+def test_every_position_sees_every_other_one() -> None:
+    encoder, tokens = Encoder(SMALL), random_tokens(rows=1)
+    logits = encoder(tokens)
+    tokens[0, -1] = (tokens[0, -1] + 1) % SMALL.vocab_size
+    assert (encoder(tokens) != logits).any(-1).all()
+
+
+def test_the_order_of_tokens_matters() -> None:
+    encoder, tokens = Encoder(SMALL).double(), random_tokens(rows=1)
+    swapped = encoder(tokens.flip(1)).flip(1)
+    assert not torch.allclose(encoder(tokens), swapped)
+
+
+def test_tied_embeddings_are_one_matrix_and_untied_are_two() -> None:
+    tied, untied = Encoder(SMALL), Encoder(ModelConfig(**{**vars(SMALL), "tie_embeddings": False}))
+    assert tied.output.weight is tied.token_embedding.weight
+    assert untied.output.weight is not untied.token_embedding.weight
+
+
+def test_weights_begin_as_normal_with_deviation_0_02_and_biases_as_zero() -> None:
+    encoder = Encoder(ModelConfig(vocab_size=2000))
+    for name, weight in encoder.named_parameters():
+        if weight.ndim == 2:
+            assert weight.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert weight.mean().item() == pytest.approx(0, abs=1e-3), name
+        elif name.endswith("bias"):
+            assert not weight.any(), name
+
+
+def test_every_layer_norm_has_an_eps_of_1e_12() -> None:
+    norms = [module for module in Encoder(SMALL).modules() if isinstance(module, nn.LayerNorm)]
+    assert len(norms) == 2 * SMALL.blocks + 1
+    assert {norm.eps for norm in norms} == {1e-12}
+
+
+def test_the_recipe_has_the_sizes_of_the_definition() -> None:
+    weights = sum(weight.numel() for weight in Encoder(ModelConfig()).parameters())
+    embeddings, block = 50258 * 256 + 64 * 256, 3 * 256**2 + 256**2 + 256 + 8 * 256**2 + 5 * 256 + 4 * 256
+    assert weights == embeddings + 4 * block + 2 * 256 + 50258
+
+
+def test_dropout_acts_in_training_alone() -> None:
+    encoder, tokens = Encoder(ModelConfig(**{**vars(SMALL), "dropout": 0.5})), random_tokens()
+    assert not torch.equal(encoder(tokens), encoder(tokens))
+    encoder.eval()
+    assert torch.equal(encoder(tokens), encoder(tokens))
+
+
+def test_a_state_dict_survives_the_file(tmp_path: object) -> None:
+    encoder, path = Encoder(SMALL), f"{tmp_path}/model.pth"
+    torch.save(encoder.state_dict(), path)
+    other = Encoder(SMALL)
+    other.load_state_dict(torch.load(path, weights_only=True))
+    tokens = random_tokens()
+    assert torch.equal(encoder(tokens), other(tokens))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_computes_what_the_cpu_does() -> None:
+    encoder, tokens = Encoder(SMALL).double(), random_tokens()
+    expected = encoder(tokens)
+    torch.testing.assert_close(encoder.cuda()(tokens.cuda()).cpu(), expected)

@@ -1,0 +1,71 @@
+"""Runs under torchrun in place of the training verb, and writes down what a rank sees and computes.
+
+    probe.py OUT FLAGS...   for the first steps, with a learning rate that leaves the weights as they are
+
+Each rank writes OUT/rank-<r>.pt: a dict a step with its row numbers, its masked batch, the loss and the gradient of the
+whole global batch, and the number of times that gradients were exchanged.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from mlm_dist.command_line import parse_config
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.training.distributed import Processes
+from mlm_dist.training.run_dir import RunDir
+from mlm_dist.training.trainer import Trainer
+
+STEPS = 3
+
+
+def main() -> None:
+    out, *arguments = sys.argv[1:]
+    config = parse_config(arguments, "train")
+    processes = Processes(config.device)
+    corpus = Corpus.open(Path(config.data.path))
+    trainer = Trainer(config, corpus, processes, RunDir(Path(config.run_dir)))
+    exchanges = [0]
+
+    def counted(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        exchanges[0] += bucket.is_last()
+        return allreduce_hook(state, bucket)
+
+    if isinstance(trainer.model, DistributedDataParallel):
+        trainer.model.register_comm_hook(None, counted)
+    gradient: list[torch.Tensor] = []
+
+    def keep(*_: object) -> None:
+        gradient[:] = [weight.grad.flatten().clone() for weight in trainer.encoder.parameters()]  # type: ignore[union-attr]
+
+    trainer.optimizer.register_step_pre_hook(keep)
+    steps = []
+    for _ in range(STEPS):
+        batch, (epoch, rows) = trainer.load_batch(), trainer.sampler.rows(trainer.step)
+        result = trainer.take_step(batch, rate=0.0)
+        trainer.step += 1
+        steps.append(
+            {
+                "epoch": epoch,
+                "rows": torch.from_numpy(rows),
+                "batch": vars(batch),
+                "loss": processes.sum_(result.loss).item(),
+                "grad_norm": result.grad_norm.item(),
+                "gradient": torch.cat(gradient),
+                "exchanges": exchanges[0],
+            }
+        )
+        exchanges[0] = 0
+    torch.save(steps, Path(out) / f"rank-{processes.rank}.pt")
+    processes.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlm_dist.errors import UserError
+from mlm_dist.training.checkpoint import find_damage, find_newest, list_checkpoints, load_checkpoint, save_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def save(folder: Path, step: int, keep: int = 3) -> Path:
+    folder.mkdir(exist_ok=True)
+    save_checkpoint(folder, step, {"step": step, "weight": torch.full((50,), float(step))}, keep)
+    return folder / f"step-{step:08d}"
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    place = save(tmp_path, 7)
+    state = load_checkpoint(place, CPU)
+    assert state["step"] == 7
+    assert torch.equal(state["weight"], torch.full((50,), 7.0))
+
+
+def test_the_newest_are_kept_and_no_trace_of_writing_is_left(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 10, 11):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000011", "step-00000010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
+
+
+def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
+    place = save(tmp_path, 5)
+    (place / "state.pt").write_bytes(b"damage")
+    save(tmp_path, 5)
+    assert find_damage(place) is None
+
+
+def test_without_checkpoints_there_is_no_newest(tmp_path: Path) -> None:
+    assert find_newest(tmp_path) is None
+    assert find_newest(tmp_path / "not there") is None
+
+
+def truncate(place: Path) -> None:
+    file = place / "state.pt"
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip_a_bit(place: Path) -> None:
+    file = place / "state.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def lose_the_state(place: Path) -> None:
+    (place / "state.pt").unlink()
+
+
+def lose_the_manifest(place: Path) -> None:
+    (place / "manifest.json").unlink()
+
+
+def garble_the_manifest(place: Path) -> None:
+    (place / "manifest.json").write_text("{")
+
+
+def empty_the_manifest(place: Path) -> None:
+    (place / "manifest.json").write_text("[]")
+
+
+def take_the_manifest_of_another_step(place: Path) -> None:
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | {"step": 1}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncate,
+        flip_a_bit,
+        lose_the_state,
+        lose_the_manifest,
+        garble_the_manifest,
+        empty_the_manifest,
+        take_the_manifest_of_another_step,
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_names_it(
+    damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newer = save(tmp_path, 1), save(tmp_path, 2)
+    damage(newer)
+    assert find_newest(tmp_path) == older
+    assert f"{newer} is passed over" in capsys.readouterr().err
+
+
+def test_a_write_that_fails_leaves_the_older_checkpoints(tmp_path: Path) -> None:
+    older = save(tmp_path, 1)
+    with pytest.raises(Exception, match="pickle"):
+        save_checkpoint(tmp_path, 2, {"step": 2, "unwritable": lambda: None}, keep=1)
+    assert list(tmp_path.iterdir()) == [older]
+    assert find_newest(tmp_path) == older
+
+
+def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (tmp_path / "was here",)
+
+    place = save(tmp_path, 1)
+    torch.save({"step": Hostile()}, place / "state.pt")
+    with pytest.raises(UserError, match="other than tensors"):
+        load_checkpoint(place, CPU)
+    assert not (tmp_path / "was here").exists()

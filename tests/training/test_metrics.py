@@ -1,0 +1,86 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from mlm_dist.training.metrics import Recorder, Stopwatch, drop_later_events, read_events
+from mlm_dist.training.run_dir import RunDir
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunDir:
+    return RunDir(tmp_path)
+
+
+def training_event(step: int, **others: float) -> dict[str, float]:
+    values = {"epoch": 0.5, "loss": 2.0, "lr": 1e-3, "grad_norm": 1.0, "tokens": 100 * step, "seconds": 2.0 * step}
+    return {"step": step, **values, **others}
+
+
+def record(run: RunDir, first: int, last: int) -> None:
+    recorder = Recorder(run, first, tokens=100 * first, seconds=2.0 * first, max_iters=100)
+    for step in range(first + 1, last + 1):
+        recorder.training(**training_event(step))
+    recorder.close()
+
+
+def test_lines_are_appended_as_they_come(folder: RunDir) -> None:
+    record(folder, 0, 3)
+    events = read_events(folder.metrics)
+    assert events == [training_event(step) | {"tokens_per_second": 50.0} for step in (1, 2, 3)]
+
+
+def test_continuing_drops_what_a_killed_process_wrote_after_its_checkpoint(folder: RunDir) -> None:
+    record(folder, 0, 7)
+    record(folder, 4, 6)
+    assert [event["step"] for event in read_events(folder.metrics)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_from_the_start_drops_all(folder: RunDir) -> None:
+    record(folder, 0, 7)
+    record(folder, 0, 1)
+    assert [event["step"] for event in read_events(folder.metrics)] == [1]
+
+
+def test_a_half_written_last_line_is_mended(folder: RunDir) -> None:
+    record(folder, 0, 3)
+    whole = folder.metrics.read_bytes()
+    folder.metrics.write_bytes(whole + b'{"step": 4, "lo')
+    drop_later_events(folder.metrics, 5)
+    assert folder.metrics.read_bytes() == whole
+
+
+def test_numbers_that_are_not_finite_are_written_as_json_has_them(folder: RunDir) -> None:
+    recorder = Recorder(folder, 0, tokens=0, seconds=0.0, max_iters=10)
+    recorder.training(**training_event(1, loss=float("nan")))
+    recorder.close()
+    line = json.loads(folder.metrics.read_text(), parse_constant=pytest.fail)
+    assert line["loss"] is None
+
+
+def test_a_log_file_gets_plain_lines(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    record(folder, 0, 1)
+    Recorder(folder, 1, tokens=0, seconds=0.0, max_iters=100).evaluation(step=1, val_loss=1.5, val_accuracy=0.25)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "step 1/100  loss 2.0000  lr 1.00e-03  grad_norm 1.000  50 tokens/s",
+        "step 1/100  held-out loss 1.5000  accuracy 25.0%",
+    ]
+
+
+def test_tensorboard_reads_the_curves(folder: RunDir) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    record(folder, 0, 5)
+    events = accumulator.EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_stopwatch_leaves_out_its_pauses() -> None:
+    watch = Stopwatch(10.0)
+    with watch.paused():
+        time.sleep(0.2)
+    assert 10.0 <= watch.read() < 10.1
+    time.sleep(0.05)
+    assert watch.read() >= 10.05

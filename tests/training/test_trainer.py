@@ -1,0 +1,264 @@
+"""Training through real processes: world sizes, resuming, what a run leaves behind."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlm_dist.config import ModelConfig
+from mlm_dist.model.encoder import Encoder
+from mlm_dist.training.metrics import read_events
+from tests.conftest import REPOSITORY, TINY, start, tiny_flags, torchrun, verb
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+PROBE = Path(__file__).with_name("probe.py")
+TIMINGS = ("seconds", "tokens_per_second")
+
+
+def probe(processes: int, out: Path, corpus: Path, **overrides: object) -> list[list[dict[str, Any]]]:
+    """What the ranks saw and computed in the first steps, rank by rank."""
+    out.mkdir()
+    settings = {"optim__weight_decay": 0, "optim__grad_clip": 0} | overrides
+    arguments = tiny_flags(corpus, out / "run", **settings)
+    result = start([*TORCHRUN, f"--nproc_per_node={processes}", str(PROBE), str(out), *arguments])
+    assert result.returncode == 0, result.stderr
+    return [torch.load(out / f"rank-{rank}.pt") for rank in range(processes)]
+
+
+@pytest.fixture(scope="module")
+def one_process(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return probe(1, tmp_path_factory.mktemp("probe") / "one", corpus_folder)[0]
+
+
+def assert_same_step(step: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert step["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+    distance = (step["gradient"] - expected["gradient"]).norm()
+    assert distance <= 1e-5 * expected["gradient"].norm()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("processes", [2, 4])
+def test_every_world_size_sees_the_same_rows_and_masks_and_computes_the_same_gradient(
+    processes: int, corpus_folder: Path, tmp_path: Path, one_process: list[dict[str, Any]]
+) -> None:
+    ranks = probe(processes, tmp_path / "probe", corpus_folder)
+    for number, expected in enumerate(one_process):
+        steps = [rank[number] for rank in ranks]
+        order = expected["rows"].argsort()
+        rows, where = torch.cat([step["rows"] for step in steps]).sort()
+        assert torch.equal(rows, expected["rows"][order])
+        for name, tensor in expected["batch"].items():
+            together = torch.cat([step["batch"][name] for step in steps])
+            assert torch.equal(together[where], tensor[order]), name
+        for step in steps:
+            assert_same_step(step, expected)
+
+
+@pytest.mark.multiprocess
+def test_micro_batches_change_nothing_and_gradients_are_exchanged_once_a_step(
+    corpus_folder: Path, tmp_path: Path, one_process: list[dict[str, Any]]
+) -> None:
+    ranks = probe(2, tmp_path / "probe", corpus_folder, train__micro_batch_size=2)
+    for steps in ranks:
+        for step, expected in zip(steps, one_process, strict=True):
+            assert_same_step(step, expected)
+            assert step["exchanges"] == 1
+
+
+def losses(run_dir: Path, key: str = "loss") -> list[float]:
+    return [event[key] for event in read_events(run_dir / "metrics.jsonl") if key in event]
+
+
+@pytest.mark.multiprocess
+def test_over_a_run_the_losses_of_one_two_and_four_processes_stay_together(
+    corpus_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    for processes in (2, 4):
+        other = tmp_path / str(processes)
+        result = torchrun(processes, *tiny_flags(corpus_folder, other))
+        assert result.returncode == 0, result.stderr
+        assert losses(other) == pytest.approx(losses(run_dir), abs=5e-3)
+        assert losses(other, "val_loss") == pytest.approx(losses(run_dir, "val_loss"), abs=5e-3)
+
+
+def test_the_held_out_loss_falls(run_dir: Path) -> None:
+    first, *_, last = losses(run_dir, "val_loss")
+    assert first == pytest.approx(5.7, abs=0.1)  # ln 300: at first every token is as likely as any other
+    assert last < first - 0.3
+
+
+def test_a_run_leaves_what_the_readme_lists(run_dir: Path) -> None:
+    found = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
+    assert {
+        "DONE",
+        "config.yaml",
+        "metrics.jsonl",
+        "model.pth",
+        "plots/curves.png",
+        "tokenizer/encoding.json",
+        "tokenizer/ranks.tiktoken",
+    } <= found
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == [
+        f"step-{step:08d}" for step in (10, 20, 30)
+    ]
+    assert any(name.startswith("tensorboard/events") for name in found)
+    assert not [name for name in found if "partial" in name or "tmp" in name]
+
+
+def test_the_final_weights_are_a_state_dict_of_the_encoder(run_dir: Path) -> None:
+    shape = {key.removeprefix("model."): value for key, value in TINY.items() if key.startswith("model.")}
+    encoder = Encoder(ModelConfig(**shape))  # type: ignore[arg-type]
+    encoder.load_state_dict(torch.load(run_dir / "model.pth", weights_only=True))
+
+
+def test_metrics_have_a_line_a_step_with_the_promised_keys(run_dir: Path) -> None:
+    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    training = [event for event in events if "loss" in event]
+    evaluations = [event for event in events if "val_loss" in event]
+    keys = {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds"}
+    assert all(set(event) == keys for event in training)
+    assert all(set(event) == {"step", "val_loss", "val_accuracy"} for event in evaluations)
+    assert [event["step"] for event in training] == list(range(1, 31))
+    assert [event["step"] for event in evaluations] == [0, 10, 20, 30]
+    assert [event["tokens"] for event in training] == [step * 16 * 16 for step in range(1, 31)]
+
+
+def test_throughput_is_tokens_over_the_time_they_took(run_dir: Path) -> None:
+    training = [event for event in read_events(run_dir / "metrics.jsonl") if "loss" in event]
+    for before, after in itertools.pairwise(training):
+        tokens, seconds = (after[key] - before[key] for key in ("tokens", "seconds"))
+        assert after["tokens_per_second"] == pytest.approx(tokens / seconds, rel=1e-6)
+
+
+def test_a_finished_run_is_left_as_it_is(corpus_folder: Path, run_dir: Path) -> None:
+    kept = [run_dir / name for name in ("metrics.jsonl", "model.pth")]
+    before = [path.read_bytes() for path in kept]
+    result = verb("train", *tiny_flags(corpus_folder, run_dir))
+    assert result.returncode == 0, result.stderr
+    assert [path.read_bytes() for path in kept] == before
+    assert (run_dir / "DONE").exists()
+
+
+def kill_after(step: int, command: list[str], run_dir: Path) -> None:
+    """Start a training, and kill all its processes once its metrics have reached a step."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0
+    )
+    metrics = run_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and any(event["step"] >= step for event in read_events(metrics))):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+LONG = {"train__max_iters": 240, "checkpoint__interval": 50, "train__eval_interval": 60, "train__log_interval": 3}
+HARD = LONG | {"model__dropout": 0.1, "train__micro_batch_size": 8, "train__batch_size": 32, "precision": "bf16"}
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("processes", "settings"),
+    [(1, LONG), (1, HARD | {"train__batch_size": 512, "train__max_iters": 60, "checkpoint__interval": 13}), (2, HARD)],
+    ids=["one process", "many epochs, dropout, micro-batches, bf16", "two processes"],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    processes: int, settings: dict[str, object], corpus_folder: Path, tmp_path: Path
+) -> None:
+    launcher = [sys.executable] if processes == 1 else [*TORCHRUN, f"--nproc_per_node={processes}"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    commands = {
+        path: [*launcher, "-m", "mlm_dist.train", *tiny_flags(corpus_folder, path, **settings)]
+        for path in (whole, killed)
+    }
+    assert start(commands[whole]).returncode == 0
+    kill_after(int(str(settings["train__max_iters"])) // 2, commands[killed], killed)
+    assert not (killed / "model.pth").exists()
+    result = start(commands[killed])
+    assert result.returncode == 0, result.stderr
+    assert "step 0 to" not in result.stdout
+    weights = [torch.load(path / "model.pth", weights_only=True) for path in (whole, killed)]
+    for name, weight in weights[0].items():
+        assert torch.equal(weight, weights[1][name]), name
+    histories = [
+        [{k: v for k, v in event.items() if k not in TIMINGS} for event in read_events(path / "metrics.jsonl")]
+        for path in (whole, killed)
+    ]
+    assert histories[0] == histories[1]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(
+    corpus_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    state = copy / "checkpoints/step-00000030/state.pt"
+    state.write_bytes(state.read_bytes()[:-1])
+    result = verb("train", *tiny_flags(corpus_folder, copy))
+    assert result.returncode == 0
+    assert "step-00000030 is passed over: state.pt" in result.stderr
+    assert "step 20 to 30" in result.stdout
+    assert torch.load(copy / "model.pth", weights_only=True).keys()
+    originals, repeated = (torch.load(path / "model.pth", weights_only=True) for path in (run_dir, copy))
+    assert all(torch.equal(weight, repeated[name]) for name, weight in originals.items())
+
+
+def test_a_longer_run_continues_a_finished_one(corpus_folder: Path, run_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    result = verb("train", *tiny_flags(corpus_folder, copy, train__max_iters=40))
+    assert result.returncode == 0, result.stderr
+    assert "step 30 to 40" in result.stdout
+    assert [event["step"] for event in read_events(copy / "metrics.jsonl") if "loss" in event] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_learns_like_full_precision(
+    precision: str, corpus_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", precision=precision))
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "run", "val_loss")[-1] == pytest.approx(losses(run_dir, "val_loss")[-1], abs=0.05)
+    weights = torch.load(tmp_path / "run/model.pth", weights_only=True)
+    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_another_checkpoint(corpus_folder: Path, tmp_path: Path) -> None:
+    explosive = {"optim__lr": 1e30, "optim__grad_clip": 0, "optim__warmup_iters": 0, "optim__schedule": "constant"}
+    result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", **explosive))
+    assert result.returncode == 1
+    assert "DivergenceError: step" in result.stderr
+    assert not list((tmp_path / "run/checkpoints").glob("step-*"))
+
+
+@pytest.mark.multiprocess
+def test_text_is_prepared_by_one_rank_and_found_by_the_others(tmp_path: Path) -> None:
+    flags = tiny_flags(Path("sample"), tmp_path / "run", data__tokenizer="bpe", train__max_iters=2)
+    for _ in range(2):
+        result = torchrun(2, *flags, XDG_CACHE_HOME=str(tmp_path / "cache"))
+        assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "cache/mlm_dist").iterdir())) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_learns_what_the_cpu_does(precision: str, corpus_folder: Path, run_dir: Path, tmp_path: Path) -> None:
+    result = torchrun(1, *tiny_flags(corpus_folder, tmp_path / "run", device="cuda", precision=precision))
+    assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(run_dir), abs=0.05)
