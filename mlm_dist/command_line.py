@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import itertools
 import re
 import typing
 from pathlib import Path
@@ -45,15 +46,20 @@ def parse_config(arguments: list[str], verb: str) -> Config:
     )
     parser.add_argument("--config", action="config", help="YAML file; flags after it override its keys.")
     parser.add_class_arguments(Config, as_group=False)
+    for action in parser._actions:  # a section can be given as a file of its own to jsonargparse; not to us
+        if action.dest in section_keys():
+            action.help = argparse.SUPPRESS
     for path in config_files(arguments):
         check_file(path, parser)
     check_flags(arguments)
     try:
         config = parser.instantiate(parser.parse_args(arguments))
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:
         raise UserError(in_plain_words(error)) from error
     # jsonargparse hands back a namespace of the fields of `Config` with the sections already built.
     config = Config(**{item.name: config[item.name] for item in dataclasses.fields(Config)})
+    for key, value in flatten(dataclasses.asdict(config)):
+        check_value(key, value, where="--")
     if problems := find_problems(config):
         raise UserError("; ".join(problems))
     return config
@@ -76,8 +82,7 @@ def known_keys(section: type = Config, prefix: str = "") -> dict[str, Any]:
 
 def config_files(arguments: list[str]) -> list[Path]:
     """The files that `--config` names on a command line."""
-    pairs = zip(arguments, [*arguments[1:], ""], strict=True)
-    named = [value for flag, value in pairs if flag == "--config"]
+    named = [value for flag, value in itertools.pairwise([*arguments, ""]) if flag == "--config"]
     if "" in named:
         raise UserError("--config: a file is missing after it")
     return [
@@ -88,7 +93,7 @@ def config_files(arguments: list[str]) -> list[Path]:
 def check_file(path: Path, parser: ArgumentParser) -> None:
     """Raise `UserError`, naming the file, if it is not a config of ours."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=OnceLoader)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -97,15 +102,31 @@ def check_file(path: Path, parser: ArgumentParser) -> None:
         raise UserError(f"--config {path}: not YAML: {error}") from error
     if not is_mapping(content):
         raise UserError(f"--config {path}: expected `key: value` lines, found {type(content).__name__}")
-    for key in flatten(content):
+    for key, value in flatten(content):
         check_key(key, where=f"{path}: ")
-    for key, kind in known_keys().items():
-        if dataclasses.is_dataclass(kind) and key in content and not is_mapping(content[key]):
+        check_value(key, value, where=f"{path}: ")
+    for key in section_keys():
+        if key in content and not is_mapping(content[key]):
             raise UserError(f"{path}: {key} is a section: put its keys under it, indented")
     try:
         parser.parse_path(str(path))
-    except ArgumentError as error:
+    except (ArgumentError, OverflowError) as error:
         raise UserError(f"{path}: {in_plain_words(error)}") from error
+
+
+class OnceLoader(yaml.SafeLoader):
+    """Reads YAML as `yaml.safe_load` does, but refuses a key that stands twice, of which that keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping of a node.
+
+        Raises:
+            yaml.YAMLError: a key stands twice in it.
+        """
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"{twice} stands there twice")
+        return super().construct_mapping(node, deep)
 
 
 def check_flags(arguments: list[str]) -> None:
@@ -119,7 +140,7 @@ def check_flags(arguments: list[str]) -> None:
 def check_key(key: str, where: str) -> None:
     """Raise `UserError`, with the nearest known key, if there is no such key."""
     keys = known_keys()
-    leaves = [known for known, kind in keys.items() if not dataclasses.is_dataclass(kind)]
+    leaves = [known for known in keys if known not in section_keys()]
     if key in leaves:
         return
     if key in keys:
@@ -130,18 +151,29 @@ def check_key(key: str, where: str) -> None:
     raise UserError(f"{where}{key}: unknown key; {hint}")
 
 
+def check_value(key: str, value: object, where: str) -> None:
+    """Raise `UserError` if there is no value for a key that needs one."""
+    if value is None and type(None) not in typing.get_args(known_keys()[key]):
+        raise UserError(f"{where}{key}: it has no value")
+
+
 def leaf_of(section: str, leaves: list[str]) -> str:
     """The first key of a section, without the section's name."""
     return next(leaf for leaf in leaves if leaf.startswith(f"{section}.")).split(".")[1]
 
 
-def flatten(content: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys of nested mappings."""
-    keys: list[str] = []
+def flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The dotted keys of nested mappings, with their values; a section that is no mapping is left out."""
+    pairs: list[tuple[str, Any]] = []
     for name, value in content.items():
-        keys += flatten(value, f"{prefix}{name}.") if is_mapping(value) else [f"{prefix}{name}"]
-    sections = {key for key, kind in known_keys().items() if dataclasses.is_dataclass(kind)}
-    return [key for key in keys if key not in sections]
+        pairs += flatten(value, f"{prefix}{name}.") if is_mapping(value) else [(f"{prefix}{name}", value)]
+    sections = section_keys()
+    return [(key, value) for key, value in pairs if key not in sections]
+
+
+def section_keys() -> set[str]:
+    """The keys that hold other keys."""
+    return {key for key, kind in known_keys().items() if dataclasses.is_dataclass(kind)}
 
 
 def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
@@ -149,7 +181,7 @@ def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
     return isinstance(value, dict)
 
 
-def in_plain_words(error: ArgumentError) -> str:
+def in_plain_words(error: Exception) -> str:
     """One line for a parser's complaint: the key, the value given, and what was expected."""
     text = str(error)
     named = re.search(r'Parser key "([\w.]+)":|argument --([\w.]+):', text)

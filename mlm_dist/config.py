@@ -134,7 +134,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The config as YAML, every key written out."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        return yaml.dump(dataclasses.asdict(self), Dumper=QuotingDumper, sort_keys=False, allow_unicode=True)
 
     def rows_per_rank(self, world_size: int) -> int:
         """Rows of a global batch that each of `world_size` ranks takes."""
@@ -161,6 +161,22 @@ class Config:
             )
 
 
+class QuotingDumper(yaml.SafeDumper):
+    """Writes YAML as `yaml.safe_dump` does, but quotes text such as 1e-3, which other readers take for a number."""
+
+
+def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Write text, in quotes where it reads like a number."""
+    try:
+        float(text)
+    except ValueError:
+        return dumper.represent_str(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'")
+
+
+QuotingDumper.add_representer(str, represent_text)
+
+
 def find_problems(config: Config) -> list[str]:
     """Everything that is wrong with the values of a config, each in a phrase that names the key."""
     model, optim, train = config.model, config.optim, config.train
@@ -169,6 +185,9 @@ def find_problems(config: Config) -> list[str]:
         for key, value, bound, fits in [
             *[(key, value, "at least 1", value >= 1) for key, value in positive_keys(config).items()],
             *[(key, value, "0 or more", 0 <= value < math.inf) for key, value in non_negative_keys(config).items()],
+            ("seed", config.seed, "at least 0 and below 2**64", 0 <= config.seed < 2**64),
+            ("run_dir", "empty", "the name of a folder", config.run_dir != ""),
+            ("data.path", "empty", "a corpus, a text file or a folder", config.data.path != ""),
             ("model.vocab_size", model.vocab_size, "at least 3", model.vocab_size >= 3),
             ("model.dropout", model.dropout, "at least 0 and below 1", 0 <= model.dropout < 1),
             ("masking.mask_prob", config.masking.mask_prob, "between 0 and 1", 0 < config.masking.mask_prob < 1),
@@ -213,7 +232,6 @@ def positive_keys(config: Config) -> dict[str, int]:
 def non_negative_keys(config: Config) -> dict[str, float]:
     """The values that have to be 0 or more."""
     return {
-        "seed": config.seed,
         "optim.weight_decay": config.optim.weight_decay,
         "optim.warmup_iters": config.optim.warmup_iters,
         "optim.grad_clip": config.optim.grad_clip,

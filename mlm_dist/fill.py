@@ -24,9 +24,10 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.trained import TrainedModel  # noqa: PLC0415
 
     model = TrainedModel(given.run)
-    for text in given.texts:
+    filled = [model.fill(text, given.top) for text in given.texts]
+    for text, masks in zip(given.texts, filled, strict=True):
         print(text)
-        for candidates in model.fill(text, given.top):
+        for candidates in masks:
             print("   ", "  ".join(f"{candidate.text!r} {candidate.probability:.0%}" for candidate in candidates))
 
 

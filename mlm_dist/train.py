@@ -22,13 +22,16 @@ def main(arguments: list[str]) -> None:
         be_deterministic()
     processes = Processes(config.device)
     run_dir = RunDir(Path(config.run_dir))
+    with processes.together():
+        run_dir.check(config)
     folder = processes.first_alone(lambda: str(find_or_prepare(config.data, config.model.vocab_size)))
     with processes.together():
         corpus = Corpus.open(Path(folder))
         trainer = Trainer(config, corpus, processes, run_dir)
-        if processes.is_first:
-            run_dir.begin(config, corpus.tokenizer)
     trainer.resume()
+    with processes.together():
+        if processes.is_first:  # now that nothing can be wrong with what was given any more
+            run_dir.begin(config, corpus.tokenizer)
     if processes.is_first:
         print(trainer.describe(), flush=True)
     trainer.train()

@@ -40,7 +40,12 @@ class TrainedModel:
         self.device = choose_device(device)
         self.tokenizer = Tokenizer.load(run_dir.tokenizer)
         self.encoder = Encoder(read_config(run_dir.config).model)
-        self.encoder.load_state_dict(load_weights(run_dir))
+        try:
+            self.encoder.load_state_dict(load_weights(run_dir))
+        except RuntimeError as error:
+            raise UserError(
+                f"{run_dir.config} describes a model of another shape than the weights in {path}"
+            ) from error
         self.encoder.to(self.device).eval()
 
     @torch.no_grad()
@@ -82,6 +87,6 @@ def load_weights(run_dir: RunDir) -> dict[str, Any]:
         return weights
     try:
         weights = torch.load(run_dir.model, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{run_dir.model} cannot be read as weights: it is damaged, or of another program") from error
     return weights

@@ -49,8 +49,14 @@ class Processes:
         if self._store is not None:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.world_size)
+            on_gpu = self.device.type == "cuda"
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=self._store,
+                rank=self.rank,
+                world_size=self.world_size,
+                device_id=self.device if on_gpu else None,
+            )
 
     @property
     def exchanges(self) -> bool:

@@ -12,6 +12,7 @@ from mlm_dist.command_line import read_config
 from mlm_dist.config import Config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
+from mlm_dist.training.checkpoint import list_checkpoints
 
 
 class RunDir:
@@ -37,16 +38,19 @@ class RunDir:
         self.tokenizer = path / "tokenizer"
         self.done = path / "DONE"
 
+    def check(self, config: Config) -> None:
+        """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing."""
+        if list_checkpoints(self.checkpoints) and self.config.exists():
+            check_same_run(read_config(self.config), config, self.path)
+
     def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Make the folder, or check that `config` may continue the run in it, and store config and tokenizer.
+        """Make the folder and store config and tokenizer in it.
 
         Raises:
-            UserError: the folder cannot be written, or the run in it has another model, data order or masks.
+            UserError: the folder cannot be written.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            if any(self.checkpoints.iterdir()) and self.config.exists():
-                check_same_run(read_config(self.config), config, self.path)
             tokenizer.save(self.tokenizer)
             with replacing(self.config) as file:
                 file.write(config.to_yaml().encode())

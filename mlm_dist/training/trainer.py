@@ -234,7 +234,7 @@ class Trainer:
             try:
                 self.encoder.load_state_dict(state["model"])
             except RuntimeError as error:
-                raise UserError(f"{name} is of another model: choose another run_dir ({error})") from error
+                raise UserError(f"{name} is of a model of another shape: choose another run_dir") from error
             # The groups' settings are the config's, which may have changed.
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})

@@ -1,0 +1,68 @@
+"""The YAML files in configs/: they parse, and novels.yaml is the documentation of every key and its default."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlm_dist.command_line import known_keys, read_config
+from mlm_dist.config import Config
+from tests.conftest import REPOSITORY
+
+FILES = sorted((REPOSITORY / "configs").glob("*.yaml"))
+NOVELS = REPOSITORY / "configs" / "novels.yaml"
+DEBUG = REPOSITORY / "configs" / "debug.yaml"
+
+
+def dotted(content: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
+    for key, value in content.items():
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_config_parses(file: Path):
+    read_config(file)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
+def test_every_config_begins_with_what_it_is_for_and_the_command(file: Path):
+    head = file.read_text(encoding="utf-8").split("\n\n")[0]
+    assert all(line.startswith("#") for line in head.splitlines())
+    assert f"--config configs/{file.name}" in head
+
+
+def test_novels_lists_every_key():
+    leaves = {key for key, kind in known_keys().items() if not dataclasses.is_dataclass(kind)}
+    assert set(dotted(yaml.safe_load(NOVELS.read_text(encoding="utf-8")))) == leaves
+
+
+def test_novels_holds_the_defaults():
+    assert read_config(NOVELS) == Config()
+
+
+def test_novels_has_a_comment_on_every_key():
+    values = [line for line in NOVELS.read_text(encoding="utf-8").splitlines() if re.match(r" *\w+: *[^ #]", line)]
+    assert len(values) == len(dotted(dataclasses.asdict(Config())))
+    for line in values:
+        assert re.search(r" # \S+", line), line
+
+
+def test_novels_is_the_recipe():
+    recipe = read_config(NOVELS)
+    model, train = recipe.model, recipe.train
+    assert model.vocab_size == 50258
+    assert (model.embedding_dim, model.heads, model.blocks, model.block_size) == (256, 8, 4, 64)
+    assert (train.batch_size, train.max_iters) == (256, 5000)
+    assert recipe.optim.lr == 1e-3
+    assert recipe.masking.mask_prob == 0.15
+
+
+def test_debug_is_one_process_without_a_network():
+    debug = read_config(DEBUG)
+    assert debug.debug
+    assert debug.precision == "fp32"
+    assert (debug.data.path, debug.data.tokenizer) == ("sample", "bpe")

@@ -1,0 +1,311 @@
+"""What real processes do with what is wrong: exit code 2, one line on stderr that names it, and nothing written."""
+
+import hashlib
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlm_dist.command_line import parse_config, read_config
+from mlm_dist.data.preparation import SAMPLE_TEXT
+from mlm_dist.errors import UserError
+from mlm_dist.trained import TrainedModel
+from mlm_dist.training.run_dir import check_same_run
+from tests.conftest import Result, start, tiny_flags, torchrun, verb
+
+PREFIX = "mlm_dist: error: "
+
+
+def assert_refused(result: Result, *words: object) -> None:
+    """Exit code 2 and one line on stderr, with all the words in it."""
+    assert result.returncode == 2, result.stderr
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert result.stderr.startswith(PREFIX)
+    for word in words:
+        assert str(word) in result.stderr
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """A digest of every file below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+Train = Callable[..., Result]
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Path:
+    """Where a run would go."""
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def train(corpus_folder: Path, new_run: Path, tmp_path: Path) -> Train:
+    """Train in `new_run` with flags of a tiny run and changes to them; text is prepared below `tmp_path`."""
+
+    def run(*arguments: object, environment: dict[str, str] | None = None, **overrides: object) -> Result:
+        settings = {"XDG_CACHE_HOME": str(tmp_path / "cache")} | (environment or {})
+        return verb("train", *tiny_flags(corpus_folder, new_run, **overrides), *arguments, **settings)
+
+    return run
+
+
+@pytest.fixture
+def corpus_copy(corpus_folder: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(corpus_folder, tmp_path / "corpus")
+
+
+@pytest.fixture
+def begun_run(run_dir: Path, new_run: Path) -> Path:
+    """A copy of the run of 30 steps, where `train` continues."""
+    return shutil.copytree(run_dir, new_run)
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+# The config
+
+
+def test_no_arguments_at_all_are_a_question_of_data(tmp_path):
+    command = [sys.executable, "-m", "mlm_dist.train"]
+    assert_refused(start(command, cwd=tmp_path), "data.path", "corpora/novels")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_key_is_said_in_one_line(train, new_run):
+    assert_refused(train("--optim.warmup_iter=3"), "--optim.warmup_iter", "did you mean optim.warmup_iters?")
+    assert not new_run.exists()
+
+
+def test_broken_yaml_is_said_in_one_line_though_the_reason_has_several(train, new_run, tmp_path):
+    file = tmp_path / "broken.yaml"
+    file.write_text("optim: [\n")
+    assert_refused(train("--config", file), file, "not YAML")
+    assert not new_run.exists()
+
+
+def test_a_device_that_is_not_there(train, new_run):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert_refused(train(device="cuda"), "device: cuda", "cpu")
+    assert not new_run.exists()
+
+
+# The texts and the corpus
+
+
+def test_a_data_path_where_nothing_is(train, new_run, tmp_path):
+    assert_refused(train(data__path=tmp_path / "nothing"), "data.path", tmp_path / "nothing", "mlm_dist.prepare")
+    assert not new_run.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "words"),
+    [
+        (b"", {}, ["empty"]),
+        ("Zoë went.".encode("latin-1"), {}, ["not utf-8 at byte 2"]),
+        (b"Once upon a time.\n" * 9, {}, ["train.batch_size 16", "more text"]),
+        (SAMPLE_TEXT.read_bytes(), {"data__val_fraction": 0}, ["val_fraction", "train.eval_interval 0"]),
+    ],
+    ids=["empty", "not UTF-8", "shorter than one batch", "nothing held out"],
+)
+def test_a_text_that_cannot_be_trained_on(content, overrides, words, train, new_run, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_bytes(content)
+    result = train(**{"data__path": text, "data__tokenizer": "bpe"} | overrides)
+    assert_refused(result, *words)
+    assert not new_run.exists()
+    partial = [path for path in (tmp_path / "cache").rglob("*") if "partial" in path.name]
+    assert partial == []
+
+
+def test_no_network_to_fetch_a_vocabulary_from(train, new_run, tmp_path):
+    text, cache = tmp_path / "text.txt", tmp_path / "tiktoken"
+    shutil.copy(SAMPLE_TEXT, text)
+    cache.mkdir()
+    environment = {"TIKTOKEN_CACHE_DIR": str(cache), "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+    result = train(data__path=text, data__tokenizer="gpt2", environment=environment)
+    assert_refused(result, "'gpt2'", "TIKTOKEN_CACHE_DIR", "bpe")
+    assert not new_run.exists()
+    assert contents(tmp_path / "cache") == {}
+
+
+def test_a_corpus_that_was_cut(train, corpus_copy, new_run):
+    file = corpus_copy / "train.bin"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert_refused(train(data__path=corpus_copy), file, "prepare anew")
+    assert not new_run.exists()
+
+
+def test_a_vocabulary_that_the_model_has_no_room_for(train, new_run):
+    assert_refused(train(model__vocab_size=299), "vocabulary of 300", "model.vocab_size 299")
+    assert not new_run.exists()
+
+
+# The run directory
+
+
+def test_a_file_in_the_run_directorys_place(train, new_run):
+    new_run.write_text("mine")
+    assert_refused(train(), "run_dir", new_run)
+    assert new_run.read_text() == "mine"
+
+
+def test_a_file_in_the_place_of_the_run_directorys_parent(train, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert_refused(train(f"--run_dir={tmp_path}/file/run"), "run_dir", tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+OTHERWISE = [
+    ({"model__blocks": 1}, "model.blocks 2 and not 1"),
+    ({"model__tie_embeddings": False}, "model.tie_embeddings True and not False"),
+    ({"seed": 7}, "seed 1337 and not 7"),
+    ({"masking__mask_prob": 0.3}, "masking.mask_prob 0.15 and not 0.3"),
+    ({"masking__replacement": "80/10/10"}, "masking.replacement 'mask' and not '80/10/10'"),
+    ({"train__batch_size": 8}, "train.batch_size 16 and not 8"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), OTHERWISE)
+def test_a_run_keeps_its_model_its_order_and_its_masks(overrides, words, run_dir):
+    before = read_config(run_dir / "config.yaml")
+    now = parse_config(tiny_flags(Path(before.data.path), run_dir, **overrides), verb="train")
+    with pytest.raises(UserError) as caught:
+        check_same_run(before, now, run_dir)
+    assert words in str(caught.value)
+    assert str(run_dir) in str(caught.value)
+
+
+def test_a_run_may_change_what_decides_neither_weights_nor_data(run_dir):
+    before = read_config(run_dir / "config.yaml")
+    changes = {"optim__lr": 5e-4, "train__max_iters": 60, "train__micro_batch_size": 4, "checkpoint__interval": 7}
+    check_same_run(before, parse_config(tiny_flags(Path("moved/corpus"), run_dir, **changes), verb="train"), run_dir)
+
+
+def test_a_run_that_was_started_otherwise_is_left_as_it_is(train, begun_run):
+    overrides = {key: value for changes, _ in OTHERWISE for key, value in changes.items()}
+    before = contents(begun_run)
+    assert_refused(train(**overrides), begun_run, *[words for _, words in OTHERWISE])
+    assert contents(begun_run) == before
+
+
+def test_a_run_that_is_further_than_its_new_end_is_left_as_it_is(train, begun_run):
+    before = contents(begun_run)
+    assert_refused(train(train__max_iters=20), begun_run, "step-00000030", "train.max_iters 20")
+    assert contents(begun_run) == before
+
+
+def test_a_run_on_another_corpus_is_left_as_it_is(train, begun_run, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("It was not the same story at all. " * 2000)
+    before = contents(begun_run)
+    assert_refused(train(data__path=text, data__tokenizer="bpe"), begun_run, "another corpus")
+    assert contents(begun_run) == before
+
+
+# The processes
+
+
+def test_a_port_that_is_taken(train, taken_port, new_run):
+    rank_0 = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken_port)}
+    assert_refused(train(environment=rank_0 | place), f"127.0.0.1:{taken_port}", "port is taken")
+    assert not new_run.exists()
+
+
+def test_debug_under_torchrun(train, new_run):
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    assert_refused(train(debug=True, environment=environment), "debug: true", "2 were started")
+    assert not new_run.exists()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"masking__mask_prob": 1.5}, ["masking.mask_prob is 1.5"]),
+        ({"train__micro_batch_size": 16}, ["train.batch_size 16", "2 processes"]),
+        ({"data__path": "nothing/here"}, ["data.path nothing/here"]),
+    ],
+    ids=["out of bounds", "not to be shared", "no corpus"],
+)
+def test_two_processes_say_it_once(overrides, words, corpus_folder, new_run):
+    result = torchrun(2, *tiny_flags(corpus_folder, new_run, **overrides))
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if line.startswith(PREFIX)]
+    assert len(said) == 1, result.stderr
+    assert all(word in said[0] for word in words)
+    assert not re.search(r'File ".*mlm_dist/', result.stderr), result.stderr
+    assert not new_run.exists()
+
+
+# fill
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--run"]),
+        (["A [MASK]."], ["--run"]),
+        (["--run", "{run}"], ["TEXT"]),
+        (["--run", "{run}", "--top", "0", "A [MASK]."], ["--top is 0"]),
+        (["--run", "{run}", "--top", "many", "A [MASK]."], ["--top", "many"]),
+        (["--run", "{run}", "--to", "3", "A [MASK]."], ["--to"]),
+        (["--run", "{new}", "A [MASK]."], ["{new}", "no run directory"]),
+        (["--run", "{empty}", "A [MASK]."], ["{empty}", "no run directory"]),
+        (["--run", "{run}", "No gap."], ["[MASK]", "No gap."]),
+        (["--run", "{run}", "so " * 40 + "[MASK]"], ["the model sees 16"]),
+    ],
+    ids=[
+        "nothing",
+        "no run",
+        "no text",
+        "top 0",
+        "top no number",
+        "abbreviated flag",
+        "no such folder",
+        "empty folder",
+        "no mask",
+        "too long",
+    ],
+)
+def test_fill_refuses(arguments, words, run_dir, new_run, tmp_path):
+    places = {"run": run_dir, "new": new_run, "empty": tmp_path}
+    # A text may have braces; none of these has.
+    given = [argument.format(**places) for argument in arguments]
+    assert_refused(verb("fill", *given), *[word.format(**places) for word in words])
+    assert not new_run.exists()
+
+
+def test_a_run_without_weights_cannot_be_asked(begun_run):
+    (begun_run / "model.pth").unlink()
+    shutil.rmtree(begun_run / "checkpoints")
+    with pytest.raises(UserError, match=r"neither model\.pth nor a checkpoint"):
+        TrainedModel(begun_run)
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04"], ids=["empty", "text", "cut"])
+def test_a_run_with_damaged_weights_cannot_be_asked(content, begun_run):
+    (begun_run / "model.pth").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{begun_run}/model.pth cannot be read")):
+        TrainedModel(begun_run)
+
+
+def test_a_run_whose_config_does_not_fit_its_weights_cannot_be_asked(begun_run):
+    config = begun_run / "config.yaml"
+    config.write_text(config.read_text().replace("blocks: 2", "blocks: 1"))
+    with pytest.raises(UserError, match=re.escape(str(begun_run))):
+        TrainedModel(begun_run)

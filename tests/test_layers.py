@@ -1,0 +1,110 @@
+"""Imports go only downward: verbs -> (trained) -> training -> model, data -> command_line -> config -> errors."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY
+
+PACKAGE = REPOSITORY / "mlm_dist"
+LAYERS = [{"errors"}, {"config"}, {"command_line"}, {"data", "model"}, {"training"}, {"trained"}]
+HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
+
+
+def name_of(file: Path) -> str:
+    parts = file.relative_to(REPOSITORY).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {name_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FILES.items()}
+
+
+def imports(name: str) -> set[str]:
+    """Every module that a module imports, wherever in it; of ours, modules and not the names in them."""
+    found: set[str] = set()
+    for node in ast.walk(TREES[name]):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} line {node.lineno}: a relative import, which these tests do not follow"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & FILES.keys() or {str(node.module)}
+    return found
+
+
+def is_verb(name: str) -> bool:
+    """Whether a module is run with `python -m`."""
+    return any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in TREES[name].body)
+
+
+def part_of(name: str) -> str:
+    """`data` for mlm_dist.data.corpus, `errors` for mlm_dist.errors."""
+    return [*name.split("."), ""][1]
+
+
+OURS = {name: {other for other in imports(name) if other.split(".")[0] == "mlm_dist"} for name in FILES}
+VERBS = [name for name in FILES if is_verb(name)]
+NOUNS = [name for name in FILES if name not in VERBS and name != "mlm_dist"]
+
+
+def test_there_are_verbs_and_nouns():
+    assert {"mlm_dist.train", "mlm_dist.fill", "mlm_dist.prepare"} <= set(VERBS)
+    assert {"mlm_dist.training.trainer", "mlm_dist.errors"} <= set(NOUNS)
+    assert OURS["mlm_dist.training.optim"] == {"mlm_dist.config"}
+
+
+def test_every_module_has_its_place():
+    assert {part_of(name) for name in NOUNS} == HEIGHT.keys()
+    assert all(name.count(".") == 1 for name in VERBS)
+
+
+@pytest.mark.parametrize("name", NOUNS)
+def test_imports_go_only_downward(name):
+    for other in OURS[name]:
+        assert other not in VERBS
+        downward = HEIGHT[part_of(other)] < HEIGHT[part_of(name)]
+        assert downward or part_of(other) == part_of(name), f"{name} imports {other}"
+
+
+def test_no_two_modules_import_each_other():
+    graphlib.TopologicalSorter(OURS).prepare()
+
+
+def test_the_package_itself_imports_nothing():
+    assert not imports("mlm_dist")
+
+
+def test_the_model_knows_no_files():
+    for name in FILES:
+        if part_of(name) == "model":
+            assert {part_of(other) for other in OURS[name]} <= {"model", "config", "errors"}
+            assert imports(name).isdisjoint({"pathlib", "os", "io", "json", "shutil", "yaml"})
+
+
+def test_data_knows_no_model():
+    for name in FILES:
+        if part_of(name) == "data":
+            assert {part_of(other) for other in OURS[name]}.isdisjoint({"model", "training", "trained"})
+
+
+def test_checkpoints_know_neither_model_nor_data():
+    assert OURS["mlm_dist.training.checkpoint"] <= {"mlm_dist.errors"}
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_imports_no_other_verb(name):
+    assert OURS[name].isdisjoint(VERBS)
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_is_short(name):
+    assert len(FILES[name].read_text(encoding="utf-8").splitlines()) < 150
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_module_is_named_after_what_it_holds(name):
+    last = name.split(".")[-1]
+    assert not any(word in last for word in ("util", "helper", "manager", "common", "misc"))

@@ -1,0 +1,265 @@
+"""`python -m mlm_dist.prepare`, as a person runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.preparation import SAMPLE_TEXT
+from tests.conftest import REPOSITORY, Result, start, verb
+
+BPE = ("--tokenizer", "bpe", "--vocab_size", 300)
+
+# Runs the verb on two cores, however many there are, since each core has pieces of its own in memory.
+PEAK_MEMORY = """
+import os, resource, runpy, sys
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+runpy.run_module("mlm_dist.prepare", run_name="__main__", alter_sys=True)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """texts/{one.txt, more/two.txt}: the sample, cut in two."""
+    sample = SAMPLE_TEXT.read_text(encoding="utf-8")
+    middle = sample.index("\n", len(sample) // 2)
+    for name, text in (("one.txt", sample[:middle]), ("more/two.txt", sample[middle:])):
+        path = tmp_path / "texts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode())
+    return tmp_path / "texts"
+
+
+def repeated_sample(path: Path, megabytes: int) -> Path:
+    """Write a file of about so many megabytes."""
+    sample = SAMPLE_TEXT.read_bytes()
+    with path.open("wb") as file:
+        for _ in range(megabytes * 1_000_000 // len(sample)):
+            file.write(sample)
+    return path
+
+
+def check_mistake(result: Result, *words: str) -> None:
+    """Check that a verb ended with one line about a mistake of the person's."""
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), result.stderr
+    assert result.stderr.startswith("mlm_dist: error: ")
+    for word in words:
+        assert word in result.stderr
+
+
+def test_a_folder_of_texts_becomes_a_corpus(texts: Path, tmp_path: Path) -> None:
+    result = verb("prepare", texts, "--out", tmp_path / "out", "--val_fraction", 0.1, *BPE)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.count("\n") == 1
+    assert "2 documents" in result.stdout and "vocabulary 300" in result.stdout
+    corpus = Corpus.open(tmp_path / "out")
+    assert [d["name"] for d in corpus.manifest.documents] == ["more/two.txt", "one.txt"]
+    assert corpus.tokenizer.decode(corpus.train[slice(*corpus.manifest.documents[1]["train"])]).startswith("The Keeper")
+    assert 0.09 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.11
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
+
+
+def test_documents_to_hold_out_can_be_named(texts: Path, tmp_path: Path) -> None:
+    result = verb("prepare", texts / "one.txt", "--val", texts / "more", "--out", tmp_path / "out", *BPE)
+    assert result.returncode == 0, result.stderr
+    corpus = Corpus.open(tmp_path / "out")
+    documents = {d["name"]: (d["train"], d["val"]) for d in corpus.manifest.documents}
+    assert documents == {
+        "one.txt": ([0, len(corpus.train)], [0, 0]),
+        "two.txt": ([len(corpus.train)] * 2, [0, len(corpus.val)]),
+    }
+
+
+def test_the_same_texts_give_the_same_corpus_in_every_process(texts: Path, tmp_path: Path) -> None:
+    for seed, threads in (("1", "1"), ("2", "4")):
+        result = verb("prepare", texts, "--out", tmp_path / seed, *BPE, PYTHONHASHSEED=seed, RAYON_NUM_THREADS=threads)
+        assert result.returncode == 0, result.stderr
+    for path in (tmp_path / "1").rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes() == path.read_bytes()
+
+
+def test_gpt2_is_the_tokenizer_unless_another_is_named(gpt2_vocabulary: None, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"Hello world\r\n<|endoftext|> [MASK]\n")
+    result = verb("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--val_fraction", 0)
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / "out" / "corpus.json").read_text(encoding="utf-8"))
+    assert [manifest[key] for key in ("tokenizer", "vocab_size", "mask_id", "end_id")] == ["gpt2", 50258, 50257, 50256]
+    tokens = np.fromfile(tmp_path / "out" / "train.bin", dtype="<u2")
+    assert tokens[:2].tolist() == [15496, 995]
+    assert tokens.tolist().index(50256) == len(tokens) - 1
+    assert 50257 not in tokens
+
+
+def test_a_file_in_another_encoding_is_named_and_then_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("C'était déjà vu. ".encode("latin-1") * 20)
+    check_mistake(
+        verb("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", *BPE),
+        f"{tmp_path / 'a.txt'}: not utf-8 at byte 3 ",
+        "--encoding",
+    )
+    assert not (tmp_path / "out").exists()
+    result = verb("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--encoding", "latin-1", *BPE)
+    assert result.returncode == 0, result.stderr
+    corpus = Corpus.open(tmp_path / "out")
+    assert corpus.tokenizer.decode(corpus.train).startswith("C'était déjà vu. ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.txt", "--out", "out", *BPE], ["missing.txt", "no such file or folder"]),
+        (["good.txt", "--val", "missing.txt", "--out", "out", *BPE], ["missing.txt", "no such file or folder"]),
+        (["empty.txt", "--out", "out", *BPE], ["empty.txt", "empty"]),
+        (["bare", "--out", "out", *BPE], ["bare", "*.txt"]),
+        (["good.txt", "--out", "out", "--encoding", "utf-88", *BPE], ["'utf-88'"]),
+        (["good.txt", "--out", "out", "--encoding", "rot13", *BPE], ["'rot13'"]),
+        (["bad.txt", "--out", "out", *BPE], ["bad.txt", "at byte 5 "]),
+        (["good.txt", "bad.txt", "--out", "out", *BPE], ["bad.txt", "at byte 5 "]),
+        (["good.txt", "--out", "out", "--encoding", "utf-16", *BPE], ["good.txt", "not utf-16"]),
+        (["good.txt", "--out", "out", "--tokenizer", "gpt5"], ["'gpt5'", "gpt2", "bpe"]),
+        (["good.txt", "--out", "out", "--vocab_size", "300"], ["--vocab_size", "bpe"]),
+        (["good.txt", "--out", "out", "--tokenizer", "bpe"], ["--vocab_size"]),
+        (["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "257"], ["257", "258"]),
+        (["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "-1"], ["258"]),
+        (["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "many"], ["--vocab_size", "'many'"]),
+        (["good.txt", "--out", "taken", *BPE], ["taken", "exists already"]),
+        (["good.txt", "--out", "good.txt", *BPE], ["good.txt", "exists already"]),
+        (["good.txt", "--out", "good.txt/out", *BPE], ["good.txt/out", "cannot be written"]),
+        (["good.txt", "--out", "x" * 300, *BPE], ["xxx", "File name too long"]),
+        (["x" * 300, "--out", "out", *BPE], ["xxx"]),
+        (["good.txt", "--out", "out", "--val_fraction", "1.5", *BPE], ["--val_fraction", "1.5"]),
+        (["good.txt", "--out", "out", "--val_fraction", "-0.1", *BPE], ["--val_fraction", "-0.1"]),
+        (["good.txt", "--val", "good.txt", "--out", "out", *BPE], ["no text to train on"]),
+        (["good.txt", *BPE], ["--out"]),
+        (["--out", "out", *BPE], ["PATH"]),
+        (["good.txt", "--out", "out", "--colour", "red", *BPE], ["--colour"]),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:60],
+)
+def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
+    tmp_path: Path, arguments: list[object], words: list[str]
+) -> None:
+    (tmp_path / "good.txt").write_bytes(b"one two three " * 50)
+    (tmp_path / "bad.txt").write_bytes(b"caf\xc3\xa9\xe9 and more")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "taken").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    check_mistake(verb("prepare", *arguments, cwd=tmp_path), *words)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(texts: Path, tmp_path: Path) -> None:
+    limited = 'ulimit -f 20; exec "$@"'  # blocks of 512 or 1024 bytes: more than the tokenizer, less than train.bin
+    command = [sys.executable, "-m", "mlm_dist.prepare", texts, "--out", tmp_path / "out", *BPE]
+    result = start(["sh", "-c", limited, "sh", *map(str, command)])
+    check_mistake(result, "out: cannot be written: File too large")
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+def test_without_a_network_tiktoken_users_learn_what_to_do(texts: Path, tmp_path: Path) -> None:
+    offline = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "empty")}
+    offline |= {name: "http://127.0.0.1:9" for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")}
+    offline |= {"NO_PROXY": "", "no_proxy": ""}
+    result = verb("prepare", texts, "--out", tmp_path / "out", "--tokenizer", "gpt2", timeout=60, **offline)
+    check_mistake(result, "'gpt2' could not be fetched", "TIKTOKEN_CACHE_DIR", "bpe")
+    assert not (tmp_path / "out").exists()
+    assert verb("prepare", texts, "--out", tmp_path / "out", *BPE, **offline).returncode == 0
+
+
+def test_a_corpus_of_gpt2_tokens_needs_no_network_later(gpt2_vocabulary: None, texts: Path, tmp_path: Path) -> None:
+    assert verb("prepare", texts, "--out", tmp_path / "out", "--tokenizer", "gpt2").returncode == 0
+    read = "import sys, pathlib; from mlm_dist.data.corpus import Corpus; c = Corpus.open(pathlib.Path(sys.argv[1]));"
+    read += "print(c.tokenizer.decode(c.train[:6]), c.tokenizer.encode('Hello world').tolist())"
+    offline = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "empty"), "HTTPS_PROXY": "http://127.0.0.1:9"}
+    result = start([sys.executable, "-c", read, str(tmp_path / "out")], **offline)
+    assert result.stderr == ""
+    assert "[15496, 995]" in result.stdout
+
+
+def peak_memory(path: Path, out: Path, *tokenizer: object) -> float:
+    """Megabytes that preparing a file takes at the most."""
+    command = [sys.executable, "-c", PEAK_MEMORY, path, "--out", out, *tokenizer]
+    result = start(list(map(str, command)), RAYON_NUM_THREADS="2")
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout.split()[-1]) * 1024 / 1e6
+
+
+def check_memory(tmp_path: Path, megabytes: int, growth: float, *tokenizer: object) -> None:
+    """Check that a large file takes no more memory than a small one, up to the pieces that are under way."""
+    small = peak_memory(repeated_sample(tmp_path / "small.txt", 1), tmp_path / "small", *tokenizer)
+    large = peak_memory(repeated_sample(tmp_path / "large.txt", megabytes), tmp_path / "large", *tokenizer)
+    print(f"\npeak memory: {small:.0f} MB for 1 MB of text, {large:.0f} MB for {megabytes} MB")
+    assert large - small < growth
+
+
+def test_memory_does_not_grow_with_the_text(gpt2_vocabulary: None, tmp_path: Path) -> None:
+    check_memory(tmp_path, 96, 40, "--tokenizer", "gpt2")
+
+
+def test_memory_does_not_grow_with_the_text_a_vocabulary_is_trained_on(tmp_path: Path) -> None:
+    check_memory(tmp_path, 20, 25, *BPE)
+
+
+def start_preparing(path: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "mlm_dist.prepare", path, "--out", out, *BPE]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for(process: subprocess.Popen[str], folder: Path, file: str) -> None:
+    """Wait until a file below a folder, `*` standing for any name, holds something."""
+    while not any(path.stat().st_size for path in folder.glob(file)):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+def test_interrupting_leaves_nothing(tmp_path: Path) -> None:
+    text = repeated_sample(tmp_path / "text.txt", 6)
+    process = start_preparing(text, tmp_path / "out")
+    wait_for(process, tmp_path, ".out*/train.bin")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "mlm_dist: interrupted\n")
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_interrupting_the_training_of_a_vocabulary_ends_it_soon(tmp_path: Path) -> None:
+    # Left alone it would go on for ten seconds and more.
+    text = repeated_sample(tmp_path / "text.txt", 40)
+    process = start_preparing(text, tmp_path / "out")
+    try:
+        wait_for(process, tmp_path, ".out*")
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=5)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, errors) == (130, "mlm_dist: interrupted\n")
+    assert list(tmp_path.iterdir()) == [text]
+
+
+def test_killing_leaves_nothing_that_looks_whole_and_nothing_in_the_way(tmp_path: Path) -> None:
+    text = repeated_sample(tmp_path / "text.txt", 6)
+    process = start_preparing(text, tmp_path / "out")
+    wait_for(process, tmp_path, ".out*/train.bin")
+    process.kill()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.rglob("corpus.json"))
+    result = verb("prepare", SAMPLE_TEXT, "--out", tmp_path / "out", *BPE)
+    assert result.returncode == 0, result.stderr
+    assert Corpus.open(tmp_path / "out").manifest.vocab_size == 300
