@@ -1,6 +1,7 @@
 """The training loop."""
 
 import math
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -100,10 +101,10 @@ class Trainer:
             recorder = Recorder(self.run_dir, self.step, self.tokens, self.seconds, config.max_iters)
         if self.step == 0:
             self.evaluate(recorder)
-        stopwatch = Stopwatch(self.seconds)
+        batches, stopwatch = self.batches(), Stopwatch(self.seconds)
         while self.step < config.max_iters:
             rate = learning_rate(self.step, config.max_iters, self.config.optim)
-            result = self.take_step(self.load_batch(), rate)
+            result = self.take_step(next(batches), rate)
             self.step += 1
             last = self.step == config.max_iters
             evaluates = last or self.held_out.is_due(self.step)
@@ -120,13 +121,14 @@ class Trainer:
             self.finish()
         self.processes.barrier()
 
-    def load_batch(self) -> MaskedBatch:
-        """Read and mask what this rank has of the next global batch."""
-        if self.config.model.dropout:
-            # Seeded anew at every step, the generator needs no place in the checkpoint.
-            torch.manual_seed(salt(self.config.seed, self.step, self.processes.rank, "dropout"))
-        epoch, rows = self.sampler.rows(self.step)
-        return load_batch(self.rows, rows, epoch, self.masker, self.device)
+    def batches(self) -> Iterator[MaskedBatch]:
+        """Read and mask this rank's part of one global batch after another, beginning with the next step's."""
+        self.sampler.start_step = self.step
+        for epoch, rows in self.sampler:
+            if self.config.model.dropout:
+                # Seeded anew at every step, the generator needs no place in the checkpoint.
+                torch.manual_seed(salt(self.config.seed, self.step, self.processes.rank, "dropout"))
+            yield load_batch(self.rows, rows, epoch, self.masker, self.device)
 
     def take_step(self, batch: MaskedBatch, rate: float) -> StepResult:
         """Take one optimizer step.

@@ -46,8 +46,9 @@ def main() -> None:
 
     trainer.optimizer.register_step_pre_hook(keep)
     steps = []
+    batches = trainer.batches()
     for _ in range(STEPS):
-        batch, (epoch, rows) = trainer.load_batch(), trainer.sampler.rows(trainer.step)
+        batch, (epoch, rows) = next(batches), trainer.sampler.rows(trainer.step)
         result = trainer.take_step(batch, rate=0.0)
         trainer.step += 1
         steps.append(

@@ -1,5 +1,6 @@
 """Training through real processes: world sizes, resuming, what a run leaves behind."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -151,7 +152,7 @@ def kill_after(step: int, command: list[str], run_dir: Path) -> None:
     """Start a training, and kill all its processes once its metrics have reached a step."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     metrics = run_dir / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -159,8 +160,21 @@ def kill_after(step: int, command: list[str], run_dir: Path) -> None:
         assert process.poll() is None, process.stderr and process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
+    # torchrun's workers lead groups of their own, and would live on.
+    for pid in [process.pid, *children(process.pid)]:
+        os.kill(pid, signal.SIGKILL)
     process.wait()
+
+
+def children(parent: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # one that has just ended
+            pid, after_name = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
+            if int(after_name[1]) == parent:
+                found.append(pid)
+    return found
 
 
 LONG = {"train__max_iters": 240, "checkpoint__interval": 50, "train__eval_interval": 60, "train__log_interval": 3}
