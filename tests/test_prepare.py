@@ -17,13 +17,21 @@ from tests.conftest import REPOSITORY, Result, start, verb
 
 BPE = ("--tokenizer", "bpe", "--vocab_size", 300)
 
-# Runs the verb on two cores, however many there are, since each core has pieces of its own in memory.
-PEAK_MEMORY = """
-import os, resource, runpy, sys
-os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+# Runs the verb on so many cores at the most: each has pieces of its own in memory and hastens the end.
+ON_CORES = """
+import os, runpy, sys
+cores = int(sys.argv.pop(1))
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 runpy.run_module("mlm_dist.prepare", run_name="__main__", alter_sys=True)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
+# The kernel's VmHWM is the peak of this program alone; getrusage's ru_maxrss begins with what the process was before
+# it became this program, a copy of pytest.
+PEAK_MEMORY = """
+[peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+print(peak.split()[1])
+"""
+linux_only = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 
 
 @pytest.fixture
@@ -105,7 +113,7 @@ def test_a_file_in_another_encoding_is_named_and_then_read(tmp_path: Path) -> No
     (tmp_path / "a.txt").write_bytes("C'était déjà vu. ".encode("latin-1") * 20)
     check_mistake(
         verb("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", *BPE),
-        f"{tmp_path / 'a.txt'}: not utf-8 at byte 3 ",
+        f"{tmp_path / 'a.txt'}: not utf-8 at byte 2 ",
         "--encoding",
     )
     assert not (tmp_path / "out").exists()
@@ -131,10 +139,8 @@ def test_a_file_in_another_encoding_is_named_and_then_read(tmp_path: Path) -> No
         (["good.txt", "--out", "out", "--vocab_size", "300"], ["--vocab_size", "bpe"]),
         (["good.txt", "--out", "out", "--tokenizer", "bpe"], ["--vocab_size"]),
         (["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "257"], ["257", "258"]),
-        (["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "-1"], ["258"]),
         (["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "many"], ["--vocab_size", "'many'"]),
         (["good.txt", "--out", "taken", *BPE], ["taken", "exists already"]),
-        (["good.txt", "--out", "good.txt", *BPE], ["good.txt", "exists already"]),
         (["good.txt", "--out", "good.txt/out", *BPE], ["good.txt/out", "cannot be written"]),
         (["good.txt", "--out", "x" * 300, *BPE], ["xxx", "File name too long"]),
         (["x" * 300, "--out", "out", *BPE], ["xxx"]),
@@ -145,7 +151,7 @@ def test_a_file_in_another_encoding_is_named_and_then_read(tmp_path: Path) -> No
         (["--out", "out", *BPE], ["PATH"]),
         (["good.txt", "--out", "out", "--colour", "red", *BPE], ["--colour"]),
     ],
-    ids=lambda value: " ".join(map(str, value))[:60],
+    ids=lambda value: " ".join(map(str, value)).removesuffix(" --tokenizer bpe --vocab_size 300")[:40],
 )
 def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
     tmp_path: Path, arguments: list[object], words: list[str]
@@ -170,7 +176,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(texts: Path, tmp_pat
 
 def test_without_a_network_tiktoken_users_learn_what_to_do(texts: Path, tmp_path: Path) -> None:
     offline = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "empty")}
-    offline |= {name: "http://127.0.0.1:9" for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")}
+    offline |= dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), "http://127.0.0.1:9")
     offline |= {"NO_PROXY": "", "no_proxy": ""}
     result = verb("prepare", texts, "--out", tmp_path / "out", "--tokenizer", "gpt2", timeout=60, **offline)
     check_mistake(result, "'gpt2' could not be fetched", "TIKTOKEN_CACHE_DIR", "bpe")
@@ -190,8 +196,8 @@ def test_a_corpus_of_gpt2_tokens_needs_no_network_later(gpt2_vocabulary: None, t
 
 def peak_memory(path: Path, out: Path, *tokenizer: object) -> float:
     """Megabytes that preparing a file takes at the most."""
-    command = [sys.executable, "-c", PEAK_MEMORY, path, "--out", out, *tokenizer]
-    result = start(list(map(str, command)), RAYON_NUM_THREADS="2")
+    command = [sys.executable, "-c", ON_CORES + PEAK_MEMORY, 2, path, "--out", out, *tokenizer]
+    result = start(list(map(str, command)))
     assert result.returncode == 0, result.stderr
     return int(result.stdout.split()[-1]) * 1024 / 1e6
 
@@ -204,16 +210,18 @@ def check_memory(tmp_path: Path, megabytes: int, growth: float, *tokenizer: obje
     assert large - small < growth
 
 
+@linux_only
 def test_memory_does_not_grow_with_the_text(gpt2_vocabulary: None, tmp_path: Path) -> None:
-    check_memory(tmp_path, 96, 40, "--tokenizer", "gpt2")
+    check_memory(tmp_path, 64, 40, "--tokenizer", "gpt2")
 
 
+@linux_only
 def test_memory_does_not_grow_with_the_text_a_vocabulary_is_trained_on(tmp_path: Path) -> None:
-    check_memory(tmp_path, 20, 25, *BPE)
+    check_memory(tmp_path, 12, 20, *BPE)
 
 
-def start_preparing(path: Path, out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "mlm_dist.prepare", path, "--out", out, *BPE]
+def start_preparing(path: Path, out: Path, cores: int = 1) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", ON_CORES, cores, path, "--out", out, *BPE]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -226,7 +234,7 @@ def wait_for(process: subprocess.Popen[str], folder: Path, file: str) -> None:
 
 
 def test_interrupting_leaves_nothing(tmp_path: Path) -> None:
-    text = repeated_sample(tmp_path / "text.txt", 6)
+    text = repeated_sample(tmp_path / "text.txt", 4)
     process = start_preparing(text, tmp_path / "out")
     wait_for(process, tmp_path, ".out*/train.bin")
     process.send_signal(signal.SIGINT)
@@ -238,10 +246,10 @@ def test_interrupting_leaves_nothing(tmp_path: Path) -> None:
 def test_interrupting_the_training_of_a_vocabulary_ends_it_soon(tmp_path: Path) -> None:
     # Left alone it would go on for ten seconds and more.
     text = repeated_sample(tmp_path / "text.txt", 40)
-    process = start_preparing(text, tmp_path / "out")
+    process = start_preparing(text, tmp_path / "out", cores=2)
     try:
         wait_for(process, tmp_path, ".out*")
-        time.sleep(0.5)
+        time.sleep(1.0)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=5)
     finally:
@@ -252,7 +260,7 @@ def test_interrupting_the_training_of_a_vocabulary_ends_it_soon(tmp_path: Path) 
 
 
 def test_killing_leaves_nothing_that_looks_whole_and_nothing_in_the_way(tmp_path: Path) -> None:
-    text = repeated_sample(tmp_path / "text.txt", 6)
+    text = repeated_sample(tmp_path / "text.txt", 4)
     process = start_preparing(text, tmp_path / "out")
     wait_for(process, tmp_path, ".out*/train.bin")
     process.kill()

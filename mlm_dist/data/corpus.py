@@ -69,8 +69,9 @@ class Manifest:
                     f"{path}: format version {content['version']} instead of {FORMAT_VERSION}: prepare anew"
                 )
             manifest = cls(**content)
-            if set(manifest.tokens) != set(SPLITS):
-                raise ValueError("tokens are not those of train and val")
+            numbers = [manifest.vocab_size, manifest.mask_id, manifest.end_id, *(manifest.tokens[s] for s in SPLITS)]
+            if not all(isinstance(number, int) and number >= 0 for number in numbers):
+                raise ValueError("sizes and ids have to be whole numbers")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; is it a folder that prepare wrote?") from error
         except (ValueError, KeyError, TypeError) as error:

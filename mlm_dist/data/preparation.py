@@ -22,6 +22,7 @@ from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 
 BPE_TRAINING_BYTES = 256 << 20
+BPE_TRAINING_PIECE_BYTES = 1 << 14  # `tokenizers` gathers 256 pieces before it counts their words
 SAMPLE_TEXT = Path(__file__).with_name("sample.txt")
 
 
@@ -43,8 +44,6 @@ def prepare_corpus(
     Raises:
         UserError: `out` exists or cannot be written, the tokenizer cannot be had, a document is not readable text.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already: delete it or name another folder")
     with new_folder(out) as folder:
         if tokenizer == "bpe":
             if vocab_size is None:
@@ -93,7 +92,11 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
     digest = hashlib.sha256(json.dumps([recipe, files]).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlm_dist" / digest
     if not (folder / MANIFEST).exists():
-        prepare_corpus(documents, folder, config.tokenizer, vocab_size, config.encoding)
+        try:
+            prepare_corpus(documents, folder, config.tokenizer, vocab_size, config.encoding)
+        except UserError:
+            if not (folder / MANIFEST).exists():  # else another run has just put the same there
+                raise
     return folder
 
 
@@ -102,6 +105,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that becomes `out` if all goes well, and otherwise vanishes."""
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
+        if out.exists():
+            raise UserError(f"{out} exists already: delete it or name another folder")
         partial.mkdir(parents=True)
         yield partial
         partial.rename(out)
@@ -111,18 +116,17 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def read_all(documents: list[Document], encoding: str) -> Iterator[tuple[int, Piece]]:
+def read_all(documents: list[Document], encoding: str, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[int, Piece]]:
     """The pieces of all documents, each with its document's number."""
     for number, document in enumerate(documents):
-        for piece in read_pieces(document, encoding):
+        for piece in read_pieces(document, encoding, piece_bytes):
             yield number, piece
 
 
 def bpe_training_texts(documents: list[Document], encoding: str) -> Iterator[str]:
     """Texts to learn a vocabulary from: the training parts, thinned evenly to about `BPE_TRAINING_BYTES`."""
-    pieces = max(1, sum(document.size for document in documents) // PIECE_BYTES)
-    every = max(1, pieces * PIECE_BYTES // BPE_TRAINING_BYTES)
-    for count, (_, piece) in enumerate(read_all(documents, encoding)):
+    every = max(1, sum(document.size for document in documents) // BPE_TRAINING_BYTES)
+    for count, (_, piece) in enumerate(read_all(documents, encoding, BPE_TRAINING_PIECE_BYTES)):
         if piece.split == "train" and count % every == 0:
             yield piece.text
 

@@ -75,13 +75,16 @@ def walk(paths: list[Path]) -> list[tuple[str, Path]]:
     """Names and paths of the text files below `paths`, in a fixed order."""
     found: list[tuple[str, Path]] = []
     for path in paths:
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*.txt") if file.is_file())
-            found += [(file.relative_to(path).as_posix(), file) for file in files]
-        elif path.is_file():
-            found.append((path.name, path))
-        else:
-            raise UserError(f"{path}: there is no such file or folder")
+        try:
+            if path.is_dir():
+                files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+                found += [(file.relative_to(path).as_posix(), file) for file in files]
+            elif path.is_file():
+                found.append((path.name, path))
+            else:
+                raise UserError(f"{path}: there is no such file or folder")
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}") from error
     return found
 
 
@@ -116,8 +119,9 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
         The byte at which the block starts, and its text.
     """
     try:
+        "".encode(encoding)  # refuses codecs such as rot13, which are none of text
         decoder = codecs.getincrementaldecoder(encoding)()
-    except LookupError as error:
+    except (LookupError, UnicodeError) as error:
         raise UserError(f"there is no text encoding '{encoding}': utf-8, latin-1, cp1252, utf-16 are some") from error
     start = 0
     try:
@@ -128,10 +132,13 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
                 pending = len(decoder.getstate()[0])
                 try:
                     text = decoder.decode(block, final=not block)
-                except UnicodeDecodeError as error:
+                except UnicodeError as error:
+                    place, reason = start - pending, str(error)
+                    if isinstance(error, UnicodeDecodeError):
+                        place, reason = place + error.start, error.reason
                     raise UserError(
-                        f"{document.path}: not {encoding} at byte {start - pending + error.start} ({error.reason}); "
-                        f"name the file's own encoding with --encoding"
+                        f"{document.path}: not {encoding} at byte {place} ({reason}); give the file's own encoding "
+                        f"(prepare: --encoding, train: --data.encoding)"
                     ) from error
                 yield start, text.removeprefix("\ufeff") if start == 0 else text
                 if not block:

@@ -5,8 +5,11 @@ ranks in tiktoken's own file format, so that nothing after `prepare` needs the n
 """
 
 import base64
+import hashlib
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +97,7 @@ class Tokenizer:
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        trained.train_from_iterator(texts, trainer)
+        run_interruptibly(lambda: trained.train_from_iterator(texts, trainer))
         to_byte = {character: byte for byte, character in enumerate(byte_characters())}
         ranks = {bytes(to_byte[c] for c in token): rank for token, rank in trained.get_vocab().items()}
         ranks = dict(sorted(ranks.items(), key=lambda item: item[1]))
@@ -109,7 +112,10 @@ class Tokenizer:
         """
         try:
             parts = json.loads((folder / ENCODING_FILE).read_text(encoding="utf-8"))
-            lines = (folder / RANKS_FILE).read_bytes().splitlines()
+            content = (folder / RANKS_FILE).read_bytes()
+            if hashlib.sha256(content).hexdigest() != parts["sha256"]:
+                raise ValueError(f"{RANKS_FILE} is not the file that {ENCODING_FILE} describes")
+            lines = content.splitlines()
             ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
             return cls.build(parts["name"], parts["pattern"], ranks, parts["special_tokens"])
         except OSError as error:
@@ -121,9 +127,14 @@ class Tokenizer:
         """Write the tokenizer into a folder: the ranks as tiktoken writes them, the rest as JSON."""
         folder.mkdir(parents=True, exist_ok=True)
         by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
-        lines = [base64.b64encode(token) + b" " + str(rank).encode() + b"\n" for token, rank in by_rank]
-        (folder / RANKS_FILE).write_bytes(b"".join(lines))
-        parts = {"name": self.name, "pattern": self.pattern, "special_tokens": self.special_tokens}
+        content = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)
+        (folder / RANKS_FILE).write_bytes(content)
+        parts = {
+            "name": self.name,
+            "pattern": self.pattern,
+            "special_tokens": self.special_tokens,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
         (folder / ENCODING_FILE).write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
 
     @property
@@ -155,6 +166,21 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are no whole character become U+FFFD."""
         return self.encoding.decode(list(ids))
+
+
+def run_interruptibly(work: Callable[[], None]) -> None:
+    """Run something that does not listen to Ctrl-C, such as the training of a vocabulary, so that Ctrl-C ends it."""
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+            outcome.set_result(None)
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    outcome.result()
 
 
 def byte_characters() -> list[str]:

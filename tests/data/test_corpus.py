@@ -1,0 +1,136 @@
+"""Prepared corpora: read as they were written, and refused where they were not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, Corpus, Manifest, token_dtype
+from mlm_dist.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"),
+    [(2, "<u2"), (300, "<u2"), (50258, "<u2"), (65536, "<u2"), (65537, "<u4"), (100278, "<u4"), (200020, "<u4")],
+)
+def test_token_ids_take_16_bits_where_the_vocabulary_allows(vocab_size: int, dtype: str) -> None:
+    assert token_dtype(vocab_size) == np.dtype(dtype)
+    assert np.iinfo(token_dtype(vocab_size)).max >= vocab_size - 1
+
+
+def test_token_ids_are_little_endian() -> None:
+    assert np.array([0x0102], dtype=token_dtype(300)).tobytes() == b"\x02\x01"
+    assert np.array([0x01020304], dtype=token_dtype(1 << 30)).tobytes() == b"\x04\x03\x02\x01"
+
+
+def test_opens_what_was_prepared(corpus: Corpus) -> None:
+    assert corpus.manifest.version == FORMAT_VERSION
+    assert (len(corpus.train), len(corpus.val)) == (corpus.manifest.tokens["train"], corpus.manifest.tokens["val"])
+    assert corpus.tokenizer.vocab_size == corpus.manifest.vocab_size == 300
+    text = corpus.tokenizer.decode(corpus.train[:-1]) + corpus.tokenizer.decode(corpus.val[:-1])
+    assert text.startswith("The Keeper of Hollin\n")
+
+
+def test_files_are_mapped_not_read(corpus: Corpus) -> None:
+    assert isinstance(corpus.train, np.memmap)
+    assert isinstance(corpus.val, np.memmap)
+    assert not corpus.train.flags.writeable
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("block_size", [1, 16, 64, 1000])
+def test_rows_are_the_tokens_in_order_without_a_short_rest(corpus: Corpus, split: Any, block_size: int) -> None:
+    tokens = corpus.train if split == "train" else corpus.val
+    rows = corpus.rows(split, block_size)
+    assert rows.shape == (len(tokens) // block_size, block_size)
+    assert np.array_equal(rows.ravel(), tokens[: rows.size])
+    assert len(tokens) - rows.size < block_size
+    assert np.shares_memory(rows, tokens)
+
+
+def test_fewer_tokens_than_a_row_are_no_rows(corpus: Corpus) -> None:
+    assert corpus.rows("val", len(corpus.val) + 1).shape == (0, len(corpus.val) + 1)
+
+
+def edited(**changes: Any) -> Callable[[Path], None]:
+    """Change entries of corpus.json; None takes them out."""
+
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | changes
+        content = {key: value for key, value in content.items() if value is not None}
+        (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+
+    return edit
+
+
+def rewritten(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """Change the bytes of a file."""
+
+    def rewrite(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return rewrite
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without(MANIFEST), r"corpus\.json: No such file.*prepare"),
+        (rewritten(MANIFEST, lambda content: b""), r"corpus\.json: not a corpus description"),
+        (rewritten(MANIFEST, lambda content: content[:-20]), r"corpus\.json: not a corpus description"),
+        (rewritten(MANIFEST, lambda content: b"\xff" + content), r"corpus\.json: not a corpus description"),
+        (rewritten(MANIFEST, lambda content: b"[]"), r"corpus\.json: not a corpus description"),
+        (edited(version=FORMAT_VERSION + 1), r"corpus\.json: format version 2 instead of 1"),
+        (edited(version=None), r"corpus\.json: not a corpus description"),
+        (edited(tokens=None), r"corpus\.json: not a corpus description"),
+        (edited(tokens={"train": 1}), r"corpus\.json: not a corpus description"),
+        (edited(tokens={"train": None, "val": None}), r"corpus\.json: not a corpus description"),
+        (edited(vocab_size=301), r"its tokenizer is not the one in corpus\.json"),
+        (edited(mask_id=5), r"its tokenizer is not the one in corpus\.json"),
+        (without("train.bin"), r"train\.bin: No such file"),
+        (rewritten("train.bin", lambda content: content[:-2]), r"train\.bin: \d+ bytes where corpus\.json says \d+"),
+        (rewritten("train.bin", lambda content: content[:-1]), r"train\.bin: \d+ bytes where corpus\.json says \d+"),
+        (rewritten("train.bin", lambda content: b""), r"train\.bin: 0 bytes where corpus\.json says \d+"),
+        (rewritten("val.bin", lambda content: content + b"\0\0"), r"val\.bin: \d+ bytes where corpus\.json says \d+"),
+        (without("tokenizer/ranks.tiktoken"), r"ranks\.tiktoken: No such file"),
+        (rewritten("tokenizer/ranks.tiktoken", lambda content: b"rubbish"), r"the tokenizer stored there is damaged"),
+        (rewritten("tokenizer/encoding.json", lambda content: b"{}"), r"the tokenizer stored there is damaged"),
+    ],
+)
+def test_a_damaged_corpus_is_the_users_mistake(
+    corpus_folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    folder = tmp_path / "corpus"
+    shutil.copytree(corpus_folder, folder)
+    Corpus.open(folder)
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        Corpus.open(folder)
+
+
+def test_a_folder_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No such file"):
+        Corpus.open(tmp_path / "missing")
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    manifest = Manifest(
+        tokenizer="bpe",
+        vocab_size=300,
+        mask_id=299,
+        end_id=298,
+        tokens={"train": 7, "val": 0},
+        sha256={"train": "a", "val": "b"},
+        documents=[{"name": "日本語/ü.txt", "train": [0, 7], "val": [0, 0]}],
+    )
+    manifest.write(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+    assert "日本語/ü.txt" in (tmp_path / MANIFEST).read_text(encoding="utf-8")

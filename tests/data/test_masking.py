@@ -1,0 +1,268 @@
+"""Masks: the rate that was asked for, evenly spread, and a pure function of (seed, epoch, row)."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from mlm_dist.config import MaskingConfig
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.masking import MaskedBatch, Masker
+
+CPU = torch.device("cpu")
+T = 64
+END, MASK = 100, 101
+ROWS = 10_000
+
+
+def masker(
+    mask_prob: float = 0.15,
+    replacement: Literal["mask", "80/10/10"] = "mask",
+    block_size: int = T,
+    seed: int = 1,
+    device: torch.device = CPU,
+) -> Masker:
+    return Masker(mask_prob, replacement, block_size, MASK, END, seed, device)
+
+
+def some_tokens(rows: int, end_share: float = 0.0, block_size: int = T) -> torch.Tensor:
+    """(rows, T) random tokens, some of them `<|endoftext|>`."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, END, (rows, block_size), generator=generator)
+    return tokens.masked_fill(torch.rand(rows, block_size, generator=generator) < end_share, END)
+
+
+def hidden(batch: MaskedBatch) -> torch.Tensor:
+    """(B, T) bool: where tokens are to be predicted."""
+    chosen = torch.zeros(batch.inputs.shape)
+    return chosen.scatter_add(1, batch.positions, batch.weights) > 0
+
+
+def parts(batch: MaskedBatch) -> list[torch.Tensor]:
+    return [batch.inputs, batch.positions, batch.targets, batch.weights]
+
+
+@pytest.fixture(scope="module")
+def tokens() -> torch.Tensor:
+    """(ROWS, T), without `<|endoftext|>`."""
+    return some_tokens(ROWS)
+
+
+@pytest.fixture(scope="module")
+def batch(tokens: torch.Tensor) -> MaskedBatch:
+    return masker()(tokens, torch.arange(ROWS), 0)
+
+
+@pytest.mark.parametrize("mask_prob", [0.01, 0.15, 0.3, 0.77, 0.99])
+def test_rows_hide_the_asked_share_on_average(tokens: torch.Tensor, mask_prob: float) -> None:
+    counts = masker(mask_prob)(tokens, torch.arange(ROWS), 0).weights.sum(1)
+    expected = mask_prob * T
+    assert set(counts.tolist()) == {math.floor(expected), math.ceil(expected)}
+    rest = expected % 1
+    assert abs(counts.mean().item() - expected) < 4 * math.sqrt(rest * (1 - rest) / ROWS)
+
+
+@pytest.mark.parametrize(
+    ("mask_prob", "block_size", "count"), [(0.5, 64, 32), (0.15, 20, 3), (0.07, 100, 7), (0.29, 100, 29), (1.0, 16, 16)]
+)
+def test_a_share_that_is_a_whole_number_is_that_number_in_every_row(
+    mask_prob: float, block_size: int, count: int
+) -> None:
+    weights = masker(mask_prob, block_size=block_size)(some_tokens(1000, 0, block_size), torch.arange(1000), 0).weights
+    assert weights.shape == (1000, count)
+    assert weights.eq(1).all()
+
+
+def test_the_share_is_of_the_tokens_that_may_be_hidden() -> None:
+    tokens = some_tokens(ROWS)
+    lengths = torch.arange(ROWS) % (T + 1)
+    tokens[torch.arange(T) >= lengths[:, None]] = END
+    counts = masker()(tokens, torch.arange(ROWS), 0).weights.sum(1)
+    for length in range(T + 1):
+        expected, of_length = 0.15 * length, counts[lengths == length]
+        assert math.floor(expected + 1e-9) <= of_length.min() and of_length.max() <= math.ceil(expected - 1e-9)
+        rest = expected % 1
+        error = math.sqrt(rest * (1 - rest) / len(of_length))
+        assert abs(of_length.mean().item() - expected) < 4.5 * error + 1e-6
+
+
+def test_every_position_is_equally_likely_to_be_hidden(batch: MaskedBatch) -> None:
+    chosen = hidden(batch)
+    # Among all rows, and among those that hide 9 tokens and those that hide 10: how many says nothing about which.
+    for rows in (chosen, chosen[chosen.sum(1) == 9], chosen[chosen.sum(1) == 10]):
+        counts = rows.sum(0).double()
+        expected = counts.mean()
+        # Chi-square of drawing without replacement: each count varies by rows * p * (1 - p).
+        variance = expected * (1 - expected / len(rows))
+        statistic = ((counts - expected) ** 2 / variance).sum().item() * (T - 1) / T
+        assert abs(statistic - (T - 1)) < 5 * math.sqrt(2 * (T - 1))
+
+
+def test_hidden_positions_do_not_attract_or_repel_one_another(batch: MaskedBatch) -> None:
+    chosen = hidden(batch).double()
+    together = (chosen.T @ chosen).numpy()
+    count = chosen.sum(1)
+    expected = (count * (count - 1)).mean().item() / (T * (T - 1)) * ROWS
+    for distance in range(1, T):
+        pairs = np.diagonal(together, distance)
+        assert abs(pairs.sum() - expected * len(pairs)) < 5 * math.sqrt(expected * len(pairs))
+
+
+def test_hidden_positions_are_distinct(batch: MaskedBatch) -> None:
+    assert torch.equal(hidden(batch).sum(1).float(), batch.weights.sum(1))
+
+
+def test_weights_are_0_or_1_and_positions_are_0_where_they_are_0(batch: MaskedBatch) -> None:
+    assert set(batch.weights.unique().tolist()) == {0.0, 1.0}
+    assert batch.positions[batch.weights == 0].eq(0).all()
+
+
+def test_shapes_and_types_do_not_depend_on_the_tokens(batch: MaskedBatch) -> None:
+    places = math.ceil(0.15 * T)
+    full_of_ends = masker()(torch.full((ROWS, T), END), torch.arange(ROWS), 0)
+    for one in (batch, full_of_ends):
+        assert [part.shape for part in parts(one)] == [(ROWS, T), (ROWS, places), (ROWS, places), (ROWS, places)]
+        assert [part.dtype for part in parts(one)] == [torch.int64, torch.int64, torch.int64, torch.float32]
+
+
+@pytest.mark.parametrize("replacement", ["mask", "80/10/10"])
+@pytest.mark.parametrize("end_share", [0.1, 0.9, 0.99, 1.0])
+def test_end_of_text_is_never_hidden(end_share: float, replacement: Literal["mask", "80/10/10"]) -> None:
+    tokens = some_tokens(2000, end_share)
+    batch = masker(0.3, replacement)(tokens, torch.arange(2000), 0)
+    assert not (hidden(batch) & (tokens == END)).any()
+    assert batch.inputs[tokens == END].eq(END).all()
+    assert batch.targets[batch.weights == 1].ne(END).all()
+
+
+@pytest.mark.parametrize("replacement", ["mask", "80/10/10"])
+@pytest.mark.parametrize("end_share", [0.0, 0.5])
+def test_inputs_are_the_tokens_but_where_they_are_hidden(
+    end_share: float, replacement: Literal["mask", "80/10/10"]
+) -> None:
+    tokens = some_tokens(2000, end_share)
+    before = tokens.clone()
+    batch = masker(0.15, replacement)(tokens, torch.arange(2000), 0)
+    assert torch.equal(tokens, before)
+    assert torch.equal(batch.inputs[~hidden(batch)], tokens[~hidden(batch)])
+    if replacement == "mask":
+        assert batch.inputs[hidden(batch)].eq(MASK).all()
+
+
+@pytest.mark.parametrize("end_share", [0.0, 0.9])
+def test_targets_are_the_true_tokens(end_share: float) -> None:
+    tokens = some_tokens(2000, end_share)
+    batch = masker()(tokens, torch.arange(2000), 0)
+    counted = batch.weights == 1
+    assert torch.equal(batch.targets[counted], tokens.gather(1, batch.positions)[counted])
+
+
+def test_80_10_10_replaces_in_these_proportions(tokens: torch.Tensor) -> None:
+    batch = masker(0.15, "80/10/10")(tokens, torch.arange(ROWS), 0)
+    shown, true = batch.inputs[hidden(batch)], tokens[hidden(batch)]
+    masked, kept = shown == MASK, shown == true
+    random = shown[~masked & ~kept]
+    count = len(shown)
+    for share, expected in (
+        (masked.float().mean().item(), 0.8),
+        (kept.float().mean().item(), 0.1 + 0.1 / END),  # a random token is the true one now and then
+        (len(random) / count, 0.1 - 0.1 / END),
+    ):
+        assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / count)
+    # Random tokens are the ordinary ones, each as often as any other.
+    assert random.max() < END
+    counts = random.bincount(minlength=END).double()
+    statistic = ((counts - counts.mean()) ** 2 / counts.mean()).sum().item()
+    assert abs(statistic - (END - 1)) < 5 * math.sqrt(2 * (END - 1))
+
+
+def test_what_replaces_a_token_does_not_depend_on_the_way_of_replacing(tokens: torch.Tensor) -> None:
+    plain, mixed = (masker(0.15, way)(tokens[:500], torch.arange(500), 0) for way in ("mask", "80/10/10"))
+    assert torch.equal(plain.positions, mixed.positions)
+    assert torch.equal(plain.weights, mixed.weights)
+
+
+@pytest.mark.parametrize("replacement", ["mask", "80/10/10"])
+def test_a_rows_mask_does_not_depend_on_the_rest_of_the_batch(replacement: Literal["mask", "80/10/10"]) -> None:
+    mask, tokens, rows = masker(0.15, replacement), some_tokens(64, 0.05), torch.arange(64) * 1009
+    whole = mask(tokens, rows, 3)
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    shuffled = mask(tokens[order], rows[order], 3)
+    for one, other in zip(parts(whole), parts(shuffled), strict=True):
+        assert torch.equal(one[order], other)
+    for row in range(64):
+        alone = mask(tokens[row : row + 1], rows[row : row + 1], 3)
+        for one, other in zip(parts(whole), parts(alone), strict=True):
+            assert torch.equal(one[row : row + 1], other)
+
+
+def test_masks_of_other_epochs_seeds_and_rows_are_unrelated(tokens: torch.Tensor) -> None:
+    rows = torch.arange(2000)
+    reference = hidden(masker()(tokens[:2000], rows, 0))
+    others = [
+        hidden(masker()(tokens[:2000], rows, 1)),
+        hidden(masker(seed=2)(tokens[:2000], rows, 0)),
+        hidden(masker()(tokens[:2000], rows + 1, 0)),
+        hidden(masker()(tokens[:2000], rows + 2**20, 0)),
+    ]
+    for other in others:
+        assert (reference != other).any(1).float().mean() > 0.999
+        # By chance a row shares 9.6 * 9.6 / 64 of its hidden positions with another, with a variance of about 1.
+        shared = (reference & other).sum(1).float().mean().item()
+        assert abs(shared - 9.6 * 9.6 / 64) < 5 * math.sqrt(1.1 / 2000)
+
+
+def test_masks_do_not_depend_on_what_was_masked_before() -> None:
+    mask, tokens, rows = masker(), some_tokens(8), torch.arange(8)
+    first = mask(tokens, rows, 0)
+    mask(some_tokens(3), torch.arange(3), 7)
+    for one, other in zip(parts(first), parts(mask(tokens, rows, 0)), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_seed_keeps_its_meaning() -> None:
+    # A run that is continued after an update has to mask as it did before.
+    mask = masker(0.33, "80/10/10", block_size=20, seed=1337)
+    batch = mask(torch.arange(80).reshape(4, 20), torch.tensor([0, 1, 5, 70_000]), 2)
+    assert batch.weights.sum(1).tolist() == [7.0, 6.0, 6.0, 7.0]
+    assert batch.positions.tolist() == [
+        [19, 0, 17, 1, 18, 6, 10],
+        [11, 5, 3, 1, 6, 15, 0],
+        [5, 4, 17, 2, 6, 15, 0],
+        [0, 1, 2, 13, 10, 9, 19],
+    ]
+    assert batch.inputs.gather(1, batch.positions).tolist() == [
+        [101, 0, 72, 101, 101, 101, 101],
+        [101, 101, 2, 101, 101, 101, 20],
+        [101, 101, 101, 101, 46, 101, 40],
+        [101, 101, 101, 73, 101, 69, 101],
+    ]
+
+
+def test_is_made_for_a_tokenizers_ids(corpus: Corpus) -> None:
+    made = Masker.of(MaskingConfig(mask_prob=0.2, replacement="80/10/10"), 16, corpus.tokenizer, 7, CPU)
+    assert (made.mask_id, made.end_id, made.seed) == (corpus.tokenizer.mask_id, corpus.tokenizer.end_id, 7)
+    assert made.replacement == "80/10/10"
+    assert made(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), 0).weights.shape == (1, 4)
+
+
+def test_micro_batches_are_the_batch_cut(batch: MaskedBatch) -> None:
+    cut = batch.micro_batches(3000)
+    assert [len(one.inputs) for one in cut] == [3000] * 3 + [1000]
+    for number, whole in enumerate(parts(batch)):
+        assert torch.equal(torch.cat([parts(one)[number] for one in cut]), whole)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("replacement", ["mask", "80/10/10"])
+def test_masks_on_the_gpu_are_those_on_the_cpu(replacement: Literal["mask", "80/10/10"]) -> None:
+    device = torch.device("cuda")
+    tokens, rows = some_tokens(ROWS, 0.02), torch.arange(ROWS) + 2**20
+    here = masker(0.15, replacement)(tokens, rows, 4)
+    there = masker(0.15, replacement, device=device)(tokens.to(device), rows.to(device), 4)
+    for one, other in zip(parts(here), parts(there), strict=True):
+        assert other.device.type == "cuda"
+        assert torch.equal(one, other.cpu())

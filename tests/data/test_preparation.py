@@ -1,0 +1,272 @@
+"""Preparing: every token of every document in its place, and nothing at all where something went wrong."""
+
+import hashlib
+import itertools
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiktoken
+
+from mlm_dist.config import DataConfig
+from mlm_dist.data.corpus import Corpus, Manifest
+from mlm_dist.data.preparation import (
+    SAMPLE_TEXT,
+    CorpusWriter,
+    encode_in_order,
+    find_or_prepare,
+    new_folder,
+    prepare_corpus,
+)
+from mlm_dist.data.texts import Document, Piece, find_documents
+from mlm_dist.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
+from mlm_dist.errors import UserError
+from tests.data.test_texts import HARD_TEXTS, random_text
+
+
+def byte_tokenizer(end_id: int = 256) -> Tokenizer:
+    """A token for each byte; the ids of the special tokens are free to choose."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    return Tokenizer.build("bytes", r"\s+|\S+", ranks, {END_OF_TEXT: end_id, MASK: end_id + 1})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Hard texts and random ones, a file each."""
+    draw = random.Random(3)
+    texts = HARD_TEXTS | {f"random {number}": random_text(draw, 400).lstrip("\ufeff") for number in range(20)}
+    for name, text in texts.items():
+        path = tmp_path / "texts" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(text.encode())
+    return tmp_path / "texts"
+
+
+def split_by_document(corpus: Corpus) -> list[tuple[str, list[int], list[int]]]:
+    """(name, tokens to train on, held-out tokens) of each document, as corpus.json gives their ranges."""
+    return [
+        (d["name"], corpus.train[slice(*d["train"])].tolist(), corpus.val[slice(*d["val"])].tolist())
+        for d in corpus.manifest.documents
+    ]
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1, 0.5])
+def test_train_then_val_of_each_document_are_the_tokens_of_the_whole_with_gpt2(
+    gpt2_vocabulary: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_fraction: float
+) -> None:
+    # Pieces as small as these texts allow without cutting a token: many cuts in every document.
+    monkeypatch.setattr("mlm_dist.data.texts.read_pieces.__defaults__", ("utf-8", 100))
+    manifest = prepare_corpus(find_documents([folder], [], val_fraction), tmp_path / "out", "gpt2")
+    assert (manifest.tokenizer, manifest.mask_id, manifest.vocab_size) == ("gpt2", 50257, 50258)
+    corpus, gpt2 = Corpus.open(tmp_path / "out"), tiktoken.get_encoding("gpt2")
+    assert corpus.train.dtype == np.dtype("<u2")
+    for name, train, val in split_by_document(corpus):
+        text = (folder / name).read_bytes().decode()
+        assert train[-1:] in ([], [50256]) and val[-1:] in ([], [50256])
+        assert train[:-1] + val[:-1] == gpt2.encode_ordinary(text)
+
+
+def test_documents_are_separated_and_described_where_they_lie(folder: Path, tmp_path: Path) -> None:
+    documents = find_documents([folder], [], 0.2)
+    prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
+    corpus = Corpus.open(tmp_path / "out")
+    end = corpus.tokenizer.end_id
+    assert [d["name"] for d in corpus.manifest.documents] == [d.name for d in documents]
+    # The ranges follow one another without a gap, and each ends with the one end of text in it.
+    for split, tokens in (("train", corpus.train), ("val", corpus.val)):
+        ranges = [d[split] for d in corpus.manifest.documents]
+        assert [0, *(stop for _, stop in ranges)] == [*(start for start, _ in ranges), len(tokens)]
+        ends = [stop - 1 for start, stop in ranges if stop > start]
+        assert np.flatnonzero(tokens == end).tolist() == ends
+    for name, train, val in split_by_document(corpus):
+        text = corpus.tokenizer.decode(train[:-1]) + corpus.tokenizer.decode(val[:-1])
+        assert text == (folder / name).read_bytes().decode()
+
+
+def test_the_tail_of_every_document_is_held_out(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(f"{name} " * 5000, encoding="utf-8")
+    prepare_corpus(find_documents([tmp_path], [], 0.25), tmp_path / "out", "bpe", vocab_size=258)
+    for name, train, val in split_by_document(Corpus.open(tmp_path / "out")):
+        assert abs(len(val) / (len(train) + len(val)) - 0.25) < 0.001
+        letter = byte_of(name[0], tmp_path / "out")
+        assert letter in train and letter in val
+
+
+def byte_of(letter: str, corpus: Path) -> int:
+    """The id of an ASCII letter in a trained vocabulary."""
+    [token] = Tokenizer.load(corpus / "tokenizer").encode(letter)
+    return int(token)
+
+
+def test_named_documents_are_held_out_whole_and_the_vocabulary_never_saw_them(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello world " * 100, encoding="utf-8")
+    (tmp_path / "b.txt").write_text("zqzq " * 1000, encoding="utf-8")
+    documents = find_documents([tmp_path], [tmp_path / "b.txt"], 0.25)
+    prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=264)
+    corpus = Corpus.open(tmp_path / "out")
+    (_, a_train, a_val), (_, b_train, b_val) = split_by_document(corpus)
+    assert a_train and b_val and not a_val and not b_train
+    assert corpus.tokenizer.decode(b_val[:-1]) == "zqzq " * 1000
+    assert b"zq" not in corpus.tokenizer.ranks
+    assert b"ll" in corpus.tokenizer.ranks or b"lo" in corpus.tokenizer.ranks
+
+
+def test_the_manifest_tells_what_the_files_hold(corpus_folder: Path) -> None:
+    manifest = json.loads((corpus_folder / "corpus.json").read_text(encoding="utf-8"))
+    assert (manifest["version"], manifest["tokenizer"], manifest["vocab_size"]) == (1, "bpe", 300)
+    assert (manifest["end_id"], manifest["mask_id"]) == (298, 299)
+    for split in ("train", "val"):
+        content = (corpus_folder / f"{split}.bin").read_bytes()
+        assert manifest["sha256"][split] == hashlib.sha256(content).hexdigest()
+        assert manifest["tokens"][split] * 2 == len(content)
+    [sample] = manifest["documents"]
+    assert sample == {"name": "sample.txt", **{s: [0, manifest["tokens"][s]] for s in ("train", "val")}}
+
+
+def test_a_corpus_is_these_files_and_no_others(corpus_folder: Path) -> None:
+    files = sorted(str(path.relative_to(corpus_folder)) for path in corpus_folder.rglob("*") if path.is_file())
+    assert files == ["corpus.json", "tokenizer/encoding.json", "tokenizer/ranks.tiktoken", "train.bin", "val.bin"]
+
+
+def test_preparing_again_gives_the_same_bytes(corpus_folder: Path, tmp_path: Path) -> None:
+    prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), tmp_path / "again", "bpe", vocab_size=300)
+    for path in corpus_folder.rglob("*"):
+        if path.is_file():
+            assert (tmp_path / "again" / path.relative_to(corpus_folder)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("piece_bytes", [50, 1000])
+def test_the_size_of_pieces_changes_nothing(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+) -> None:
+    monkeypatch.setattr("mlm_dist.data.texts.read_pieces.__defaults__", ("utf-8", piece_bytes))
+    manifest = prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), tmp_path / "out", "bpe", vocab_size=300)
+    assert manifest == Manifest.read(corpus_folder)
+
+
+@pytest.mark.parametrize(("end_id", "dtype"), [(256, "<u2"), (65534, "<u2"), (65535, "<u4"), (200_018, "<u4")])
+def test_large_vocabularies_are_written_in_32_bits(tmp_path: Path, end_id: int, dtype: str) -> None:
+    writer = CorpusWriter(tmp_path, byte_tokenizer(end_id))
+    writer.add(0, "a", "train", np.array([1, 2], dtype=np.uint32))
+    writer.add(1, "b", "train", np.array([3], dtype=np.uint32))
+    writer.add(1, "b", "val", np.array([4], dtype=np.uint32))
+    manifest = writer.finish()
+    assert manifest.dtype == np.dtype(dtype)
+    assert np.fromfile(tmp_path / "train.bin", dtype=dtype).tolist() == [1, 2, end_id, 3, end_id]
+    assert np.fromfile(tmp_path / "val.bin", dtype=dtype).tolist() == [4, end_id]
+    assert manifest.documents == [
+        {"name": "a", "train": [0, 3], "val": [0, 0]},
+        {"name": "b", "train": [3, 5], "val": [0, 2]},
+    ]
+
+
+def test_pieces_are_encoded_in_order_with_few_of_them_in_memory() -> None:
+    tokenizer, taken = byte_tokenizer(), 0
+
+    def endless() -> itertools.chain[tuple[int, Piece]]:
+        nonlocal taken
+        for taken in itertools.count(1):
+            yield taken, Piece("train", f"piece {taken}")
+
+    encoded = encode_in_order(endless(), tokenizer)
+    for number, (document, piece, ids) in enumerate(itertools.islice(encoded, 500), start=1):
+        assert document == number
+        assert tokenizer.decode(ids) == piece.text == f"piece {number}"
+        assert taken - number <= 2 * (os.cpu_count() or 1) + 1
+    encoded.close()
+
+
+def test_out_must_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="out exists already"):
+        prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), tmp_path / "out", "bpe", vocab_size=300)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "deep" / "out") as folder:
+        (folder / "file").write_bytes(b"content")
+        assert not (tmp_path / "deep" / "out").exists()
+        assert folder.parent == tmp_path / "deep"  # on the same file system, so that it can be renamed
+    assert (tmp_path / "deep" / "out" / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, RuntimeError])
+def test_nothing_is_left_of_a_folder_that_failed(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), new_folder(tmp_path / "out") as folder:
+        (folder / "file").write_bytes(b"content")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_document_after_good_ones_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("fine " * 100_000, encoding="utf-8")
+    (tmp_path / "texts" / "b.txt").write_bytes(b"not fine \xff")
+    with pytest.raises(UserError, match=r"b\.txt: not utf-8 at byte 9 "):
+        prepare_corpus(find_documents([tmp_path / "texts"], [], 0.1), tmp_path / "out", "bpe", vocab_size=258)
+    assert [path.name for path in tmp_path.iterdir()] == ["texts"]
+
+
+@pytest.mark.parametrize("content", ["\ufeff", "held out"])
+def test_texts_with_nothing_to_train_on_are_the_users_mistake(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(content, encoding="utf-8")
+    document = Document("a.txt", path, path.stat().st_size, val_start=0)
+    with pytest.raises(UserError, match="no text to train on"):
+        prepare_corpus([document], tmp_path / "out", "bpe", vocab_size=258)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "mlm_dist"
+
+
+def test_a_prepared_corpus_is_found_where_it_is(corpus_folder: Path, cache: Path) -> None:
+    assert find_or_prepare(DataConfig(path=str(corpus_folder)), 300) == corpus_folder
+    assert not cache.exists()
+
+
+def test_text_is_prepared_into_the_cache_once(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words " * 50, encoding="utf-8")
+    config = DataConfig(path=str(tmp_path / "a.txt"), tokenizer="bpe")
+    folder = find_or_prepare(config, 260)
+    assert folder.parent == cache
+    assert Corpus.open(folder).manifest.vocab_size == 260
+    written = (folder / "corpus.json").stat().st_mtime_ns
+    assert find_or_prepare(config, 260) == folder
+    assert (folder / "corpus.json").stat().st_mtime_ns == written
+    assert [path.name for path in cache.iterdir()] == [folder.name]
+
+
+def test_other_text_or_another_recipe_is_prepared_anew(tmp_path: Path, cache: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("some words " * 50, encoding="utf-8")
+    config = DataConfig(path=str(text), tokenizer="bpe")
+    folders = [find_or_prepare(config, 260), find_or_prepare(config, 261)]
+    folders.append(find_or_prepare(DataConfig(path=str(text), tokenizer="bpe", val_fraction=0.5), 260))
+    text.write_text("more words " * 50, encoding="utf-8")
+    os.utime(text, ns=(1, 1))
+    folders.append(find_or_prepare(config, 260))
+    assert len(set(folders)) == 4
+    corpus = Corpus.open(folders[-1])
+    assert corpus.tokenizer.decode(corpus.train).startswith("more words")
+
+
+def test_sample_is_the_text_that_comes_with_the_package(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    corpus = Corpus.open(find_or_prepare(DataConfig(path="sample", tokenizer="bpe", val_fraction=0.1), 300))
+    assert [d["name"] for d in corpus.manifest.documents] == ["sample.txt"]
+
+
+def test_data_path_that_is_nothing_is_the_users_mistake(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.path .*missing: there is no such corpus or text"):
+        find_or_prepare(DataConfig(path=str(tmp_path / "missing")), 300)

@@ -1,0 +1,99 @@
+"""Rows of a step: the same for any number of ranks and from any start."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from torch.utils.data import DistributedSampler
+
+from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.errors import UserError
+
+ROWS, BATCH, SEED = 103, 8, 1337
+STEPS_PER_EPOCH = ROWS // BATCH
+
+
+def steps(count: int, start_step: int = 0, seed: int = SEED) -> list[tuple[int, list[int]]]:
+    """(epoch, rows) of some steps, as one rank reads them."""
+    sampler = GlobalBatchSampler(ROWS, BATCH, seed, start_step=start_step)
+    return [(epoch, rows.tolist()) for epoch, rows in islice(sampler, count)]
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_any_number_of_ranks_reads_the_same_rows_at_a_step(world_size: int) -> None:
+    ranks = [
+        islice(GlobalBatchSampler(ROWS, BATCH, SEED, rank, world_size), 2 * STEPS_PER_EPOCH)
+        for rank in range(world_size)
+    ]
+    for (epoch, alone), *parts in zip(steps(2 * STEPS_PER_EPOCH), *ranks, strict=True):
+        assert {part_epoch for part_epoch, _ in parts} == {epoch}
+        assert [len(rows) for _, rows in parts] == [BATCH // world_size] * world_size
+        # Rank r takes every world_size-th row from the r-th on, so that the ranks' rows interleave to the batch.
+        assert np.stack([rows for _, rows in parts], axis=1).ravel().tolist() == alone
+
+
+def test_no_row_comes_twice_in_an_epoch() -> None:
+    for epoch in range(3):
+        part = steps(STEPS_PER_EPOCH, epoch * STEPS_PER_EPOCH)
+        assert {number for number, _ in part} == {epoch}
+        rows = [row for _, batch in part for row in batch]
+        assert len(rows) == len(set(rows)) == STEPS_PER_EPOCH * BATCH
+        assert set(rows) <= set(range(ROWS))
+
+
+def test_an_epoch_holds_whole_global_batches_only() -> None:
+    assert {len(rows) for _, rows in steps(3 * STEPS_PER_EPOCH)} == {BATCH}
+    epochs = [epoch for epoch, _ in steps(3 * STEPS_PER_EPOCH)]
+    assert epochs == [0] * STEPS_PER_EPOCH + [1] * STEPS_PER_EPOCH + [2] * STEPS_PER_EPOCH
+
+
+def test_an_epoch_of_one_batch_reads_all_rows() -> None:
+    sampler = GlobalBatchSampler(BATCH, BATCH, SEED)
+    assert [sorted(rows.tolist()) for _, rows in islice(sampler, 3)] == [list(range(BATCH))] * 3
+
+
+def test_every_row_gets_its_turn_though_epochs_leave_some_out() -> None:
+    assert {row for _, rows in steps(5 * STEPS_PER_EPOCH) for row in rows} == set(range(ROWS))
+
+
+@pytest.mark.parametrize("start_step", [1, 7, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH + 3, 30])
+def test_a_start_in_the_middle_is_the_tail_of_the_whole(start_step: int) -> None:
+    assert steps(40 - start_step, start_step) == steps(40)[start_step:]
+
+
+def test_a_start_far_into_a_run_is_found_at_once() -> None:
+    epoch, rows = next(iter(GlobalBatchSampler(ROWS, BATCH, SEED, start_step=10**12)))
+    assert epoch == 10**12 // STEPS_PER_EPOCH
+    assert len(set(rows.tolist())) == BATCH
+
+
+def test_iterating_again_begins_again() -> None:
+    sampler = GlobalBatchSampler(ROWS, BATCH, SEED, start_step=5)
+    first, second = ([rows.tolist() for _, rows in islice(sampler, 4)] for _ in range(2))
+    assert first == second
+
+
+def test_epochs_and_seeds_shuffle_differently() -> None:
+    orders = [
+        tuple(row for _, rows in steps(STEPS_PER_EPOCH, epoch * STEPS_PER_EPOCH, seed) for row in rows)
+        for epoch in range(5)
+        for seed in range(5)
+    ]
+    assert len(set(orders)) == 25
+    assert all(list(order) != sorted(order) for order in orders)
+
+
+def test_a_seed_keeps_its_meaning() -> None:
+    # A checkpoint holds no more than the step: if this changes, a run that is continued reads other rows.
+    assert steps(1) == [(0, [43, 33, 53, 69, 73, 30, 96, 55])]
+
+
+def test_is_a_distributed_sampler() -> None:
+    sampler = GlobalBatchSampler(ROWS, BATCH, SEED, rank=1, world_size=4)
+    assert isinstance(sampler, DistributedSampler)
+    assert (sampler.rank, sampler.num_replicas) == (1, 4)
+
+
+def test_fewer_rows_than_a_batch_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match=r"7 rows .*train.batch_size 8"):
+        GlobalBatchSampler(7, 8, SEED)

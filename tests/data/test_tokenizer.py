@@ -1,0 +1,223 @@
+"""Tokenizers: exact, reversible, and whole after a round through their files."""
+
+import base64
+import json
+import random
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiktoken
+import tokenizers
+from tiktoken.load import load_tiktoken_bpe
+from tokenizers import models, pre_tokenizers, trainers
+
+from mlm_dist.data.preparation import SAMPLE_TEXT
+from mlm_dist.data.tokenizer import ENCODING_FILE, RANKS_FILE, Tokenizer, byte_characters
+from mlm_dist.errors import UserError
+from tests.data.test_texts import HARD_TEXTS, random_text
+
+SAMPLE = SAMPLE_TEXT.read_text(encoding="utf-8")
+# Runs of one letter are where two ways of merging could come to differ.
+RUNS = " ".join("a" * n + "b" * (n % 5) for n in range(60)) + " --------- ....... ......"
+
+
+@pytest.fixture(scope="module")
+def bpe() -> Tokenizer:
+    return Tokenizer.train_bpe([SAMPLE], 300)
+
+
+def trained_by_tokenizers(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """A byte-level BPE as the `tokenizers` documentation makes it."""
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    trained.train_from_iterator(texts, trainer)
+    return trained
+
+
+def random_texts() -> list[str]:
+    draw = random.Random(0)
+    return [random_text(draw, 60) for _ in range(100)]
+
+
+def test_a_trained_vocabulary_has_the_size_asked_for(bpe: Tokenizer) -> None:
+    assert (bpe.name, bpe.vocab_size, bpe.end_id, bpe.mask_id) == ("bpe", 300, 298, 299)
+    assert sorted(bpe.ranks.values()) == list(range(298))
+
+
+def test_the_least_vocabulary_is_the_bytes_and_two_special_tokens() -> None:
+    least = Tokenizer.train_bpe([SAMPLE], 258)
+    assert least.vocab_size == 258
+    assert set(least.ranks) == {bytes([byte]) for byte in range(256)}
+    with pytest.raises(UserError, match="257 is too small: 258 is the least"):
+        Tokenizer.train_bpe([SAMPLE], 257)
+
+
+def test_a_short_text_gives_a_smaller_vocabulary() -> None:
+    short = Tokenizer.train_bpe(["abc abc"], 1000)
+    assert 258 < short.vocab_size < 270
+    assert (short.end_id, short.mask_id) == (short.vocab_size - 2, short.vocab_size - 1)
+
+
+def test_training_is_deterministic(bpe: Tokenizer) -> None:
+    again = Tokenizer.train_bpe([SAMPLE], 300)
+    assert list(again.ranks.items()) == list(bpe.ranks.items())
+
+
+@pytest.mark.parametrize("vocab_size", [258, 300, 1000, 2000])
+def test_training_gives_what_tokenizers_gives(vocab_size: int) -> None:
+    texts = [SAMPLE[: len(SAMPLE) // 2], RUNS]
+    ours = Tokenizer.train_bpe(texts, vocab_size)
+    theirs = trained_by_tokenizers(texts, vocab_size - 2)
+    for text in [SAMPLE, RUNS, *HARD_TEXTS.values(), *random_texts()]:
+        assert ours.encode(text).tolist() == theirs.encode(text).ids
+
+
+def test_the_first_word_of_a_text_is_learnt_without_a_space_before_it() -> None:
+    texts = ["ab", "abc", "abcd"] * 10
+    ours = Tokenizer.train_bpe(texts, 265)
+    assert b"abcd" in ours.ranks
+    assert not [token for token in ours.ranks if len(token) > 1 and token.startswith(b" ")]
+    assert ours.encode("abcd ab").tolist() == trained_by_tokenizers(texts, 263).encode("abcd ab").ids
+
+
+@pytest.mark.parametrize("text", HARD_TEXTS.values(), ids=HARD_TEXTS.keys())
+def test_any_text_survives_a_round_trip(bpe: Tokenizer, text: str) -> None:
+    assert bpe.decode(bpe.encode(text)) == text
+
+
+def test_random_texts_survive_a_round_trip(bpe: Tokenizer) -> None:
+    everything = "".join(chr(code) for code in range(0x3000) if not 0xD800 <= code < 0xE000)
+    for text in [everything, *random_texts()]:
+        assert bpe.decode(bpe.encode(text)) == text
+
+
+def test_special_tokens_in_a_text_are_plain_text(bpe: Tokenizer) -> None:
+    text = "a <|endoftext|> and a [MASK]<|endoftext|>[MASK]"
+    ids = bpe.encode(text)
+    assert ids.max() < bpe.end_id
+    assert bpe.decode(ids) == text
+
+
+def test_bytes_that_are_no_character_decode_to_the_replacement_character(bpe: Tokenizer) -> None:
+    assert bpe.decode([bpe.ranks[b"\xe4"], bpe.ranks[b"a"]]) == "\N{REPLACEMENT CHARACTER}a"
+
+
+def test_masks_in_a_prompt_take_the_space_before_them(bpe: Tokenizer) -> None:
+    expected = [*bpe.encode("The"), bpe.mask_id, *bpe.encode(" was late."), bpe.mask_id]
+    assert bpe.encode_with_masks("The [MASK] was late.[MASK]") == expected
+
+
+def test_end_of_text_in_a_prompt_is_plain_text(bpe: Tokenizer) -> None:
+    assert bpe.encode_with_masks("<|endoftext|>") == bpe.encode("<|endoftext|>").tolist()
+
+
+def test_byte_characters_are_those_of_tokenizers() -> None:
+    assert set(byte_characters()) == set(pre_tokenizers.ByteLevel.alphabet())
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    for text in ("ÿ~!\x00 \n\x7f\xa0\xad", "日本"):
+        [(characters, _)] = split.pre_tokenize_str(text)
+        assert characters == "".join(byte_characters()[byte] for byte in text.encode())
+
+
+def test_gpt2_gets_a_mask_token_after_its_last_id(gpt2_vocabulary: None) -> None:
+    gpt2 = Tokenizer.from_tiktoken("gpt2")
+    assert (gpt2.name, gpt2.vocab_size, gpt2.end_id, gpt2.mask_id) == ("gpt2", 50258, 50256, 50257)
+
+
+def test_gpt2_encodes_as_tiktoken_does(gpt2_vocabulary: None) -> None:
+    ours, theirs = Tokenizer.from_tiktoken("gpt2"), tiktoken.get_encoding("gpt2")
+    for text in [SAMPLE, *HARD_TEXTS.values(), *random_texts()]:
+        assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
+
+
+def test_an_unknown_tokenizer_is_named_with_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"no tokenizer 'gpt5'.*gpt2.*cl100k_base.*bpe"):
+        Tokenizer.from_tiktoken("gpt5")
+
+
+def check_stored(tokenizer: Tokenizer, folder: Path) -> None:
+    """Check that a tokenizer is the same after it was saved and loaded."""
+    tokenizer.save(folder)
+    loaded = Tokenizer.load(folder)
+    assert (loaded.name, loaded.pattern) == (tokenizer.name, tokenizer.pattern)
+    assert (loaded.ranks, loaded.special_tokens) == (tokenizer.ranks, tokenizer.special_tokens)
+    for text in [SAMPLE, *HARD_TEXTS.values()]:
+        assert loaded.encode(text).tolist() == tokenizer.encode(text).tolist()
+
+
+def without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let every attempt to reach the network, or a vocabulary fetched before, fail the test."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(tiktoken, "get_encoding", refuse)
+
+
+def test_training_storing_and_loading_ask_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_network(monkeypatch, tmp_path)
+    check_stored(Tokenizer.train_bpe([SAMPLE], 400), tmp_path / "tokenizer")
+
+
+def test_gpt2_once_stored_asks_no_network(
+    gpt2_vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpt2 = Tokenizer.from_tiktoken("gpt2")
+    without_network(monkeypatch, tmp_path)
+    check_stored(gpt2, tmp_path / "tokenizer")
+
+
+def test_ranks_are_stored_in_tiktokens_own_format(
+    bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # or tiktoken would keep a copy of the file
+    bpe.save(tmp_path)
+    assert load_tiktoken_bpe(str(tmp_path / RANKS_FILE)) == bpe.ranks
+    lines = (tmp_path / RANKS_FILE).read_text(encoding="ascii").splitlines()
+    assert [line.split()[1] for line in lines] == [str(rank) for rank in range(298)]
+    assert base64.b64decode(lines[0].split()[0]) == b"!"
+    parts = json.loads((tmp_path / ENCODING_FILE).read_text(encoding="utf-8"))
+    assert parts["special_tokens"] == {"<|endoftext|>": 298, "[MASK]": 299}
+
+
+DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "no ranks": (RANKS_FILE, lambda content: b""),
+    "ranks cut between lines": (RANKS_FILE, lambda content: b"".join(content.splitlines(keepends=True)[:150])),
+    "last rank lost": (RANKS_FILE, lambda content: b"".join(content.splitlines(keepends=True)[:-1])),
+    "ranks cut within a number": (RANKS_FILE, lambda content: content[: content.index(b" 155\n") + 2]),
+    "ranks cut within a token": (RANKS_FILE, lambda content: content[: content.index(b" 155\n") - 1]),
+    "a rank given twice": (RANKS_FILE, lambda content: content.replace(b" 5\n", b" 6\n")),
+    "a negative rank": (RANKS_FILE, lambda content: content.replace(b" 5\n", b" -5\n")),
+    "a token given twice": (RANKS_FILE, lambda content: content.replace(b"IQ== 0\n", b"Ig== 0\n")),
+    "a token that is no base64": (RANKS_FILE, lambda content: content.replace(b"IQ== 0\n", b"I?== 0\n")),
+    "binary rubbish": (RANKS_FILE, lambda content: bytes(range(256)) + content),
+    "an empty description": (ENCODING_FILE, lambda content: b""),
+    "a description cut": (ENCODING_FILE, lambda content: content[: len(content) // 2]),
+    "a description of something else": (ENCODING_FILE, lambda content: b"[1, 2]"),
+    "a pattern that is none": (ENCODING_FILE, lambda content: content.replace(b"'(?:", b"'((?:")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_the_users_mistake(bpe: Tokenizer, tmp_path: Path, damage: str) -> None:
+    bpe.save(tmp_path)
+    name, change = DAMAGES[damage]
+    before = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(change(before))
+    assert (tmp_path / name).read_bytes() != before
+    with pytest.raises(UserError, match="damaged"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", [RANKS_FILE, ENCODING_FILE])
+def test_a_missing_file_is_the_users_mistake(bpe: Tokenizer, tmp_path: Path, name: str) -> None:
+    bpe.save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"{name}: No such file"):
+        Tokenizer.load(tmp_path)
