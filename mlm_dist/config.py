@@ -72,8 +72,8 @@ class OptimConfig:
     weight_decay: float = 0.01
     """Decoupled weight decay on matrices; norms and biases have none."""
     beta2: float = 0.98
-    """How slowly AdamW forgets the squares of past gradients. RoBERTa's value; with torch's 0.999 the loss stays on its
-    first plateau, where only token frequencies are learned, for much longer."""
+    """How slowly AdamW forgets the squares of past gradients. RoBERTa's value; with torch's 0.999 a small model on
+    little text stays much longer on the first plateau, where only the tokens' frequencies are learned."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
     """Course of the learning rate after the warm-up: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
     constant, then linear to zero over the last `optim.decay_fraction` of the run)."""

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> None:
     folder = processes.first_alone(lambda: str(find_or_prepare(config.data, config.model.vocab_size)))
     with processes.together():
         corpus = Corpus.open(Path(folder))
-        trainer = Trainer(config, corpus, processes, run_dir)
+    trainer = Trainer(config, corpus, processes, run_dir)
     trainer.resume()
     with processes.together():
         if processes.is_first:  # now that nothing can be wrong with what was given any more

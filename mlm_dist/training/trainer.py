@@ -60,23 +60,20 @@ class Trainer:
     """
 
     def __init__(self, config: Config, corpus: Corpus, processes: Processes, run_dir: RunDir) -> None:
-        if corpus.tokenizer.vocab_size > config.model.vocab_size:
-            raise UserError(
-                f"{corpus.folder} has a vocabulary of {corpus.tokenizer.vocab_size}, more than model.vocab_size "
-                f"{config.model.vocab_size}: set model.vocab_size to {corpus.tokenizer.vocab_size}"
-            )
         self.config = config
         self.corpus = corpus
         self.processes = processes
         self.run_dir = run_dir
         self.device = processes.device
-        self.dtype = choose_dtype(config.precision, self.device)
-        self.rows = corpus.rows("train", config.model.block_size)
-        self.sampler = GlobalBatchSampler(
-            len(self.rows), config.train.batch_size, config.seed, processes.rank, processes.world_size
-        )
+        with processes.together():
+            check_vocabulary(corpus, config)
+            self.dtype = choose_dtype(config.precision, self.device)
+            self.rows = corpus.rows("train", config.model.block_size)
+            self.sampler = GlobalBatchSampler(
+                len(self.rows), config.train.batch_size, config.seed, processes.rank, processes.world_size
+            )
+            self.held_out = HeldOut(config, corpus, processes, self.dtype)
         self.masker = Masker.of(config.masking, config.model.block_size, corpus.tokenizer, config.seed, self.device)
-        self.held_out = HeldOut(config, corpus, processes, self.dtype)
 
         torch.manual_seed(config.seed)
         self.encoder = Encoder(config.model).to(self.device)
@@ -267,4 +264,13 @@ class Trainer:
         return (
             f"done: {self.step} steps in {self.seconds:.0f} s of training, {fell}\n"
             f"weights: {self.run_dir.model}\nloss plot: {self.run_dir.curves}"
+        )
+
+
+def check_vocabulary(corpus: Corpus, config: Config) -> None:
+    """Raise `UserError` if the model has no place for a token of the corpus."""
+    needed, size = corpus.tokenizer.vocab_size, config.model.vocab_size
+    if needed > size:
+        raise UserError(
+            f"{corpus.folder} has a vocabulary of {needed}, more than model.vocab_size {size}: set that to {needed}"
         )

@@ -269,6 +269,15 @@ def test_text_is_prepared_by_one_rank_and_found_by_the_others(tmp_path: Path) ->
     assert len(list((tmp_path / "cache/mlm_dist").iterdir())) == 1
 
 
+@pytest.mark.multiprocess
+def test_a_corpus_that_one_machine_does_not_see_ends_all_ranks_with_a_line(corpus_folder: Path, tmp_path: Path) -> None:
+    script = str(PROBE.with_name("half_blind.py"))
+    result = start([*TORCHRUN, "--nproc_per_node=2", script, *tiny_flags(corpus_folder, tmp_path / "run")], timeout=60)
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mlm_dist: error:")]
+    assert len(lines) == 1
+    assert f"{corpus_folder}: not there (rank 1, on " in lines[0]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
