@@ -71,9 +71,6 @@ class OptimConfig:
     """Peak learning rate."""
     weight_decay: float = 0.01
     """Decoupled weight decay on matrices; norms and biases have none."""
-    beta2: float = 0.98
-    """How slowly AdamW forgets the squares of past gradients. RoBERTa's value; with torch's 0.999 a small model on
-    little text stays much longer on the first plateau, where only the tokens' frequencies are learned."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
     """Course of the learning rate after the warm-up: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
     constant, then linear to zero over the last `optim.decay_fraction` of the run)."""
@@ -201,7 +198,6 @@ def find_problems(config: Config) -> list[str]:
                 0 <= config.data.val_fraction < 1,
             ),
             ("optim.lr", optim.lr, "above 0", 0 < optim.lr < math.inf),
-            ("optim.beta2", optim.beta2, "at least 0 and below 1", 0 <= optim.beta2 < 1),
             ("optim.decay_fraction", optim.decay_fraction, "between 0 and 1", 0 <= optim.decay_fraction <= 1),
         ]
         if not fits

@@ -18,7 +18,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def learning_rate(step: int, max_iters: int, config: OptimConfig) -> float:
