@@ -12,7 +12,7 @@
 set -euo pipefail
 
 : "${NODES:?set NODES to the number of machines}" "${HEAD:?set HEAD to the machine where the processes meet}"
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}

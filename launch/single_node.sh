@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on all GPUs of this machine, or on its CPU cores with one process each where it has none.
+# Train on all GPUs of this machine, or with one process that uses all its cores where it has none.
 #
 #   bash launch/single_node.sh --config configs/novels.yaml
 #   PROCESSES=4 bash launch/single_node.sh --config configs/novels.yaml --train.batch_size 512
@@ -7,9 +7,10 @@
 # Run it again to continue.
 set -euo pipefail
 
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+# CUDA_VISIBLE_DEVICES counts, which nvidia-smi does not look at.
+gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 cores=$(getconf _NPROCESSORS_ONLN)
-processes=${PROCESSES:-$((gpus > 0 ? gpus : cores))}
+processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 
 # torchrun sets this to 1 where nobody has: too few threads for a process that has several cores to itself.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}

@@ -98,7 +98,7 @@ def check_file(path: Path, parser: ArgumentParser) -> None:
         raise UserError(f"--config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--config {path}: not UTF-8 at byte {error.start}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-02-31
         raise UserError(f"--config {path}: not YAML: {error}") from error
     if not is_mapping(content):
         raise UserError(f"--config {path}: expected `key: value` lines, found {type(content).__name__}")

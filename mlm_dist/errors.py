@@ -19,7 +19,12 @@ class UserError(Exception):
 def warn(message: str) -> None:
     """Print one line on stderr, on rank 0 only."""
     if speaks():
-        print(f"mlm_dist: {message}", file=sys.stderr, flush=True)
+        say(message)
+
+
+def say(message: str) -> None:
+    """Print one line on stderr."""
+    print(f"mlm_dist: {message}", file=sys.stderr, flush=True)
 
 
 def speaks() -> bool:
@@ -31,17 +36,19 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
     """Run a verb's `main` on the command line and leave with the exit code that the README promises.
 
     Under torchrun a mistake in the config is found by all ranks at once. Rank 0 prints it; the others wait for
-    torchrun to end them, since one that left first would have torchrun kill rank 0 before it had spoken.
+    torchrun to end them, since one that left first would have torchrun kill rank 0 before it had spoken. If they are
+    still there after that, the mistake was found here alone, and they say it.
     """
     try:
         main(sys.argv[1:])
     except UserError as error:
-        warn(f"error: {' '.join(str(error).split())}")
         if not speaks():
             time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
+        say(f"error: {' '.join(str(error).split())}")
         sys.exit(2)
     except KeyboardInterrupt:
-        warn("interrupted")
+        if speaks():
+            say("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         # The reader of our output (`| head`) has gone. Python would complain once more while it flushes at exit.

@@ -26,7 +26,7 @@ class TrainedModel:
     """An encoder with its tokenizer, ready to be asked.
 
     Args:
-        path: a run directory. Its `model.pth` is taken, or, before the run's end, its newest checkpoint.
+        path: a run directory. Of a run that is done its `model.pth` is taken, of another its newest checkpoint.
         device: what to compute on.
 
     Raises:
@@ -74,16 +74,16 @@ class TrainedModel:
 
 
 def load_weights(run_dir: RunDir) -> dict[str, Any]:
-    """The final weights of a run, or those of its newest checkpoint.
+    """The final weights of a run that is done, or those of the newest checkpoint.
 
     Raises:
         UserError: there are neither, or `model.pth` is damaged.
     """
-    if not run_dir.model.exists():
+    if not run_dir.done.exists():
         place = find_newest(run_dir.checkpoints)
         if place is None:
-            raise UserError(f"{run_dir.path} holds neither {run_dir.model.name} nor a checkpoint yet")
-        weights: dict[str, Any] = load_checkpoint(place, torch.device("cpu"))["model"]
+            raise UserError(f"{run_dir.path} holds no checkpoint yet")
+        weights: dict[str, Any] = load_checkpoint(place)["model"]
         return weights
     try:
         weights = torch.load(run_dir.model, map_location="cpu", weights_only=True)

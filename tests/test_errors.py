@@ -16,7 +16,7 @@ from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
 from mlm_dist.trained import TrainedModel
 from mlm_dist.training.run_dir import check_same_run
-from tests.conftest import Result, start, tiny_flags, torchrun, verb
+from tests.conftest import REPOSITORY, Result, start, tiny_flags, torchrun, verb
 
 PREFIX = "mlm_dist: error: "
 
@@ -248,7 +248,7 @@ def test_two_processes_say_it_once(overrides, words, corpus_folder, new_run):
     said = [line for line in result.stderr.splitlines() if line.startswith(PREFIX)]
     assert len(said) == 1, result.stderr
     assert all(word in said[0] for word in words)
-    assert not re.search(r'File ".*mlm_dist/', result.stderr), result.stderr
+    assert f'File "{REPOSITORY}/mlm_dist/' not in result.stderr, result.stderr
     assert not new_run.exists()
 
 

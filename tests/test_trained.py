@@ -38,7 +38,8 @@ def test_an_unfinished_run_is_read_from_its_newest_checkpoint(
 ) -> None:
     unfinished = tmp_path / "run"
     shutil.copytree(run_dir, unfinished)
-    (unfinished / "model.pth").unlink()
+    (unfinished / "DONE").unlink()
+    (unfinished / "model.pth").write_bytes(b"of an earlier, shorter run")
     assert TrainedModel(unfinished, device="cpu").fill("The [MASK]") == model.fill("The [MASK]")
 
 

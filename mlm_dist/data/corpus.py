@@ -121,7 +121,10 @@ def map_tokens(folder: Path, split: Split, manifest: Manifest) -> Tokens:
     try:
         size = path.stat().st_size
         if size != expected:
-            raise UserError(f"{path}: {size} bytes where {MANIFEST} says {expected}: cut or changed; prepare anew")
+            raise UserError(
+                f"{path}: {size} bytes where {MANIFEST} says {expected}: cut or changed; delete {folder} and prepare "
+                f"anew"
+            )
         if size == 0:  # which cannot be mapped
             return np.empty(0, dtype=manifest.dtype)
         return np.memmap(path, dtype=manifest.dtype, mode="r")

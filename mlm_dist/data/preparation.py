@@ -77,11 +77,11 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
         vocab_size: entries of the vocabulary where a `bpe` tokenizer is to be trained.
     """
     path = Path(config.path)
-    if (path / MANIFEST).exists():
+    if is_there(path / MANIFEST):
         return path
-    if config.path == SAMPLE and not path.exists():
+    if config.path == SAMPLE and not is_there(path):
         path = SAMPLE_TEXT
-    if not path.exists():
+    if not is_there(path):
         raise UserError(
             f"data.path {path}: there is no such corpus or text; `python -m mlm_dist.prepare TEXTS --out {path}` "
             f"makes one"
@@ -100,10 +100,15 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
     return folder
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder, as far as can be seen (not with too long a name, in a locked folder)."""
+    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises in these cases)
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that becomes `out` if all goes well, and otherwise vanishes."""
-    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial-{os.getpid()}")
     try:
         if out.exists():
             raise UserError(f"{out} exists already: delete it or name another folder")

@@ -53,6 +53,10 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         places = np.arange(first + self.rank, first + self.batch_size, self.num_replicas)
         return epoch, permute(places, self.row_count, salt(self.seed, epoch, "order"))
 
+    def __len__(self) -> int:
+        """Steps in an epoch."""
+        return self.steps_per_epoch
+
     def __iter__(self) -> Iterator[tuple[int, Rows]]:
         step = self.start_step
         while True:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from mlm_dist.errors import UserError, warn
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
+NAME = re.compile(r"step-\d{8,}")
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint and delete all but the newest `keep`.
+    """Write a checkpoint and delete older ones, so that `keep` are left.
+
+    Those of later steps go too: a run that saves an earlier step has passed them over as damaged.
 
     Args:
         folder: of the run's checkpoints.
@@ -48,13 +52,15 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
         flush(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for old in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(old)
+    others = [other for other in list_checkpoints(folder) if other != place]
+    later = [other for other in others if other > place]
+    for useless in [*later, *others[len(later) :][keep - 1 :]]:
+        shutil.rmtree(useless)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints, the newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
 
 
 def find_newest(folder: Path) -> Path | None:
@@ -83,14 +89,14 @@ def find_damage(place: Path) -> str | None:
     return None
 
 
-def load_checkpoint(place: Path, device: torch.device) -> dict[str, Any]:
-    """Read the state that `save_checkpoint` was given. It is to have been checked by `find_newest`.
+def load_checkpoint(place: Path) -> dict[str, Any]:
+    """Read the state that `save_checkpoint` was given, onto the CPU. It is to have been checked by `find_newest`.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
-        state: dict[str, Any] = torch.load(place / STATE, map_location=device, weights_only=True)
+        state: dict[str, Any] = torch.load(place / STATE, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{place / STATE}: {error.strerror}; every machine has to see the run directory") from error
     except (RuntimeError, pickle.UnpicklingError) as error:

@@ -15,7 +15,7 @@ from typing import Literal, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from mlm_dist.errors import UserError
@@ -46,6 +46,7 @@ class Processes:
             self._store, self.rank, self.world_size = meet()
         with self.together():
             self.device = choose_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+        self.check_same("device", self.device.type)
         if self._store is not None:
             if self.device.type == "cuda":
                 torch.cuda.set_device(self.device)
@@ -77,14 +78,19 @@ class Processes:
     @contextmanager
     def together(self) -> Iterator[None]:
         """Fail on all ranks if one fails: a `UserError` inside the block on any of them is raised on every one."""
-        complaint = ""
+        complaint, fault = "", None
         try:
             yield
         except UserError as error:
             complaint = str(error)
+        except Exception as error:  # a fault of ours, which the others must not wait for either
+            complaint, fault = f"{type(error).__name__}: {error}", error
         if complaint and self.rank:
             complaint += f" (rank {self.rank}, on {socket.gethostname()})"
-        if first := next(filter(None, self._exchange(complaint)), None):
+        first = next(filter(None, self._exchange(complaint)), None)
+        if fault:
+            raise fault
+        if first:
             raise UserError(first)
 
     def first_alone(self, work: Callable[[], str]) -> str:
@@ -111,7 +117,17 @@ class Processes:
         keys = [f"note {number} of {rank}" for rank in range(self.world_size)]
         while not self._store.check(keys):
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        return [self._store.get(key).decode() for key in keys]
+        notes = [self._store.get(key).decode() for key in keys]
+        readers = self._store.add(f"readers of {number}", 1)
+        while self.is_first and readers < self.world_size:  # rank 0 may be the host of the store, and may leave now
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            readers = self._store.add(f"readers of {number}", 0)
+        return notes
+
+    def check_same(self, key: str, value: str) -> None:
+        """Raise `UserError` on every rank if the ranks have chosen differently where the config left it to them."""
+        if len(chosen := set(self._exchange(value))) > 1:
+            raise UserError(f"{key}: the machines of this run come to {' and '.join(sorted(chosen))}; set it for all")
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
@@ -134,14 +150,18 @@ class Processes:
 
 
 def meet() -> tuple[Store, int, int]:
-    """Meet the other processes at MASTER_ADDR:MASTER_PORT; return the store there, the rank and the world size."""
+    """Meet the other processes at MASTER_ADDR:MASTER_PORT; return the store there, the rank and the world size.
+
+    Under `torchrun --max-restarts` the store may outlive an attempt, with the notes and addresses of processes that are
+    dead (pytorch#135712), so each attempt has a part of its own.
+    """
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
     except (dist.DistError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = "the port is taken; choose another" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
         raise UserError(f"the processes cannot meet at {place}: {reason}") from error
-    return store, rank, world_size
+    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, world_size
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:

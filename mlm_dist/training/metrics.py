@@ -103,7 +103,7 @@ class Recorder:
                     self.tensorboard.add_scalar(f"{group}/{key.removeprefix('val_')}", value, event["step"])
 
     def _say(self, line: str) -> None:
-        if self.progress.disable:
+        if self.progress.disable or not sys.stdout.isatty():
             print(line, flush=True)
 
 

@@ -28,6 +28,8 @@ from mlm_dist.training.optim import build_optimizer, learning_rate
 from mlm_dist.training.precision import autocast, choose_dtype
 from mlm_dist.training.run_dir import RunDir, replacing
 
+SMALLEST_SCALE = 2.0**-10
+
 
 class DivergenceError(Exception):
     """The loss or its gradient is no longer a finite number."""
@@ -68,6 +70,8 @@ class Trainer:
         with processes.together():
             check_vocabulary(corpus, config)
             self.dtype = choose_dtype(config.precision, self.device)
+        processes.check_same("precision", str(self.dtype))
+        with processes.together():
             self.rows = corpus.rows("train", config.model.block_size)
             self.sampler = GlobalBatchSampler(
                 len(self.rows), config.train.batch_size, config.seed, processes.rank, processes.world_size
@@ -186,7 +190,8 @@ class Trainer:
                 seconds=self.seconds,
             )
         # With fp16 a gradient may overflow now and then: its step is left out, and the scaler takes a lower scale.
-        if not math.isfinite(loss) or not (math.isfinite(grad_norm) or self.scaler.is_enabled()):
+        overflows = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
+        if not math.isfinite(loss) or not (math.isfinite(grad_norm) or overflows):
             raise DivergenceError(
                 f"step {self.step}: loss {loss}, grad_norm {grad_norm}. The checkpoints in {self.run_dir.checkpoints} "
                 f"are from before that; a lower optim.lr or a longer optim.warmup_iters may help"
@@ -223,7 +228,7 @@ class Trainer:
         if not name:
             return
         with self.processes.together():
-            state = load_checkpoint(Path(name), self.device)
+            state = load_checkpoint(Path(name))
             if state["corpus"] != self.corpus.manifest.sha256["train"]:
                 raise UserError(
                     f"{name} was trained on another corpus than {self.corpus.folder}: choose another run_dir"
@@ -237,7 +242,8 @@ class Trainer:
             # The groups' settings are the config's, which may have changed.
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"] and self.scaler.is_enabled():  # neither before nor now another precision than fp16
+                self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds = state["step"], state["seconds"]
 
     def finish(self) -> None:

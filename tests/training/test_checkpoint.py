@@ -8,8 +8,6 @@ import torch
 from mlm_dist.errors import UserError
 from mlm_dist.training.checkpoint import find_damage, find_newest, list_checkpoints, load_checkpoint, save_checkpoint
 
-CPU = torch.device("cpu")
-
 
 def save(folder: Path, step: int, keep: int = 3) -> Path:
     folder.mkdir(exist_ok=True)
@@ -19,7 +17,7 @@ def save(folder: Path, step: int, keep: int = 3) -> Path:
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     place = save(tmp_path, 7)
-    state = load_checkpoint(place, CPU)
+    state = load_checkpoint(place)
     assert state["step"] == 7
     assert torch.equal(state["weight"], torch.full((50,), 7.0))
 
@@ -29,6 +27,21 @@ def test_the_newest_are_kept_and_no_trace_of_writing_is_left(tmp_path: Path) -> 
         save(tmp_path, step, keep=2)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000011", "step-00000010"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
+
+
+def test_damaged_ones_of_later_steps_do_not_push_out_whole_ones(tmp_path: Path) -> None:
+    for step in (1000, 1500, 2000):
+        (save(tmp_path, step) / "manifest.json").unlink()
+    newest = save(tmp_path, 500, keep=3)
+    assert list_checkpoints(tmp_path) == [newest]
+
+
+def test_what_only_looks_like_a_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "step-00005000-old").mkdir()
+    (tmp_path / "step-notes").touch()
+    newest = save(tmp_path, 500, keep=1)
+    assert find_newest(tmp_path) == newest
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
@@ -113,5 +126,5 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     place = save(tmp_path, 1)
     torch.save({"step": Hostile()}, place / "state.pt")
     with pytest.raises(UserError, match="other than tensors"):
-        load_checkpoint(place, CPU)
+        load_checkpoint(place)
     assert not (tmp_path / "was here").exists()
