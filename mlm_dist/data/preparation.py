@@ -154,7 +154,7 @@ def encode_in_order(
         try:
             for piece in pieces:
                 under_way.append(pool.submit(encode, piece))
-                if len(under_way) > 2 * workers:
+                if len(under_way) > 8 * workers:
                     yield under_way.popleft().result()
             yield from (encoded.result() for encoded in under_way)
         finally:

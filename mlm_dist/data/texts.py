@@ -156,7 +156,7 @@ def first_cut(text: str, after: int) -> int:
 
 def last_cut(text: str) -> int:
     """The last safe cut in a text; 0 if there is none."""
-    for window in (4096, len(text)):
+    for window in (256, 4096, len(text)):
         begin = max(0, len(text) - window)
         for pattern in SAFE_CUTS:
             *_, last = [0, *(match.start() for match in pattern.finditer(text, begin))]
