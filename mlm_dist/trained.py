@@ -10,7 +10,7 @@ from mlm_dist.command_line import read_config
 from mlm_dist.data.tokenizer import MASK, Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
-from mlm_dist.training.checkpoint import find_newest, load_checkpoint
+from mlm_dist.training.checkpoint import find_newest, list_checkpoints, load_checkpoint
 from mlm_dist.training.distributed import choose_device
 from mlm_dist.training.run_dir import RunDir
 
@@ -74,15 +74,16 @@ class TrainedModel:
 
 
 def load_weights(run_dir: RunDir) -> dict[str, Any]:
-    """The final weights of a run that is done, or those of the newest checkpoint.
+    """The final weights of a run, or, where it goes on beyond them, those of its newest checkpoint.
 
     Raises:
         UserError: there are neither, or `model.pth` is damaged.
     """
-    if not run_dir.done.exists():
+    goes_on = not run_dir.done.exists() and list_checkpoints(run_dir.checkpoints)
+    if goes_on or not run_dir.model.exists():
         place = find_newest(run_dir.checkpoints)
         if place is None:
-            raise UserError(f"{run_dir.path} holds no checkpoint yet")
+            raise UserError(f"{run_dir.path} holds neither {run_dir.model.name} nor a checkpoint yet")
         weights: dict[str, Any] = load_checkpoint(place)["model"]
         return weights
     try:

@@ -21,6 +21,7 @@ from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, find_docume
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 
+UNDER_WAY_PER_CORE = 4
 BPE_TRAINING_BYTES = 256 << 20
 BPE_TRAINING_PIECE_BYTES = 1 << 14  # `tokenizers` gathers 256 pieces before it counts their words
 SAMPLE_TEXT = Path(__file__).with_name("sample.txt")
@@ -154,7 +155,7 @@ def encode_in_order(
         try:
             for piece in pieces:
                 under_way.append(pool.submit(encode, piece))
-                if len(under_way) > 8 * workers:
+                if len(under_way) > UNDER_WAY_PER_CORE * workers:
                     yield under_way.popleft().result()
             yield from (encoded.result() for encoded in under_way)
         finally:
