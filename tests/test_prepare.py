@@ -223,7 +223,14 @@ def test_memory_does_not_grow_with_the_text_a_vocabulary_is_trained_on(tmp_path:
 def start_preparing(path: Path, out: Path, cores: int = 1) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", ON_CORES, cores, path, "--out", out, *BPE]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        list(map(str, command)),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Whoever is started by a shell in the background inherits deafness to Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+    )
 
 
 def wait_for(process: subprocess.Popen[str], folder: Path, file: str) -> None:
