@@ -22,7 +22,7 @@ find_python() {
 
 set_up() {
     local extra=$1 python stamp=.venv/installed-$1
-    if [ ! -x .venv/bin/python ]; then
+    if [ ! -x .venv/bin/pip ]; then
         python=$(find_python) || exit 2
         "$python" -m venv .venv
     fi

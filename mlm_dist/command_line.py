@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import itertools
 import re
 import typing
@@ -70,6 +71,7 @@ def read_config(path: Path) -> Config:
     return parse_config(["--config", str(path)], verb="train")
 
 
+@functools.cache
 def known_keys(section: type = Config, prefix: str = "") -> dict[str, Any]:
     """Map every dotted key to its type; sections map to their dataclass."""
     keys: dict[str, Any] = {}
@@ -171,6 +173,7 @@ def flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return [(key, value) for key, value in pairs if key not in sections]
 
 
+@functools.cache
 def section_keys() -> set[str]:
     """The keys that hold other keys."""
     return {key for key, kind in known_keys().items() if dataclasses.is_dataclass(kind)}

@@ -136,13 +136,9 @@ class Config:
         """The config as YAML, every key written out."""
         return yaml.dump(dataclasses.asdict(self), Dumper=QuotingDumper, sort_keys=False, allow_unicode=True)
 
-    def rows_per_rank(self, world_size: int) -> int:
-        """Rows of a global batch that each of `world_size` ranks takes."""
-        return self.train.batch_size // world_size
-
     def micro_batch_size(self, world_size: int) -> int:
         """Rows that one rank puts through the model at a time."""
-        return self.train.micro_batch_size or self.rows_per_rank(world_size)
+        return self.train.micro_batch_size or self.train.batch_size // world_size
 
     def check_world_size(self, world_size: int) -> None:
         """Raise `UserError` if the global batch cannot be cut into equal parts for that many ranks."""

@@ -1,11 +1,23 @@
 """What a person is told when something they gave is wrong, and how a verb ends."""
 
+import errno
 import os
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 SECONDS_FOR_RANK_0_TO_SPEAK = 20.0
+
+# What the system says of a path that a person gave: too long, locked, below a file, on a read-only disk.
+PATH_ERRORS = {
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.EROFS,
+}
 
 
 class UserError(Exception):
@@ -42,10 +54,7 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        if not speaks():
-            time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
-        say(f"error: {' '.join(str(error).split())}")
-        sys.exit(2)
+        refuse(str(error))
     except KeyboardInterrupt:
         if speaks():
             say("interrupted")
@@ -54,3 +63,15 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
         # The reader of our output (`| head`) has gone. Python would complain once more while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in PATH_ERRORS or error.filename is None:
+            raise
+        refuse(f"{error.filename}: {error.strerror}")
+
+
+def refuse(complaint: str) -> NoReturn:
+    """Print a complaint as one line and leave with exit code 2."""
+    if not speaks():
+        time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
+    say(f"error: {' '.join(complaint.split())}")
+    sys.exit(2)

@@ -106,6 +106,12 @@ def test_a_device_that_is_not_there(train, new_run):
 # The texts and the corpus
 
 
+@pytest.mark.parametrize("key", ["data.path", "run_dir"])
+def test_a_path_that_the_system_refuses(key, train, new_run):
+    assert_refused(train(f"--{key}", "n" * 300), "n" * 300, "too long")
+    assert not new_run.exists()
+
+
 def test_a_data_path_where_nothing_is(train, new_run, tmp_path):
     assert_refused(train(data__path=tmp_path / "nothing"), "data.path", tmp_path / "nothing", "mlm_dist.prepare")
     assert not new_run.exists()
@@ -266,6 +272,7 @@ def test_two_processes_say_it_once(overrides, words, corpus_folder, new_run):
         (["--run", "{run}", "--to", "3", "A [MASK]."], ["--to"]),
         (["--run", "{new}", "A [MASK]."], ["{new}", "no run directory"]),
         (["--run", "{empty}", "A [MASK]."], ["{empty}", "no run directory"]),
+        (["--run", "n" * 300, "A [MASK]."], ["n" * 300, "too long"]),
         (["--run", "{run}", "No gap."], ["[MASK]", "No gap."]),
         (["--run", "{run}", "so " * 40 + "[MASK]"], ["the model sees 16"]),
     ],
@@ -278,6 +285,7 @@ def test_two_processes_say_it_once(overrides, words, corpus_folder, new_run):
         "abbreviated flag",
         "no such folder",
         "empty folder",
+        "a name too long",
         "no mask",
         "too long",
     ],

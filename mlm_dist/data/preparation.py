@@ -78,11 +78,11 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
         vocab_size: entries of the vocabulary where a `bpe` tokenizer is to be trained.
     """
     path = Path(config.path)
-    if is_there(path / MANIFEST):
+    if (path / MANIFEST).exists():
         return path
-    if config.path == SAMPLE and not is_there(path):
+    if config.path == SAMPLE and not path.exists():
         path = SAMPLE_TEXT
-    if not is_there(path):
+    if not path.exists():
         raise UserError(
             f"data.path {path}: there is no such corpus or text; `python -m mlm_dist.prepare TEXTS --out {path}` "
             f"makes one"
@@ -99,11 +99,6 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
             if not (folder / MANIFEST).exists():  # else another run has just put the same there
                 raise
     return folder
-
-
-def is_there(path: Path) -> bool:
-    """Whether there is such a file or folder, as far as can be seen (not with too long a name, in a locked folder)."""
-    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises in these cases)
 
 
 @contextmanager

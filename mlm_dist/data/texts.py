@@ -53,11 +53,12 @@ def find_documents(paths: list[Path], val_paths: list[Path], val_fraction: float
     Raises:
         UserError: a path is missing, a file named outright is empty, or no text is found.
     """
-    held_out = {file.resolve() for _, file in walk(val_paths)}
+    val_files = walk(val_paths)
+    held_out = {file.resolve() for _, file in val_files}
     if val_paths:
         val_fraction = 0.0
     documents: dict[Path, Document] = {}
-    for name, file in [*walk(paths), *walk(val_paths)]:
+    for name, file in [*walk(paths), *val_files]:
         size = file.stat().st_size
         if size == 0:
             if file in paths or file in val_paths:

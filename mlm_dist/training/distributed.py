@@ -47,10 +47,10 @@ class Processes:
         with self.together():
             self.device = choose_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
         self.check_same("device", self.device.type)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.set_device(self.device)
         if self._store is not None:
-            if self.device.type == "cuda":
-                torch.cuda.set_device(self.device)
-            on_gpu = self.device.type == "cuda"
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
                 store=self._store,

@@ -242,7 +242,7 @@ class Trainer:
             # The groups' settings are the config's, which may have changed.
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-            if state["scaler"] and self.scaler.is_enabled():  # neither before nor now another precision than fp16
+            if state["scaler"] and self.scaler.is_enabled():  # fp16 before and now
                 self.scaler.load_state_dict(state["scaler"])
             self.step, self.seconds = state["step"], state["seconds"]
 

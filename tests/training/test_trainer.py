@@ -260,6 +260,19 @@ def test_a_loss_that_is_no_number_stops_the_run_before_another_checkpoint(corpus
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
 
 
+def test_debug_mode_repeats_every_bit_and_names_the_operation_of_a_nan(corpus_folder: Path, tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("one", "two")]
+    for run in runs:
+        result = verb("train", *tiny_flags(corpus_folder, run, debug=True, train__max_iters=5, model__dropout=0.1))
+        assert result.returncode == 0, result.stderr
+    assert losses(runs[0]) == losses(runs[1])
+    explosive = {"optim__lr": 1e30, "optim__grad_clip": 0, "optim__warmup_iters": 0}
+    result = verb("train", *tiny_flags(corpus_folder, tmp_path / "three", debug=True, **explosive))
+    assert result.returncode == 1
+    assert "Backward0' returned nan values" in result.stderr
+    assert "mlm_dist/model/" in result.stderr  # where in the forward pass
+
+
 @pytest.mark.multiprocess
 def test_text_is_prepared_by_one_rank_and_found_by_the_others(tmp_path: Path) -> None:
     flags = tiny_flags(Path("sample"), tmp_path / "run", data__tokenizer="bpe", train__max_iters=2)
