@@ -204,4 +204,4 @@ def describe_type(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(kind, "a whole number or null")
+    return words[kind] if kind in words else f"{words[typing.get_args(kind)[0]]} or null"

@@ -98,6 +98,12 @@ class TrainConfig:
     """Steps between two evaluations on the held-out text. 0: none."""
     eval_rows: int = 1024
     """Rows of the held-out text that are evaluated, the same ones with the same masks every time."""
+    max_bad_steps: int = 10
+    """A step whose loss or gradient is no finite number is left out; after so many in a row the run stops."""
+    time_limit: float | None = None
+    """Minutes of wall time after which the run saves and stops, to be continued by the same command. null: none."""
+    hang_timeout: float = 10.0
+    """Minutes that processes wait for one of them that does not answer, until they name it and stop."""
 
 
 @dataclass
@@ -107,7 +113,7 @@ class CheckpointConfig:
     interval: int = 500
     """Steps between two checkpoints."""
     keep: int = 3
-    """Checkpoints that are kept, the newest ones."""
+    """Checkpoints that are kept, the newest ones. The one with the lowest held-out loss is kept besides."""
 
 
 @dataclass
@@ -194,6 +200,8 @@ def find_problems(config: Config) -> list[str]:
                 0 <= config.data.val_fraction < 1,
             ),
             ("optim.lr", optim.lr, "above 0", 0 < optim.lr < math.inf),
+            ("train.time_limit", train.time_limit, "above 0", train.time_limit is None or train.time_limit > 0),
+            ("train.hang_timeout", train.hang_timeout, "above 0", 0 < train.hang_timeout < math.inf),
             ("optim.decay_fraction", optim.decay_fraction, "between 0 and 1", 0 <= optim.decay_fraction <= 1),
         ]
         if not fits
@@ -220,6 +228,7 @@ def positive_keys(config: Config) -> dict[str, int]:
         "train.max_iters": train.max_iters,
         "train.log_interval": train.log_interval,
         "train.eval_rows": train.eval_rows,
+        "train.max_bad_steps": train.max_bad_steps,
         "checkpoint.interval": checkpoint.interval,
         "checkpoint.keep": checkpoint.keep,
     }

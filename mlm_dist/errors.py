@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -26,6 +27,17 @@ class UserError(Exception):
     Verbs end with exit code 2 on it and print the line alone; every other exception is a fault of ours and
     keeps its traceback.
     """
+
+    exit_code = 2
+
+
+class RunError(UserError):
+    """What ends a run though nothing that was given is wrong: a full disk, a loss that is no number, a lost process.
+
+    One line too, but exit code 1.
+    """
+
+    exit_code = 1
 
 
 def warn(message: str) -> None:
@@ -54,7 +66,7 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        refuse(str(error))
+        refuse(str(error), error.exit_code)
     except KeyboardInterrupt:
         if speaks():
             say("interrupted")
@@ -69,9 +81,10 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
         refuse(f"{error.filename}: {error.strerror}")
 
 
-def refuse(complaint: str) -> NoReturn:
-    """Print a complaint as one line and leave with exit code 2."""
+def refuse(complaint: str, exit_code: int = 2) -> NoReturn:
+    """Print a complaint as one line and leave."""
     if not speaks():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which torchrun ends it; training may have another use for it
         time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
     say(f"error: {' '.join(complaint.split())}")
-    sys.exit(2)
+    sys.exit(exit_code)

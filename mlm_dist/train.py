@@ -5,12 +5,14 @@ from pathlib import Path
 
 from mlm_dist.command_line import parse_config
 from mlm_dist.errors import run_verb
+from mlm_dist.training.stopping import StopRequest
 
 
 def main(arguments: list[str]) -> None:
     """Train, or continue what the run directory holds."""
     config = parse_config(arguments, verb="train")
     config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+    stop = StopRequest(config.train.time_limit)
     # Only now, so that --help and mistakes in the config are answered without waiting for torch.
     from mlm_dist.data.corpus import Corpus  # noqa: PLC0415
     from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
@@ -20,23 +22,28 @@ def main(arguments: list[str]) -> None:
 
     if config.debug:
         be_deterministic()
-    processes = Processes(config.device)
+    processes = Processes(config.device, config.train.hang_timeout)
     run_dir = RunDir(Path(config.run_dir))
     with processes.together():
         run_dir.check(config)
     folder = processes.first_alone(lambda: str(find_or_prepare(config.data, config.model.vocab_size)))
     with processes.together():
         corpus = Corpus.open(Path(folder))
-    trainer = Trainer(config, corpus, processes, run_dir)
-    trainer.resume()
-    with processes.together():
-        if processes.is_first:  # now that nothing can be wrong with what was given any more
-            run_dir.begin(config, corpus.tokenizer)
-    if processes.is_first:
-        print(trainer.describe(), flush=True)
-    trainer.train()
-    if processes.is_first:
-        print(trainer.summarize(), flush=True)
+    with processes.naming_the_lost():
+        trainer = Trainer(config, corpus, processes, run_dir, stop)
+        with processes.together():
+            if processes.is_first:
+                run_dir.check_space(trainer.checkpoint_bytes, config)
+                run_dir.take()
+        trainer.resume()
+        with processes.together():
+            if processes.is_first:  # now that nothing can be wrong with what was given any more
+                run_dir.begin(config, corpus.tokenizer)
+        if processes.is_first:
+            print(trainer.describe(), flush=True)
+        trainer.train()
+        if processes.is_first:
+            print(trainer.summarize(), flush=True)
     processes.leave()
 
 

@@ -35,6 +35,17 @@ class MaskedBatch:
     targets: torch.Tensor
     weights: torch.Tensor
 
+    def digest(self) -> torch.Tensor:
+        """A number, as an int64 scalar, that stands for the batch; those of a batch's parts add up to it.
+
+        Each token of a row is hashed with its column, each hidden one with what was there; then each row.
+        """
+        columns = torch.arange(self.inputs.shape[1], dtype=torch.int32, device=self.inputs.device) * GOLDEN
+        seen = mix(self.inputs.to(torch.int32) ^ columns).sum(1, dtype=torch.int32)
+        hidden = mix(mix(self.targets.to(torch.int32)) ^ (self.positions.to(torch.int32) * GOLDEN))
+        rows = mix(seen) ^ mix((hidden * self.weights.to(torch.int32)).sum(1, dtype=torch.int32))
+        return (mix(rows) & LARGEST).sum(dtype=torch.int64)
+
     def micro_batches(self, size: int) -> list["MaskedBatch"]:
         """Cut into batches of `size` rows, the last one perhaps smaller."""
         parts = [getattr(self, item.name).split(size) for item in fields(self)]

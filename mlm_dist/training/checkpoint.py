@@ -10,8 +10,9 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -22,40 +23,61 @@ MANIFEST = "manifest.json"
 NAME = re.compile(r"step-\d{8,}")
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint and delete older ones, so that `keep` are left.
-
-    Those of later steps go too: a run that saves an earlier step has passed them over as damaged.
+def save_checkpoint(
+    folder: Path, step: int, state: dict[str, Any], keep: int, val_losses: Mapping[int, float] | None = None
+) -> None:
+    """Write a checkpoint and, once it is in place, delete those that are no longer wanted.
 
     Args:
-        folder: of the run's checkpoints.
+        folder: of the run's checkpoints, which no other process may write into.
         step: steps taken so far.
         state: tensors and plain values, such as `torch.load(..., weights_only=True)` reads.
-        keep: how many to keep, this one included.
+        keep: how many of the newest to keep, this one included.
+        val_losses: held-out losses by step; the checkpoint with the lowest is kept besides.
 
     Raises:
         OSError: the disk is full or the folder cannot be written. Older checkpoints are untouched.
     """
     place = folder / f"step-{step:08d}"
     partial = folder / f".{place.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    for left_by_a_kill in folder.glob(".step-*.partial"):
+        shutil.rmtree(left_by_a_kill)
     partial.mkdir()
     try:
-        torch.save(state, partial / STATE)
+        with (partial / STATE).open("wb") as file:
+            write(state, file)
         flush(partial / STATE)
         manifest = {"step": step, "files": {STATE: describe(partial / STATE)}}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         flush(partial / MANIFEST)
         flush(partial)
-        shutil.rmtree(place, ignore_errors=True)  # a damaged one of the same step
+        shutil.rmtree(place, ignore_errors=True)  # one of the same step that was passed over as damaged
         partial.rename(place)
         flush(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    others = [other for other in list_checkpoints(folder) if other != place]
-    later = [other for other in others if other > place]
-    for useless in [*later, *others[len(later) :][keep - 1 :]]:
-        shutil.rmtree(useless)
+    for useless in find_useless(folder, step, keep, val_losses or {}):
+        shutil.rmtree(useless, ignore_errors=True)
+
+
+def find_useless(folder: Path, step: int, keep: int, val_losses: Mapping[int, float]) -> list[Path]:
+    """The checkpoints that may go now that the one of `step` is in place.
+
+    Only whole ones are counted and compared. Those of later steps may go: a run that saves an earlier step has passed
+    them over as damaged.
+    """
+    earlier = [place for place in list_checkpoints(folder) if step_of(place) <= step]
+    later = [place for place in list_checkpoints(folder) if step_of(place) > step]
+    whole = [place for place in earlier if step_of(place) == step or find_damage(place) is None]
+    newest = whole[:keep]
+    evaluated = [place for place in whole if step_of(place) in val_losses]
+    best = min(evaluated, key=lambda place: val_losses[step_of(place)], default=None)
+    return later + [place for place in earlier if place < newest[-1] and place != best]
+
+
+def step_of(place: Path) -> int:
+    """Steps taken up to a checkpoint, by its name."""
+    return int(place.name.removeprefix("step-"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -77,11 +99,10 @@ def find_damage(place: Path) -> str | None:
     """Say what is wrong with a checkpoint, going by its manifest; None if nothing is."""
     try:
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        for name, expected in manifest["files"].items():
-            if describe(place / name) != expected:
-                return f"{name} is not what {MANIFEST} describes"
-        if STATE not in manifest["files"] or place.name != f"step-{manifest['step']:08d}":
+        if list(manifest["files"]) != [STATE] or manifest["step"] != step_of(place):
             return f"{MANIFEST} is of another checkpoint"
+        if describe(place / STATE) != manifest["files"][STATE]:
+            return f"{STATE} is not what {MANIFEST} describes"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -109,6 +130,20 @@ def describe(file: Path) -> dict[str, Any]:
     with file.open("rb") as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
     return {"size": file.stat().st_size, "sha256": digest}
+
+
+def write(state: dict[str, Any], file: IO[bytes]) -> None:
+    """Have torch write into an open file.
+
+    Raises:
+        OSError: where torch itself raises a RuntimeError that says nothing of the disk.
+    """
+    try:
+        torch.save(state, file)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def flush(path: Path) -> None:

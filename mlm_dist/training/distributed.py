@@ -4,9 +4,11 @@ The same code serves one process without torchrun, where every exchange is the i
 """
 
 import itertools
+import math
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +20,11 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from mlm_dist.errors import UserError
+from mlm_dist.errors import RunError, UserError, say
 
 SECONDS_BETWEEN_LOOKS = 0.1
+SECONDS_BETWEEN_PULSES = 1.0
+SECONDS_FOR_ROLL_CALL = 10.0
 MEETING_TIMEOUT = timedelta(minutes=10)
 
 
@@ -28,6 +32,10 @@ class Processes:
     """The processes of the run, and the place of this one among them.
 
     Joins the others as torchrun's environment variables describe them.
+
+    Args:
+        device: the kind of device to compute on.
+        hang_timeout: minutes that collectives wait for a process that does not answer.
 
     Attributes:
         rank: 0 to world_size - 1; rank 0 prints and writes.
@@ -38,10 +46,11 @@ class Processes:
         UserError: on every rank, if the processes cannot meet or the device is not there for one of them.
     """
 
-    def __init__(self, device: Literal["auto", "cpu", "cuda"]) -> None:
+    def __init__(self, device: Literal["auto", "cpu", "cuda"], hang_timeout: float = 10.0) -> None:
         self.rank, self.world_size = 0, 1
         self._store: Store | None = None  # where processes leave each other notes
         self._notes = itertools.count()
+        self._last_pulse = -math.inf
         if "RANK" in os.environ:
             self._store, self.rank, self.world_size = meet()
         with self.together():
@@ -51,8 +60,12 @@ class Processes:
         if on_gpu:
             torch.cuda.set_device(self.device)
         if self._store is not None:
+            if on_gpu:  # NCCL then writes down which collectives a rank was in when one timed out
+                os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+                os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
             dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
+                "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+                timeout=timedelta(minutes=hang_timeout),
                 store=self._store,
                 rank=self.rank,
                 world_size=self.world_size,
@@ -75,23 +88,28 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def any(self, flag: bool) -> bool:
+        """Whether a flag is up on at least one rank. It is exchanged between CPUs and makes no GPU wait."""
+        return bool(self.sum_(torch.tensor(float(flag))).item())
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Fail on all ranks if one fails: a `UserError` inside the block on any of them is raised on every one."""
-        complaint, fault = "", None
+        complaint, kind, fault = "", UserError, None
         try:
             yield
         except UserError as error:
-            complaint = str(error)
+            complaint, kind = str(error), type(error)
         except Exception as error:  # a fault of ours, which the others must not wait for either
             complaint, fault = f"{type(error).__name__}: {error}", error
         if complaint and self.rank:
             complaint += f" (rank {self.rank}, on {socket.gethostname()})"
-        first = next(filter(None, self._exchange(complaint)), None)
+        notes = self.exchange(f"{kind.__name__}\n{complaint}" if complaint else "")
         if fault:
             raise fault
-        if first:
-            raise UserError(first)
+        if first := next(filter(None, notes), None):
+            name, _, complaint = first.partition("\n")
+            raise {kind.__name__: kind for kind in (UserError, RunError)}[name](complaint)
 
     def first_alone(self, work: Callable[[], str]) -> str:
         """Have rank 0 do some work and give every rank its result.
@@ -103,9 +121,9 @@ class Processes:
         with self.together():
             if self.is_first:
                 result = work()
-        return self._exchange(result)[0]
+        return self.exchange(result)[0]
 
-    def _exchange(self, note: str) -> list[str]:
+    def exchange(self, note: str) -> list[str]:
         """The notes of all ranks, in order, however long it takes until all have been left.
 
         They are left in the store. In a collective, those who wait for a slow one would time out.
@@ -126,13 +144,63 @@ class Processes:
 
     def check_same(self, key: str, value: str) -> None:
         """Raise `UserError` on every rank if the ranks have chosen differently where the config left it to them."""
-        if len(chosen := set(self._exchange(value))) > 1:
+        if len(chosen := set(self.exchange(value))) > 1:
             raise UserError(f"{key}: the machines of this run come to {' and '.join(sorted(chosen))}; set it for all")
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self._store is not None:
             dist.barrier()
+
+    def pulse(self, step: int) -> None:
+        """Let the others know, once a second, which step this rank is at."""
+        now = time.monotonic()
+        if self._store is not None and now - self._last_pulse > SECONDS_BETWEEN_PULSES:
+            self._store.set(f"step of {self.rank}", str(step))
+            self._last_pulse = now
+
+    @contextmanager
+    def naming_the_lost(self) -> Iterator[None]:
+        """End the run with the names of those who are missing if an exchange inside the block breaks off.
+
+        gloo's own error is of sockets. NCCL's watchdog ends the process itself, and leaves a record of its collectives.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self._store is None or not ("gloo" in str(error) or isinstance(error, dist.DistError)):
+                raise
+            present, missing = self.roll_call()
+            if self.rank == min(present):
+                reason = "; ".join(missing) or f"an exchange between the processes failed: {error}"
+                say(f"error: {reason}. The same command goes on from the last checkpoint")
+            os._exit(RunError.exit_code)
+
+    def roll_call(self) -> tuple[list[int], list[str]]:
+        """Ask which ranks are still there; of each that is not, say how far it had come."""
+        store, present, missing = self._store, [self.rank], []
+        assert store is not None
+
+        def call() -> None:
+            store.set(f"rank {self.rank} is here", "")
+            others = [rank for rank in range(self.world_size) if rank != self.rank]
+            deadline = time.monotonic() + SECONDS_FOR_ROLL_CALL
+            while others and time.monotonic() < deadline:
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                present.extend(rank for rank in others if store.check([f"rank {rank} is here"]))
+                others = [rank for rank in others if rank not in present]
+            for rank in others:
+                key = f"step of {rank}"
+                step = store.get(key).decode() if store.check([key]) else "its start"
+                missing.append(f"rank {rank} does not answer; it was last seen at step {step}")
+
+        # If the rank that hosts the store is the lost one, a call to it may never return.
+        thread = threading.Thread(target=call, daemon=True)
+        thread.start()
+        thread.join(2 * SECONDS_FOR_ROLL_CALL)
+        if thread.is_alive():
+            missing.append("the process where the others meet, rank 0 or its torchrun, does not answer")
+        return present, missing
 
     def leave(self) -> NoReturn:
         """End this process with exit code 0.

@@ -1,6 +1,8 @@
 """Evaluation on held-out text: the same rows with the same masks every time, shared by the ranks."""
 
-from collections.abc import Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -41,6 +43,7 @@ class HeldOut:
         count = min(config.train.eval_rows, len(self.matrix))
         evenly = np.linspace(0, len(self.matrix), count, endpoint=False).astype(np.int64)
         self.rows = evenly[processes.rank :: processes.world_size]
+        self.turns = math.ceil(count / processes.world_size / self.batch_size)  # batches of the rank that has most
         self.masker = Masker.of(config.masking, config.model.block_size, corpus.tokenizer, SEED, processes.device)
 
     def is_due(self, step: int) -> bool:
@@ -54,12 +57,22 @@ class HeldOut:
             yield load_batch(self.matrix, rows, EPOCH, self.masker, self.processes.device)
 
     @torch.no_grad()
-    def evaluate(self, encoder: Encoder) -> dict[str, float]:
-        """Measure `val_loss`, in nats per masked token, and `val_accuracy`, on all ranks' rows."""
+    def evaluate(self, encoder: Encoder, stops: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Measure `val_loss`, in nats per masked token, and `val_accuracy`, on all ranks' rows.
+
+        Args:
+            encoder: the model to measure.
+            stops: asked before every batch, on all ranks alike, whether to give up; None is returned then.
+        """
         device = self.processes.device
         encoder.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=device)
-        for batch in self.batches():
+        for _, batch in itertools.zip_longest(range(self.turns), self.batches()):
+            if stops():
+                encoder.train()
+                return None
+            if batch is None:  # another rank has one more
+                continue
             with autocast(device, self.dtype):
                 logits = encoder(batch.inputs, batch.positions)
             loss = masked_cross_entropy(logits, batch.targets, batch.weights)

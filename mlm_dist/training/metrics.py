@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mlm_dist.errors import warn
 from mlm_dist.training.run_dir import RunDir, replacing
 
 Event = dict[str, Any]
@@ -50,12 +51,16 @@ class Recorder:
         first_step: steps taken before this process; later lines, left by a process that was killed, are dropped.
         tokens, seconds: used up to then.
         max_iters: steps in all.
+
+    Attributes:
+        val_losses: of this run up to now, by step.
     """
 
     def __init__(self, run_dir: RunDir, first_step: int, tokens: int, seconds: float, max_iters: int) -> None:
         self.logged: Event = {"tokens": tokens, "seconds": seconds}
-        drop_later_events(run_dir.metrics, first_step)
-        self.file = run_dir.metrics.open("a", encoding="utf-8")
+        kept = drop_later_events(run_dir.metrics, first_step)
+        self.val_losses: dict[int, float] = {event["step"]: event["val_loss"] for event in kept if "val_loss" in event}
+        self.file = PatientFile(run_dir.metrics)
         self.max_iters = max_iters
         self.last_evaluation = ""
         self.tensorboard = open_tensorboard(run_dir.tensorboard, first_step)
@@ -63,8 +68,8 @@ class Recorder:
             total=max_iters, initial=first_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
 
-    def training(self, **event: float) -> None:
-        """Record a training step: `step`, `epoch`, `loss`, `lr`, `grad_norm`, `tokens` and `seconds` so far."""
+    def training(self, **event: Any) -> None:
+        """Record a step: `step`, `epoch`, `loss`, `lr`, `grad_norm`, `tokens` and `seconds` so far, and `digest`."""
         tokens, seconds = event["tokens"] - self.logged["tokens"], event["seconds"] - self.logged["seconds"]
         event["tokens_per_second"] = tokens / max(seconds, 1e-9)
         self.logged = event
@@ -79,14 +84,28 @@ class Recorder:
     def evaluation(self, **event: float) -> None:
         """Record an evaluation: `step`, `val_loss`, `val_accuracy`."""
         self._write(event, "val")
+        self.val_losses[int(event["step"])] = event["val_loss"]
         self.last_evaluation = f"  held-out {event['val_loss']:.3f}"
         self._say(
             f"step {event['step']}/{self.max_iters}  held-out loss {event['val_loss']:.4f}  "
             f"accuracy {event['val_accuracy']:.1%}"
         )
 
+    def skipped(self, step: int, **details: Any) -> None:
+        """Record that a step was left out, and why."""
+        self._write({"step": step, **details}, "skipped")
+        named = ", ".join(f"rank {rank}" for rank in details["ranks"]) or "all ranks together"
+        warn(
+            f"step {step} is left out: {details['skipped']}, on {named} "
+            f"({details['in_a_row']} in a row; its rows are in {self.file.path})"
+        )
+
     def close(self) -> None:
-        """Close the files."""
+        """Close the files.
+
+        Raises:
+            OSError: events are left that could not be written.
+        """
         self.progress.close()
         self.file.close()
         if self.tensorboard:
@@ -96,15 +115,46 @@ class Recorder:
         # JSON has no NaN.
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in event.items()}
         self.file.write(json.dumps(finite) + "\n")
-        self.file.flush()
         if self.tensorboard:
             for key, value in event.items():
-                if key != "step":
+                if key != "step" and isinstance(value, float):
                     self.tensorboard.add_scalar(f"{group}/{key.removeprefix('val_')}", value, event["step"])
 
     def _say(self, line: str) -> None:
         if self.progress.disable or not sys.stdout.isatty():
             print(line, flush=True)
+
+
+class PatientFile:
+    """A file that grows by lines. Those that a full disk refuses are kept and written as soon as it takes them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._waiting = b""
+
+    def write(self, line: str) -> None:
+        """Append a line, now or later."""
+        delayed = bool(self._waiting)
+        self._waiting += line.encode()
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if not delayed:
+                warn(f"{self.path} cannot be written ({error.strerror}); its lines are kept until it can")
+
+    def close(self) -> None:
+        """Write what is left and close.
+
+        Raises:
+            OSError: it still cannot be written.
+        """
+        self._write_waiting()
+        self._file.close()
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
 
 def read_events(path: Path) -> list[Event]:
@@ -118,13 +168,14 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
-def drop_later_events(path: Path, step: int) -> None:
-    """Rewrite a metrics.jsonl without the events after a step and without a half-written last line."""
+def drop_later_events(path: Path, step: int) -> list[Event]:
+    """Rewrite a metrics.jsonl without the events after a step and without a half-written last line; return the rest."""
     if not path.exists():
-        return
+        return []
     kept = [event for event in read_events(path) if event["step"] <= step] if step else []
     with replacing(path) as file:
         file.write("".join(json.dumps(event) + "\n" for event in kept).encode())
+    return kept
 
 
 def open_tensorboard(folder: Path, first_step: int) -> Any:

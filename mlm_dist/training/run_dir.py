@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from mlm_dist.config import Config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.training.checkpoint import list_checkpoints
+from mlm_dist.training.lock import lock
 
 
 class RunDir:
@@ -25,6 +27,9 @@ class RunDir:
         model: model.pth, the final `state_dict`.
         curves: the picture of losses, learning rate and throughput.
         done: an empty file that says that the run has reached its end.
+        stop: a file that asks a run to save and stop; it is deleted as the run does.
+        stopped: who or what has stopped a run that is not done; deleted when it goes on.
+        lock: says which process is writing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,24 +42,57 @@ class RunDir:
         self.tensorboard = path / "tensorboard"
         self.tokenizer = path / "tokenizer"
         self.done = path / "DONE"
+        self.stop = path / "STOP"
+        self.stopped = path / "STOPPED"
+        self.lock = path / ".lock"
 
     def check(self, config: Config) -> None:
         """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing."""
         if list_checkpoints(self.checkpoints) and self.config.exists():
             check_same_run(read_config(self.config), config, self.path)
 
-    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Make the folder and store config and tokenizer in it.
+    def check_space(self, checkpoint_bytes: int, config: Config) -> None:
+        """Raise `UserError` if the disk has no room for the checkpoints to come. Writes nothing."""
+        # Besides the newest there are the best and one that is being written.
+        count = min(config.checkpoint.keep, config.train.max_iters // config.checkpoint.interval) + 2
+        there = sum(file.stat().st_size for file in self.checkpoints.glob("*/*"))
+        needed = count * checkpoint_bytes - there
+        place = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise UserError(
+                f"run_dir {self.path} needs {needed / 1e9:.2f} GB more for {count} checkpoints, and there are "
+                f"{free / 1e9:.2f} GB: make room, lower checkpoint.keep, or give another run_dir"
+            )
+
+    def take(self) -> None:
+        """Make the folder and take its lock, which this process keeps until it ends.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: the folder cannot be written, or another process has the lock.
         """
-        try:
+        with self.written():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.lock)
+
+    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
+        """Store config and tokenizer in the folder.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with self.written():
             tokenizer.save(self.tokenizer)
             with replacing(self.config) as file:
                 file.write(config.to_yaml().encode())
             self.done.unlink(missing_ok=True)
+            self.stopped.unlink(missing_ok=True)
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Turn the system's refusal to write into a `UserError`."""
+        try:
+            yield
         except OSError as error:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
 

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -16,10 +17,10 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.randomness import salt
 from mlm_dist.data.sampler import GlobalBatchSampler
-from mlm_dist.errors import UserError
+from mlm_dist.errors import RunError, UserError
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import masked_cross_entropy
-from mlm_dist.training.checkpoint import find_newest, load_checkpoint, save_checkpoint
+from mlm_dist.training.checkpoint import find_newest, load_checkpoint, write
 from mlm_dist.training.curves import draw_curves
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import HeldOut
@@ -27,25 +28,25 @@ from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
 from mlm_dist.training.optim import build_optimizer, learning_rate
 from mlm_dist.training.precision import autocast, choose_dtype
 from mlm_dist.training.run_dir import RunDir, replacing
+from mlm_dist.training.saving import BackgroundSaver
+from mlm_dist.training.stopping import StopRequest
 
 SMALLEST_SCALE = 2.0**-10
-
-
-class DivergenceError(Exception):
-    """The loss or its gradient is no longer a finite number."""
+MAKE_ROOM = "make room on the disk, and the same command goes on from the last checkpoint"
 
 
 class StepResult(NamedTuple):
     """What came of a step.
 
     Attributes:
-        loss: this rank's share; the shares of all ranks add up to the loss.
-        grad_norm: length of the gradient before clipping, the same on all ranks.
+        loss: this rank's share, on its device; the shares of all ranks add up to the loss.
+        grad_norm: length of the gradient before clipping, the same on all ranks. If it is not finite, the step was left
+            out: weights and optimizer are as before.
         lr: the learning rate.
     """
 
     loss: torch.Tensor
-    grad_norm: torch.Tensor
+    grad_norm: float
     lr: float
 
 
@@ -56,16 +57,21 @@ class Trainer:
         encoder: the model; `model` is the same wrapped for the exchange of gradients.
         step: optimizer steps taken. Rows, masks and learning rate are functions of it, so that with the weights and
             the optimizer's state it is all that a checkpoint has to hold.
+        bad_steps: the last so many steps were left out, since their gradients were not finite.
+        stopping: once the ranks have agreed to stop before the end, who or what asked for it; until then empty.
 
     Raises:
         UserError: the corpus does not fit the config.
     """
 
-    def __init__(self, config: Config, corpus: Corpus, processes: Processes, run_dir: RunDir) -> None:
+    def __init__(
+        self, config: Config, corpus: Corpus, processes: Processes, run_dir: RunDir, stop: StopRequest
+    ) -> None:
         self.config = config
         self.corpus = corpus
         self.processes = processes
         self.run_dir = run_dir
+        self.stop = stop
         self.device = processes.device
         with processes.together():
             check_vocabulary(corpus, config)
@@ -86,41 +92,74 @@ class Trainer:
         self.model: Encoder | DistributedDataParallel = self.encoder
         if processes.exchanges:
             self.model = DistributedDataParallel(self.encoder, gradient_as_bucket_view=True)
-        self.step = 0
+        self.step = self.saved_step = 0
         self.seconds = 0.0
+        self.bad_steps = 0
+        self.stopping = ""
+        self.recorder: Recorder | None = None  # these two are rank 0's
+        self.saver: BackgroundSaver | None = None
 
     @property
     def tokens(self) -> int:
         """Tokens read so far, over all ranks and epochs."""
         return self.step * self.config.train.batch_size * self.config.model.block_size
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Size of a checkpoint, within a few kilobytes: the weights and AdamW's two moments of each."""
+        return 3 * sum(weight.nbytes for weight in self.encoder.parameters())
+
     def train(self) -> None:
-        """Take the steps that are left, then write `model.pth` and the pictures."""
+        """Take the steps that are left and write the results; or, if asked to stop, save and leave the rest for later.
+
+        Raises:
+            RunError: on all ranks: the run directory cannot be written, or too many steps in a row were left out.
+        """
+        try:
+            self.take_steps()
+        except Exception:
+            if self.saver:
+                self.saver.wait()
+            raise
+        with self.processes.together():
+            self.finish()
+
+    def take_steps(self) -> None:
+        """Train until the last step or until the ranks are asked to stop."""
         config, interval = self.config.train, self.config.checkpoint.interval
-        recorder = None
         if self.processes.is_first:
-            recorder = Recorder(self.run_dir, self.step, self.tokens, self.seconds, config.max_iters)
-        if self.step == 0:
-            self.evaluate(recorder)
+            self.recorder = Recorder(self.run_dir, self.step, self.tokens, self.seconds, config.max_iters)
+            self.saver = BackgroundSaver(self.run_dir.checkpoints, self.config.checkpoint.keep)
+        if self.lacks_evaluation():
+            self.evaluate()
         batches, stopwatch = self.batches(), Stopwatch(self.seconds)
-        while self.step < config.max_iters:
-            rate = learning_rate(self.step, config.max_iters, self.config.optim)
-            result = self.take_step(next(batches), rate)
+        while self.step < config.max_iters and not self.is_stopping():
+            batch = next(batches)
+            result = self.take_step(batch, learning_rate(self.step, config.max_iters, self.config.optim))
             self.step += 1
+            self.count_bad_steps(result)
             last = self.step == config.max_iters
             evaluates = last or self.held_out.is_due(self.step)
-            saves = last or self.step % interval == 0
+            saves = last or (self.step % interval == 0 and not self.bad_steps)
             if evaluates or saves or self.step % config.log_interval == 0:
-                self.log(recorder, result, stopwatch)
+                self.log(batch, result, stopwatch)
             with stopwatch.paused():
                 if evaluates:
-                    self.evaluate(recorder)
+                    self.evaluate()
                 if saves:
                     self.save()
-        if recorder:
-            recorder.close()
-            self.finish()
-        self.processes.barrier()
+                if self.saver:
+                    self.saver.report()
+        self.seconds = stopwatch.read()
+
+    def is_stopping(self) -> bool:
+        """Whether any rank has been asked to stop. All ranks ask at the same point, and get the same answer."""
+        self.processes.pulse(self.step)
+        if not self.stopping:
+            reason = self.stop.reason() or (str(self.run_dir.stop) if self.run_dir.stop.exists() else "")
+            if self.processes.any(bool(reason)):
+                self.stopping = next(filter(None, self.processes.exchange(reason)))
+        return bool(self.stopping)
 
     def batches(self) -> Iterator[MaskedBatch]:
         """Read and mask this rank's part of one global batch after another, beginning with the next step's."""
@@ -156,10 +195,11 @@ class Trainer:
                 self.scaler.scale(loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
             losses.append(loss.detach())
         self.scaler.unscale_(self.optimizer)
-        grad_norm = clip_grad_norm_(self.encoder.parameters(), self.config.optim.grad_clip or math.inf)
+        grad_norm = clip_grad_norm_(self.encoder.parameters(), self.config.optim.grad_clip or math.inf).item()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.scaler.step(self.optimizer)
+        if math.isfinite(grad_norm):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         return StepResult(torch.stack(losses).sum(), grad_norm, rate)
@@ -170,53 +210,83 @@ class Trainer:
             return self.model.no_sync()
         return nullcontext()
 
-    def log(self, recorder: Recorder | None, step: StepResult, stopwatch: Stopwatch) -> None:
-        """Record the step just taken, and stop if its numbers are not finite.
+    def count_bad_steps(self, result: StepResult) -> None:
+        """Count the steps in a row that were left out, and say on which ranks and rows the loss was not finite.
 
         Raises:
-            DivergenceError: on all ranks. No checkpoint is written after that.
+            RunError: on all ranks, after `max_bad_steps`.
         """
-        loss = self.processes.sum_(step.loss).item()
-        grad_norm = step.grad_norm.item()
+        if math.isfinite(result.grad_norm):
+            self.bad_steps = 0
+            return
+        loss, (_, rows) = result.loss.item(), self.sampler.rows(self.step - 1)
+        shares = [json.loads(note) for note in self.processes.exchange(json.dumps([loss, rows.tolist()]))]
+        guilty = [rank for rank, (share, _) in enumerate(shares) if not math.isfinite(share)]
+        if not guilty and self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE:
+            return  # with fp16 a gradient may overflow now and then, and the scaler takes a lower scale
+        self.bad_steps += 1
+        reason = f"loss {sum(share for share, _ in shares)}, grad_norm {result.grad_norm}"
+        if self.recorder:
+            self.recorder.skipped(
+                step=self.step,
+                skipped=reason,
+                in_a_row=self.bad_steps,
+                ranks=guilty,
+                rows=[row for rank, (_, rows) in enumerate(shares) if rank in guilty or not guilty for row in rows],
+            )
+        if self.bad_steps >= self.config.train.max_bad_steps:
+            raise RunError(
+                f"{self.bad_steps} steps in a row came to no number, the last, step {self.step}, to {reason}. The "
+                f"checkpoints in {self.run_dir.checkpoints} are from before that; a lower optim.lr or a longer "
+                f"optim.warmup_iters may help"
+            )
+
+    def log(self, batch: MaskedBatch, result: StepResult, stopwatch: Stopwatch) -> None:
+        """Record the step just taken."""
+        loss, digest = self.processes.sum_(result.loss), self.processes.sum_(batch.digest())
         self.seconds = stopwatch.read()
-        if recorder:
-            recorder.training(
+        if self.recorder:
+            self.recorder.training(
                 step=self.step,
                 epoch=self.step / self.sampler.steps_per_epoch,
-                loss=loss,
-                lr=step.lr,
-                grad_norm=grad_norm,
+                loss=loss.item(),
+                lr=result.lr,
+                grad_norm=result.grad_norm,
                 tokens=self.tokens,
                 seconds=self.seconds,
-            )
-        # With fp16 a gradient may overflow now and then: its step is left out, and the scaler takes a lower scale.
-        overflows = self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE
-        if not math.isfinite(loss) or not (math.isfinite(grad_norm) or overflows):
-            raise DivergenceError(
-                f"step {self.step}: loss {loss}, grad_norm {grad_norm}. The checkpoints in {self.run_dir.checkpoints} "
-                f"are from before that; a lower optim.lr or a longer optim.warmup_iters may help"
+                digest=f"{digest.item():012x}",
             )
 
-    def evaluate(self, recorder: Recorder | None) -> None:
-        """Measure on held-out text and record it."""
+    def lacks_evaluation(self) -> bool:
+        """Whether the weights are to be measured as they are now, before any step, and have not been."""
+        due = self.held_out.is_due(self.step) or self.step == self.config.train.max_iters
+        recorder = self.recorder
+        return due and not self.processes.first_alone(
+            lambda: "yes" if recorder and self.step in recorder.val_losses else ""
+        )
+
+    def evaluate(self) -> None:
+        """Measure on held-out text and record it, unless asked to stop meanwhile: then that is left for later."""
         if not self.held_out.interval:
             return
-        result = self.held_out.evaluate(self.encoder)
-        if recorder:
-            recorder.evaluation(step=self.step, **result)
+        result = self.held_out.evaluate(self.encoder, self.is_stopping)
+        if self.recorder and result:
+            self.recorder.evaluation(step=self.step, **result)
 
     def save(self) -> None:
-        """Write a checkpoint (rank 0)."""
-        if self.processes.is_first:
+        """Begin to write a checkpoint (rank 0)."""
+        self.saved_step = self.step
+        if self.saver and self.recorder:
             state = {
                 "step": self.step,
                 "seconds": self.seconds,
+                "bad_steps": self.bad_steps,
                 "corpus": self.corpus.manifest.sha256["train"],
                 "model": self.encoder.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-            save_checkpoint(self.run_dir.checkpoints, self.step, state, self.config.checkpoint.keep)
+            self.saver.save(self.step, state, self.recorder.val_losses)
 
     def resume(self) -> None:
         """Go back to the newest checkpoint that is whole, if there is one.
@@ -244,14 +314,35 @@ class Trainer:
             self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
             if state["scaler"] and self.scaler.is_enabled():  # fp16 before and now
                 self.scaler.load_state_dict(state["scaler"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step = self.saved_step = state["step"]
+            self.seconds, self.bad_steps = state["seconds"], state["bad_steps"]
 
     def finish(self) -> None:
-        """Write the final weights and the pictures, and mark the run as done."""
-        with replacing(self.run_dir.model) as file:
-            torch.save({name: weight.cpu() for name, weight in self.encoder.state_dict().items()}, file)
-        draw_curves(self.run_dir.metrics, self.run_dir.curves)
-        self.run_dir.done.touch()
+        """Write what is left to write (rank 0): at the end of the run its results, before that a checkpoint.
+
+        Raises:
+            RunError: the disk does not take it.
+        """
+        if not (self.recorder and self.saver):
+            return
+        try:
+            if self.step > self.saved_step:
+                self.save()
+            self.saver.wait()
+            self.recorder.close()
+            if self.stopping:
+                self.run_dir.stopped.write_text(f"{self.stopping}\n", encoding="utf-8")
+                self.run_dir.stop.unlink(missing_ok=True)
+            else:
+                with replacing(self.run_dir.model) as file:
+                    write({name: weight.cpu() for name, weight in self.encoder.state_dict().items()}, file)
+                draw_curves(self.run_dir.metrics, self.run_dir.curves)
+        except OSError as error:
+            raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
+        if self.saver.failed:
+            raise RunError(f"{self.run_dir.path} has no checkpoint of step {self.step}: {MAKE_ROOM}")
+        if not self.stopping:
+            self.run_dir.done.touch()
 
     def describe(self) -> str:
         """What is about to be trained, in a line."""
@@ -265,6 +356,11 @@ class Trainer:
 
     def summarize(self) -> str:
         """What came of the run."""
+        if self.stopping:
+            return (
+                f"stopped by {self.stopping} at step {self.step} of {self.config.train.max_iters}, saved in "
+                f"{self.run_dir.path}; the same command goes on from there"
+            )
         losses = [event["val_loss"] for event in read_events(self.run_dir.metrics) if "val_loss" in event]
         fell = f"held-out loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else "no evaluation"
         return (

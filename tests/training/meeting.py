@@ -3,20 +3,11 @@
 import os
 import sys
 import time
-from datetime import timedelta
 
 import torch
-import torch.distributed as dist
 
 from mlm_dist.errors import UserError
 from mlm_dist.training.distributed import Processes
-
-start_group = dist.init_process_group
-
-
-def start_impatient_group(*arguments: object, **options: object) -> None:
-    """Collectives of this group time out after two seconds instead of half an hour."""
-    start_group(*arguments, timeout=timedelta(seconds=2), **options)  # type: ignore[arg-type]
 
 
 def long_work() -> str:
@@ -29,8 +20,7 @@ def failing_work() -> str:
 
 
 def main() -> None:
-    dist.init_process_group = start_impatient_group
-    processes = Processes("cpu")
+    processes = Processes("cpu", hang_timeout=2 / 60)
     lines = [processes.first_alone(long_work)]
     try:
         processes.first_alone(failing_work)
@@ -43,6 +33,7 @@ def main() -> None:
     except UserError as error:
         lines.append(str(error).split(" (")[0] + (" on rank 1" if "rank 1" in str(error) else ""))
     lines.append(str(processes.sum_(torch.tensor(processes.rank + 1)).item()))
+    lines.append(f"{processes.any(processes.rank == 2)} {processes.any(False)}")
     sys.stdout.write(f"rank {processes.rank}: {'; '.join(lines)}\n")
     sys.stdout.flush()
     processes.barrier()

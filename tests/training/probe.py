@@ -20,6 +20,7 @@ from mlm_dist.command_line import parse_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.run_dir import RunDir
+from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer
 
 STEPS = 3
@@ -30,7 +31,7 @@ def main() -> None:
     config = parse_config(arguments, "train")
     processes = Processes(config.device)
     corpus = Corpus.open(Path(config.data.path))
-    trainer = Trainer(config, corpus, processes, RunDir(Path(config.run_dir)))
+    trainer = Trainer(config, corpus, processes, RunDir(Path(config.run_dir)), StopRequest())
     exchanges = [0]
 
     def counted(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -57,7 +58,7 @@ def main() -> None:
                 "rows": torch.from_numpy(rows),
                 "batch": vars(batch),
                 "loss": processes.sum_(result.loss).item(),
-                "grad_norm": result.grad_norm.item(),
+                "grad_norm": result.grad_norm,
                 "gradient": torch.cat(gradient),
                 "exchanges": exchanges[0],
             }

@@ -1,0 +1,50 @@
+"""One process at a time writes into a run directory."""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import IO
+
+from mlm_dist.errors import UserError, warn
+
+
+def lock(path: Path) -> IO[str] | None:
+    """Take a lock file, or take it over from a process that has died: the system frees what a dead process held.
+
+    Args:
+        path: of the file; it holds host and pid of its last owner, and stays when the lock is given up, because another
+            process may have it open already.
+
+    Returns:
+        The open file, which holds the lock until it is closed; None on a file system that has no locks.
+
+    Raises:
+        UserError: another process has it.
+    """
+    file = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = read_owner(file)
+        file.close()
+        raise UserError(f"{path.parent} is in use by {owner}: stop that, or give another run_dir") from error
+    except OSError as error:
+        file.close()
+        warn(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses that folder")
+        return None
+    file.truncate(0)
+    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+    file.flush()
+    return file
+
+
+def read_owner(file: IO[str]) -> str:
+    """Who has written into a lock file, in words."""
+    file.seek(0)
+    try:
+        owner = json.loads(file.read())
+        return f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock and is just writing
+        return "another process"

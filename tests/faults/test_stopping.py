@@ -1,0 +1,139 @@
+"""Asked to stop, a run saves, leaves with exit code 0, says how to go on, and goes on to the same bits."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import (
+    assert_same_run,
+    children,
+    complete,
+    end,
+    has_reached,
+    history,
+    running,
+    train_command,
+    wait_until,
+)
+
+
+def assert_stopped(run_dir: Path, output: tuple[int, str, str], reason: str) -> None:
+    code, stdout, stderr = output
+    assert code == 0, stderr
+    assert f"stopped by {reason} at step " in stdout
+    assert "the same command goes on from there" in stdout
+    assert (run_dir / "STOPPED").read_text() == f"{reason}\n"
+    assert not (run_dir / "DONE").exists()
+    assert not (run_dir / "model.pth").exists()
+    assert not list(run_dir.rglob("*.partial"))
+    step = history(run_dir)[-1]["step"]
+    assert (run_dir / f"checkpoints/step-{step:08d}").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [(signal.SIGUSR1, 33), (signal.SIGUSR2, 101), (signal.SIGTERM, 66), (signal.SIGINT, 150)],
+    ids=["USR1", "USR2", "TERM", "INT"],
+)
+def test_a_signal_stops_a_run_between_two_steps(number, step, corpus_folder, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir)
+    with running(command) as process:
+        wait_until(process, has_reached(run_dir, step))
+        process.send_signal(number)
+        assert_stopped(run_dir, end(process), signal.Signals(number).name)
+    complete(command)
+    assert_same_run(run_dir, unbroken)
+
+
+def test_a_signal_while_torch_is_imported_stops_a_run_before_its_first_step(corpus_folder, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir)
+    with running(command) as process:
+        torch_is_loading = Path(f"/proc/{process.pid}/maps")
+        wait_until(process, lambda: "libtorch" in torch_is_loading.read_text())
+        process.send_signal(signal.SIGTERM)
+        code, stdout, stderr = end(process)
+    assert code == 0, stderr
+    assert "stopped by SIGTERM at step 0 of 240" in stdout
+    complete(command)
+    assert_same_run(run_dir, unbroken)
+
+
+def test_a_second_interrupt_stops_at_once(corpus_folder, tmp_path):
+    run_dir = tmp_path / "run"
+    with running(train_command(corpus_folder, run_dir, train__eval_rows=10**9, train__eval_interval=1)) as process:
+        wait_until(process, has_reached(run_dir, 3))
+        os.kill(process.pid, signal.SIGSTOP)  # both signals then wait for it, whatever it is at
+        process.send_signal(signal.SIGINT)
+        os.kill(process.pid, signal.SIGCONT)
+        process.send_signal(signal.SIGINT)
+        code, _, stderr = end(process)
+    assert code in (0, 130)  # 0 where both came as one, or between two batches
+    assert "Traceback" not in stderr
+
+
+def test_a_stop_file_stops_a_run_and_is_gone_when_it_goes_on(corpus_folder, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir)
+    with running(command) as process:
+        wait_until(process, has_reached(run_dir, 77))
+        (run_dir / "STOP").touch()
+        assert_stopped(run_dir, end(process), str(run_dir / "STOP"))
+    assert not (run_dir / "STOP").exists()
+    complete(command)
+    assert_same_run(run_dir, unbroken)
+
+
+def test_the_clock_stops_a_run(corpus_folder, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    seconds = 0.0
+    while not (run_dir / "DONE").exists():
+        seconds += 1.5
+        output = complete(train_command(corpus_folder, run_dir, train__time_limit=seconds / 60))
+        assert "stopped by train.time_limit" in output or "done: " in output
+    assert seconds > 1.5
+    assert_same_run(run_dir, unbroken)
+
+
+def test_an_evaluation_is_broken_off_and_made_up_for(corpus_folder, tmp_path):
+    settings = {"train__max_iters": 9, "train__eval_interval": 5, "train__eval_rows": 10**9}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    complete(train_command(corpus_folder, whole, **settings))
+    command = train_command(corpus_folder, broken, **settings)
+    with running(command) as process:
+        wait_until(process, has_reached(broken, 5))  # its evaluation comes next, of many batches
+        process.send_signal(signal.SIGUSR1)
+        assert_stopped(broken, end(process), "SIGUSR1")
+    assert [event["step"] for event in history(broken) if "val_loss" in event] == [0]
+    complete(command)
+    assert_same_run(broken, whole)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("rank", [0, 1])
+def test_it_is_enough_that_one_rank_hears(rank, corpus_folder, unbroken_pair, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir, processes=2)
+    with running(command) as process:
+        wait_until(process, has_reached(run_dir, 50))
+        os.kill(children(process.pid)[rank], signal.SIGUSR1)
+        assert_stopped(run_dir, end(process), "SIGUSR1")
+    complete(command)
+    assert_same_run(run_dir, unbroken_pair)
+
+
+@pytest.mark.multiprocess
+def test_torchrun_passes_term_on_and_the_run_can_be_continued(corpus_folder, unbroken_pair, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir, processes=2)
+    with running(command) as process:
+        wait_until(process, has_reached(run_dir, 50))
+        process.send_signal(signal.SIGTERM)
+        code, stdout, _ = end(process)
+    assert code == 1  # torchrun's own, whatever its processes exit with
+    assert "stopped by SIGTERM" in stdout
+    complete(command)
+    assert_same_run(run_dir, unbroken_pair)
