@@ -31,8 +31,8 @@ def assert_refused(result: Result, *words: object) -> None:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """A digest of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """A digest of every file below a folder but the lock, which names who last asked for it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 

@@ -24,7 +24,7 @@ from mlm_dist.errors import RunError, UserError, say
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_PULSES = 1.0
-SECONDS_FOR_ROLL_CALL = 10.0
+SECONDS_FOR_ROLL_CALL = 3.0
 MEETING_TIMEOUT = timedelta(minutes=10)
 
 

@@ -1,4 +1,4 @@
-"""What a run tells: lines in metrics.jsonl, a progress bar or plain lines, and TensorBoard where it is installed."""
+"""What a run tells: lines in metrics.jsonl, and a progress bar or plain lines."""
 
 import json
 import math
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from mlm_dist.errors import warn
 from mlm_dist.training.run_dir import RunDir, replacing
+from mlm_dist.training.tensorboard import TensorBoard
 
 Event = dict[str, Any]
 
@@ -63,7 +64,7 @@ class Recorder:
         self.file = PatientFile(run_dir.metrics)
         self.max_iters = max_iters
         self.last_evaluation = ""
-        self.tensorboard = open_tensorboard(run_dir.tensorboard, first_step)
+        self.tensorboard = TensorBoard(run_dir.tensorboard, first_step)
         self.progress = tqdm(
             total=max_iters, initial=first_step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True
         )
@@ -108,17 +109,14 @@ class Recorder:
         """
         self.progress.close()
         self.file.close()
-        if self.tensorboard:
-            self.tensorboard.close()
+        self.tensorboard.close()
 
     def _write(self, event: Event, group: str) -> None:
         # JSON has no NaN.
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in event.items()}
         self.file.write(json.dumps(finite) + "\n")
-        if self.tensorboard:
-            for key, value in event.items():
-                if key != "step" and isinstance(value, float):
-                    self.tensorboard.add_scalar(f"{group}/{key.removeprefix('val_')}", value, event["step"])
+        figures = {key.removeprefix("val_"): value for key, value in event.items() if isinstance(value, float)}
+        self.tensorboard.add(group, figures, event["step"])
 
     def _say(self, line: str) -> None:
         if self.progress.disable or not sys.stdout.isatty():
@@ -176,12 +174,3 @@ def drop_later_events(path: Path, step: int) -> list[Event]:
     with replacing(path) as file:
         file.write("".join(json.dumps(event) + "\n" for event in kept).encode())
     return kept
-
-
-def open_tensorboard(folder: Path, first_step: int) -> Any:
-    """A TensorBoard writer, or None where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (there may be none)
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=first_step + 1)

@@ -1,0 +1,128 @@
+"""SIGKILL at any moment: the same command goes on and ends in the same bits, with every step in the metrics once."""
+
+import contextlib
+import random
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mlm_dist.training.checkpoint import list_checkpoints, step_of
+from tests.conftest import start
+from tests.faults.conftest import (
+    assert_same_run,
+    complete,
+    has_reached,
+    kill_all,
+    running,
+    train_command,
+    wait_until,
+)
+
+DYING = str(Path(__file__).with_name("dying.py"))
+STEP = "mlm_dist.training.trainer:Trainer.take_step"
+FORWARD = "mlm_dist.training.trainer:autocast"
+# Where, and how many calls of it a run from one checkpoint to the next survives at most.
+MOMENTS = [
+    (STEP, 45, "before"),
+    (STEP, 45, "after"),
+    ("mlm_dist.training.trainer:Trainer.resume", 1, "before"),
+    ("mlm_dist.training.trainer:Trainer.resume", 1, "after"),
+    ("mlm_dist.training.run_dir:RunDir.begin", 1, "before"),
+    ("mlm_dist.training.run_dir:RunDir.begin", 1, "after"),
+    ("mlm_dist.training.metrics:drop_later_events", 1, "before"),
+    ("mlm_dist.training.metrics:drop_later_events", 1, "after"),
+    ("mlm_dist.training.evaluation:masked_cross_entropy", 30, "before"),
+    ("mlm_dist.training.trainer:Trainer.evaluate", 2, "after"),
+    ("mlm_dist.training.metrics:PatientFile.write", 20, "before"),
+    ("mlm_dist.training.metrics:PatientFile.write", 20, "after"),
+    ("mlm_dist.training.checkpoint:write", 2, "before"),
+    ("mlm_dist.training.checkpoint:write", 2, "amid"),
+    ("mlm_dist.training.checkpoint:write", 2, "after"),
+    ("mlm_dist.training.checkpoint:flush", 6, "before"),  # between state, manifest, rename
+    ("mlm_dist.training.checkpoint:flush", 6, "after"),
+    ("mlm_dist.training.checkpoint:find_useless", 3, "after"),
+]
+AT_THE_END = [
+    ("mlm_dist.training.trainer:write", "before"),
+    ("mlm_dist.training.trainer:write", "amid"),
+    ("mlm_dist.training.trainer:draw_curves", "before"),
+    ("mlm_dist.training.trainer:draw_curves", "after"),
+]
+
+
+def dying_command(command: list[str], place: str, call: int, moment: str, rank: int = 0) -> list[str]:
+    """A training command whose process, or one of them, kills itself at that moment."""
+    module = command.index("mlm_dist.train")
+    return [*command[: module - 1], DYING, place, str(call), moment, str(rank), *command[module + 1 :]]
+
+
+def test_killed_in_start_up_steps_evaluations_and_saves(corpus_folder, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir)
+    chance = random.Random(1)
+    for place, calls, moment in chance.sample(MOMENTS, len(MOMENTS)):
+        result = start(dying_command(command, place, chance.randint(1, calls), moment))
+        assert result.returncode == -signal.SIGKILL, (place, moment, result.stdout, result.stderr)
+        assert "Traceback" not in result.stderr
+    complete(command)
+    assert_same_run(run_dir, unbroken)
+
+
+def test_killed_while_results_are_written(corpus_folder, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir)
+    for place, moment in AT_THE_END:
+        assert start(dying_command(command, place, 1, moment)).returncode == -signal.SIGKILL
+        assert not (run_dir / "DONE").exists()
+    complete(command)
+    assert_same_run(run_dir, unbroken)
+    assert not [path for path in run_dir.rglob("*") if "partial" in path.name]
+
+
+def test_killed_from_outside_at_any_time(corpus_folder, unbroken, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir)
+    chance = random.Random(2)
+    for _ in range(5):
+        with running(command) as process, contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(chance.uniform(0.1, 3.0))  # while Python and torch start, or soon after
+            pytest.fail("it has ended")
+        with running(command) as process:
+            newest = max((step_of(place) for place in list_checkpoints(run_dir / "checkpoints")), default=0)
+            wait_until(process, has_reached(run_dir, min(newest + chance.randint(1, 40), 239)))
+    complete(command)
+    assert_same_run(run_dir, unbroken)
+
+
+@pytest.mark.multiprocess
+def test_all_ranks_and_torchrun_killed(corpus_folder, unbroken_pair, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir, processes=2)
+    for step in (25, 137):
+        with running(command) as process:
+            wait_until(process, has_reached(run_dir, step))
+            kill_all(process)
+    complete(command)
+    assert_same_run(run_dir, unbroken_pair)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("place", "call", "rank"),
+    [
+        (STEP, 70, 1),
+        (STEP, 33, 0),
+        ("mlm_dist.training.checkpoint:flush", 9, 0),
+        ("mlm_dist.training.trainer:autocast", 80, 1),
+    ],
+    ids=["a step of rank 1", "a step of rank 0", "a save", "a micro-batch of rank 1"],
+)
+def test_torchrun_starts_all_ranks_again_when_one_is_killed(place, call, rank, corpus_folder, unbroken_pair, tmp_path):
+    run_dir = tmp_path / "run"
+    command = dying_command(train_command(corpus_folder, run_dir, processes=2), place, call, "before", rank)
+    result = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("training 0.0 M weights") == 4  # killed three times
+    assert_same_run(run_dir, unbroken_pair)

@@ -1,0 +1,45 @@
+"""A rank that stops answering: the others say which, and since which step, and end the run within the timeout."""
+
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from mlm_dist.training.checkpoint import list_checkpoints, step_of
+from tests.faults.conftest import (
+    assert_same_run,
+    children,
+    complete,
+    has_reached,
+    running,
+    train_command,
+    wait_until,
+)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("store", ["torchrun's", "rank 0's"])
+def test_a_rank_that_does_not_answer_is_named(store, corpus_folder, unbroken_pair, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train_command(corpus_folder, run_dir, processes=2)
+    environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": str(int(store == "rank 0's"))}
+    for lost in (0, 1):
+        with running([*command, "--train.hang_timeout=0.1"], **environment) as process:
+            newest = max(map(step_of, list_checkpoints(run_dir / "checkpoints")), default=0)
+            wait_until(process, has_reached(run_dir, newest + 30))
+            os.kill(children(process.pid)[lost], signal.SIGSTOP)
+            since = time.monotonic()
+            assert process.stderr
+            line = next(line for line in process.stderr if line.startswith("mlm_dist: error:"))
+            assert time.monotonic() - since < 30  # 6 s until the exchange times out, 3 s of roll call
+        if (store, lost) == ("rank 0's", 0):
+            assert "the process where the others meet, rank 0 or its torchrun, does not answer" in line
+        else:
+            step = re.search(rf"rank {lost} does not answer; it was last seen at step (\d+)", line)
+            assert step, line
+            assert 0 <= int(step[1]) <= 240
+        assert "The same command goes on from the last checkpoint" in line
+    complete(command)
+    assert_same_run(run_dir, unbroken_pair)
