@@ -11,6 +11,8 @@ from mlm_dist.training.checkpoint import find_newest, load_checkpoint
 from tests.conftest import Result, start
 from tests.faults.conftest import history, train_command
 
+pytestmark = pytest.mark.slow
+
 FAULTY = str(Path(__file__).with_name("faulty.py"))
 SHORT = {"train__max_iters": 20, "checkpoint__interval": 5, "train__eval_interval": 10}
 

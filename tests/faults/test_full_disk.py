@@ -12,6 +12,8 @@ from mlm_dist.training.checkpoint import find_damage, list_checkpoints, step_of
 from tests.conftest import start
 from tests.faults.conftest import assert_same_run, complete, end, has_reached, running, train_command, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:

@@ -20,6 +20,8 @@ from tests.faults.conftest import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 DYING = str(Path(__file__).with_name("dying.py"))
 STEP = "mlm_dist.training.trainer:Trainer.take_step"
 FORWARD = "mlm_dist.training.trainer:autocast"

@@ -4,8 +4,12 @@ import os
 import signal
 import socket
 
+import pytest
+
 from tests.conftest import start
 from tests.faults.conftest import assert_same_run, end, has_reached, history, running, train_command, wait_until
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_second_run_is_refused_and_harms_nothing(corpus_folder, unbroken, tmp_path):

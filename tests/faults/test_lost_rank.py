@@ -18,6 +18,8 @@ from tests.faults.conftest import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("store", ["torchrun's", "rank 0's"])

@@ -18,6 +18,8 @@ from tests.faults.conftest import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def assert_stopped(run_dir: Path, output: tuple[int, str, str], reason: str) -> None:
     code, stdout, stderr = output

@@ -1,0 +1,109 @@
+"""Mistakes in what a person gives to a verb: exit code 2, one line that names the mistake, and nothing written."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import tiny_flags, verb
+
+# Files of the folder in which the verbs are run; {corpus} and {run} stand for a good corpus and a good run.
+FILES = {
+    "text.txt": b"Once upon a time there was a lamp. " * 500,
+    "short.txt": b"Once upon a time.",
+    "empty.txt": b"",
+    "latin.txt": "Zoë went home. ".encode("latin-1") * 500,
+    "list.yaml": b"- 1\n- 2\n",
+    "torn.yaml": b"optim: [\n",
+    "twice.yaml": b"seed: 1\nseed: 2\n",
+    "unknown.yaml": b"optim:\n  learning_rate: 1.0\n",
+    "nothing.yaml": b"train:\n  max_iters:\n",
+    "word.yaml": b"train:\n  max_iters: many\n",
+    "code.yaml": b"seed: !!python/object/apply:os.getpid []\n",
+}
+
+CASES = [
+    # verb, arguments, words of the complaint
+    ("train", "--optim.lrr 1", "--optim.lrr: unknown key; did you mean optim.lr?"),
+    ("train", "--lr 1", "--lr: unknown key; did you mean optim.lr?"),
+    ("train", "--optim 1", "--optim is a section"),
+    ("train", "--optim.lr fast", "optim.lr: 'fast' is not a number"),
+    ("train", "--optim.lr", "--optim.lr: a value is missing"),
+    ("train", "--optim.lr 0", "optim.lr is 0.0: it must be above 0"),
+    ("train", "--optim.lr .nan", "optim.lr is nan"),
+    ("train", "--optim.schedule cosin", "one of constant, cosine, linear, wsd"),
+    ("train", "--optim.decay_fraction 1.5", "optim.decay_fraction is 1.5"),
+    ("train", "--optim.grad_clip=-1", "optim.grad_clip is -1.0: it must be 0 or more"),
+    ("train", "--train.max_iters 0", "train.max_iters is 0: it must be at least 1"),
+    ("train", "--train.max_iters 1.5", "train.max_iters: '1.5' is not a whole number"),
+    ("train", "--train.max_iters 10k", "train.max_iters: '10k' is not a whole number"),
+    ("train", "--train.batch_size=-16", "train.batch_size is -16"),
+    ("train", "--train.micro_batch_size 3", "train.batch_size 16 is not a multiple of train.micro_batch_size 3"),
+    ("train", "--train.max_bad_steps 0", "train.max_bad_steps is 0"),
+    ("train", "--train.time_limit 0", "train.time_limit is 0.0: it must be above 0"),
+    ("train", "--train.time_limit 1h", "train.time_limit: '1h' is not a number or null"),
+    ("train", "--train.hang_timeout=-1", "train.hang_timeout is -1.0"),
+    ("train", "--model.heads 3", "model.embedding_dim 16 is not a multiple of model.heads 3"),
+    ("train", "--model.blocks 0", "model.blocks is 0"),
+    ("train", "--model.dropout 1", "model.dropout is 1.0"),
+    ("train", "--model.tie_embeddings perhaps", "model.tie_embeddings: 'perhaps' is not true or false"),
+    ("train", "--masking.mask_prob 0", "masking.mask_prob is 0.0: it must be between 0 and 1"),
+    ("train", "--masking.mask_prob 15", "masking.mask_prob is 15.0"),
+    ("train", "--masking.replacement some", "one of mask, 80/10/10"),
+    ("train", "--checkpoint.keep 0", "checkpoint.keep is 0"),
+    ("train", "--seed=-1", "seed is -1"),
+    ("train", "--device gpu", "one of auto, cpu, cuda"),
+    ("train", "--precision int8", "one of auto, bf16, fp16, fp32"),
+    ("train", "--config no.yaml", "--config no.yaml: No such file"),
+    ("train", "--config .", "--config .: Is a directory"),
+    ("train", "--config list.yaml", "--config list.yaml: expected `key: value` lines, found list"),
+    ("train", "--config torn.yaml", "--config torn.yaml: not YAML"),
+    ("train", "--config twice.yaml", "seed stands there twice"),
+    ("train", "--config unknown.yaml", "unknown.yaml: optim.learning_rate: unknown key"),
+    ("train", "--config nothing.yaml", "nothing.yaml: train.max_iters: it has no value"),
+    ("train", "--config word.yaml", "word.yaml: train.max_iters: 'many' is not a whole number"),
+    ("train", "--config code.yaml", "--config code.yaml: not YAML"),
+    ("train", "--config", "--config: a file is missing after it"),
+    ("train", "--data.path no", "data.path no: there is no such corpus or text"),
+    ("train", "--data.path short.txt --data.tokenizer bpe", "fewer than one batch of train.batch_size 16"),
+    ("train", "--data.path latin.txt --data.tokenizer bpe", "latin.txt: not utf-8 at byte 2"),
+    ("train", "--data.path text.txt --data.tokenizer bpe --data.encoding klingon", "no text encoding 'klingon'"),
+    ("train", "--model.vocab_size 200", "vocabulary of 300, more than model.vocab_size 200"),
+    ("train", "--model.block_size 100000", "fewer than one batch"),
+    ("train", "--run_dir text.txt", "run_dir text.txt cannot be written"),
+    ("train", "--run_dir text.txt/run", "run_dir text.txt/run"),
+    ("prepare", "", "PATH"),
+    ("prepare", "text.txt", "--out"),
+    ("prepare", "no.txt --out new", "no.txt: there is no such file or folder"),
+    ("prepare", "empty.txt --out new", "empty.txt: the file is empty"),
+    ("prepare", "latin.txt --out new --tokenizer bpe --vocab_size 300", "latin.txt: not utf-8 at byte 2"),
+    ("prepare", "text.txt --out new --tokenizer bpe", "--vocab_size"),
+    ("prepare", "text.txt --out new --tokenizer bpe --vocab_size 10", "vocab"),
+    ("prepare", "text.txt --out new --tokenizer gpt-2", "gpt-2"),
+    ("prepare", "text.txt --out new --val_fraction 2", "--val_fraction is 2.0"),
+    ("prepare", "text.txt --out text.txt", "text.txt exists already"),
+    ("prepare", "text.txt --out new --vocab_size 300", "--vocab_size goes with --tokenizer bpe"),
+    ("prepare", "text.txt --out new --wal text.txt", "--wal"),
+    ("fill", "", "--run"),
+    ("fill", "--run no A_[MASK].", "no is no run directory"),
+    ("fill", "--run {run}", "TEXT"),
+    ("fill", "--run {run} --top 0 A_[MASK].", "--top is 0"),
+    ("fill", "--run {run} A_lamp.", "[MASK]"),
+    ("fill", "--run {run} --tip 3 A_[MASK].", "--tip"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "words"), CASES, ids=[f"{name} {given}" for name, given, _ in CASES])
+def test_a_mistake_is_one_line_and_writes_nothing(name, arguments, words, corpus_folder, run_dir, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    for file, content in FILES.items():
+        (here / file).write_bytes(content)
+    good = tiny_flags(corpus_folder, Path("new"), train__max_iters=1) if name == "train" else []
+    given = [argument.replace("_[", " [").replace("{run}", str(run_dir)) for argument in arguments.split()]
+    result = verb(name, *good, *given, cwd=here, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("mlm_dist: error: ")
+    assert words in line
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == FILES
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "partial" in path.name]
