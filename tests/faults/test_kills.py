@@ -14,7 +14,6 @@ from tests.faults.conftest import (
     assert_same_run,
     complete,
     has_reached,
-    kill_all,
     running,
     train_command,
     wait_until,
@@ -98,14 +97,25 @@ def test_killed_from_outside_at_any_time(corpus_folder, unbroken, tmp_path):
     assert_same_run(run_dir, unbroken)
 
 
+def test_killed_in_a_run_of_many_epochs_in_low_precision(corpus_folder, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    many = {"precision": "bf16", "train__batch_size": 512, "train__max_iters": 60, "checkpoint__interval": 13}
+    settings = many | {"train__micro_batch_size": 128, "train__log_interval": 3, "masking__replacement": "80/10/10"}
+    complete(train_command(corpus_folder, whole, **settings))
+    command = train_command(corpus_folder, killed, **settings)
+    with running(command) as process:
+        wait_until(process, has_reached(killed, 30))
+    complete(command)
+    assert_same_run(killed, whole)
+
+
 @pytest.mark.multiprocess
 def test_all_ranks_and_torchrun_killed(corpus_folder, unbroken_pair, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir, processes=2)
     for step in (25, 137):
-        with running(command) as process:
+        with running(command) as process:  # which ends in kill_all
             wait_until(process, has_reached(run_dir, step))
-            kill_all(process)
     complete(command)
     assert_same_run(run_dir, unbroken_pair)
 

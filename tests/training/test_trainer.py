@@ -1,13 +1,9 @@
 """Training through real processes: world sizes, resuming, what a run leaves behind."""
 
-import contextlib
 import itertools
 import json
-import os
-import signal
-import subprocess
+import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +13,10 @@ import torch
 from mlm_dist.config import ModelConfig
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.training.metrics import read_events
-from tests.conftest import REPOSITORY, TINY, start, tiny_flags, torchrun, verb
+from tests.conftest import TINY, start, tiny_flags, torchrun, verb
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 PROBE = Path(__file__).with_name("probe.py")
-TIMINGS = ("seconds", "tokens_per_second")
 
 
 def probe(processes: int, out: Path, corpus: Path, **overrides: object) -> list[list[dict[str, Any]]]:
@@ -148,91 +143,7 @@ def test_a_finished_run_is_left_as_it_is(corpus_folder: Path, run_dir: Path) -> 
     assert (run_dir / "DONE").exists()
 
 
-def kill_after(step: int, command: list[str], run_dir: Path) -> None:
-    """Start a training, and kill all its processes once its metrics have reached a step."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    metrics = run_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and any(event["step"] >= step for event in read_events(metrics))):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    # torchrun's workers lead groups of their own, and would live on.
-    for pid in [process.pid, *children(process.pid)]:
-        os.kill(pid, signal.SIGKILL)
-    process.wait()
-
-
-def children(parent: int) -> list[int]:
-    """The processes that a process has started."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # one that has just ended
-            pid, after_name = int(stat.parent.name), stat.read_text().rpartition(")")[2].split()
-            if int(after_name[1]) == parent:
-                found.append(pid)
-    return found
-
-
-LONG = {"train__max_iters": 240, "checkpoint__interval": 50, "train__eval_interval": 60, "train__log_interval": 3}
-HARD = LONG | {"model__dropout": 0.1, "train__micro_batch_size": 8, "train__batch_size": 32, "precision": "bf16"}
-
-
-@pytest.mark.multiprocess
-@pytest.mark.parametrize(
-    ("processes", "settings"),
-    [(1, LONG), (1, HARD | {"train__batch_size": 512, "train__max_iters": 60, "checkpoint__interval": 13}), (2, HARD)],
-    ids=["one process", "many epochs, dropout, micro-batches, bf16", "two processes"],
-)
-def test_a_killed_run_goes_on_to_the_same_bits(
-    processes: int, settings: dict[str, object], corpus_folder: Path, tmp_path: Path
-) -> None:
-    launcher = [sys.executable] if processes == 1 else [*TORCHRUN, f"--nproc_per_node={processes}"]
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    commands = {
-        path: [*launcher, "-m", "mlm_dist.train", *tiny_flags(corpus_folder, path, **settings)]
-        for path in (whole, killed)
-    }
-    assert start(commands[whole]).returncode == 0
-    kill_after(int(str(settings["train__max_iters"])) // 2, commands[killed], killed)
-    assert not (killed / "model.pth").exists()
-    result = start(commands[killed])
-    assert result.returncode == 0, result.stderr
-    assert "step 0 to" not in result.stdout
-    weights = [torch.load(path / "model.pth", weights_only=True) for path in (whole, killed)]
-    for name, weight in weights[0].items():
-        assert torch.equal(weight, weights[1][name]), name
-    histories = [
-        [{k: v for k, v in event.items() if k not in TIMINGS} for event in read_events(path / "metrics.jsonl")]
-        for path in (whole, killed)
-    ]
-    assert histories[0] == histories[1]
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over_and_said(
-    corpus_folder: Path, run_dir: Path, tmp_path: Path
-) -> None:
-    import shutil
-
-    copy = tmp_path / "run"
-    shutil.copytree(run_dir, copy)
-    state = copy / "checkpoints/step-00000030/state.pt"
-    state.write_bytes(state.read_bytes()[:-1])
-    result = verb("train", *tiny_flags(corpus_folder, copy))
-    assert result.returncode == 0
-    assert "step-00000030 is passed over: state.pt" in result.stderr
-    assert "step 20 to 30" in result.stdout
-    assert torch.load(copy / "model.pth", weights_only=True).keys()
-    originals, repeated = (torch.load(path / "model.pth", weights_only=True) for path in (run_dir, copy))
-    assert all(torch.equal(weight, repeated[name]) for name, weight in originals.items())
-
-
 def test_a_longer_run_continues_a_finished_one(corpus_folder: Path, run_dir: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "run"
     shutil.copytree(run_dir, copy)
     result = verb("train", *tiny_flags(corpus_folder, copy, train__max_iters=40))
