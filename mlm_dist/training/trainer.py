@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -180,8 +180,6 @@ class Trainer:
             batch: this rank's part of the global batch.
             rate: the learning rate.
 
-        Returns:
-            Its figures, still on the device.
         """
         count = self.processes.sum_(batch.weights.sum()).clamp(min=1)
         micro_batches = batch.micro_batches(self.config.micro_batch_size(self.processes.world_size))
@@ -299,23 +297,32 @@ class Trainer:
             return
         with self.processes.together():
             state = load_checkpoint(Path(name))
-            if state["corpus"] != self.corpus.manifest.sha256["train"]:
-                raise UserError(
-                    f"{name} was trained on another corpus than {self.corpus.folder}: choose another run_dir"
-                )
-            if state["step"] > self.config.train.max_iters:
-                raise UserError(f"{name} is beyond train.max_iters {self.config.train.max_iters}: raise that")
             try:
-                self.encoder.load_state_dict(state["model"])
-            except RuntimeError as error:
+                self.restore(state)
+            except UserError as error:
+                raise UserError(f"{name} {error}") from error
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise UserError(f"{name} is of a model of another shape: choose another run_dir") from error
-            # The groups' settings are the config's, which may have changed.
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
-            if state["scaler"] and self.scaler.is_enabled():  # fp16 before and now
-                self.scaler.load_state_dict(state["scaler"])
-            self.step = self.saved_step = state["step"]
-            self.seconds, self.bad_steps = state["seconds"], state["bad_steps"]
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what a checkpoint holds.
+
+        Raises:
+            UserError: it does not belong to this run; the rest of a sentence that begins with its name.
+            KeyError, TypeError, ValueError, AttributeError, RuntimeError: it is of another model.
+        """
+        if state["corpus"] != self.corpus.manifest.sha256["train"]:
+            raise UserError(f"was trained on another corpus than {self.corpus.folder}: choose another run_dir")
+        if state["step"] > self.config.train.max_iters:
+            raise UserError(f"is beyond train.max_iters {self.config.train.max_iters}: raise that")
+        self.encoder.load_state_dict(state["model"])
+        # The groups' settings are the config's, which may have changed.
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        if state["scaler"] and self.scaler.is_enabled():  # fp16 before and now
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = self.saved_step = state["step"]
+        self.seconds, self.bad_steps = state["seconds"], state["bad_steps"]
 
     def finish(self) -> None:
         """Write what is left to write (rank 0): at the end of the run its results, before that a checkpoint.

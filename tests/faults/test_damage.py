@@ -127,6 +127,17 @@ def test_no_code_in_a_checkpoint_is_run(corpus_folder, hostile_run, victim):
     assert not victim.exists()
 
 
+@pytest.mark.parametrize("state", [{}, {"corpus": None}, [1], "text"], ids=["empty", "no sense", "list", "text"])
+def test_a_checkpoint_of_another_program_is_refused(state, corpus_folder, hostile_run):
+    for place in (hostile_run / "checkpoints").iterdir():
+        torch.save(state, place / "state.pt")
+        rewrite(place, files={"state.pt": describe(place / "state.pt")})
+    result = verb("train", *tiny_flags(corpus_folder, hostile_run))
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert str(hostile_run / "checkpoints/step-00000030") in line
+
+
 def test_no_code_in_final_weights_is_run(hostile_run, victim):
     torch.save(Hostile(victim), hostile_run / "model.pth")
     result = verb("fill", "--run", hostile_run, "The [MASK].")
