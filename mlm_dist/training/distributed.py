@@ -220,16 +220,28 @@ class Processes:
 def meet() -> tuple[Store, int, int]:
     """Meet the other processes at MASTER_ADDR:MASTER_PORT; return the store there, the rank and the world size.
 
-    Under `torchrun --max-restarts` the store may outlive an attempt, with the notes and addresses of processes that are
-    dead (pytorch#135712), so each attempt has a part of its own.
+    A store that torchrun keeps itself outlives an attempt under `--max-restarts`, with the notes and addresses of
+    processes that are dead (pytorch#135712), so each attempt has a part of its own. That works on one machine; between
+    several, torchrun's counts of attempts differ.
+
+    Raises:
+        UserError: they cannot meet, or could not meet again.
     """
+    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    if is_torchruns and restarts and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "torchrun --max-restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment "
+            "of each torchrun (pytorch#135712)"
+        )
     try:
         store, rank, world_size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
     except (dist.DistError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = "the port is taken; choose another" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
         raise UserError(f"the processes cannot meet at {place}: {reason}") from error
-    return PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store), rank, world_size
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_torchruns else "0"
+    return PrefixStore(f"attempt {attempt}", store), rank, world_size
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:

@@ -122,19 +122,21 @@ def test_all_ranks_and_torchrun_killed(corpus_folder, unbroken_pair, tmp_path):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    ("place", "call", "rank"),
+    ("place", "call", "rank", "store"),
     [
-        (STEP, 70, 1),
-        (STEP, 33, 0),
-        ("mlm_dist.training.checkpoint:flush", 9, 0),
-        ("mlm_dist.training.trainer:autocast", 80, 1),
+        (STEP, 70, 1, "torchrun's"),
+        (STEP, 33, 0, "rank 0's"),
+        (FORWARD, 80, 1, "rank 0's"),
+        ("mlm_dist.training.checkpoint:flush", 9, 0, "torchrun's"),
     ],
-    ids=["a step of rank 1", "a step of rank 0", "a save", "a micro-batch of rank 1"],
+    ids=["a step of rank 1", "a step of rank 0", "between micro-batches of rank 1", "a save"],
 )
-def test_torchrun_starts_all_ranks_again_when_one_is_killed(place, call, rank, corpus_folder, unbroken_pair, tmp_path):
+def test_torchrun_starts_all_ranks_again_when_one_is_killed(
+    place, call, rank, store, corpus_folder, unbroken_pair, tmp_path
+):
     run_dir = tmp_path / "run"
     command = dying_command(train_command(corpus_folder, run_dir, processes=2), place, call, "before", rank)
-    result = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
+    result = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=str(int(store == "rank 0's")))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("training 0.0 M weights") == 4  # killed three times
     assert_same_run(run_dir, unbroken_pair)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mlm_dist.errors import UserError
-from mlm_dist.training.distributed import Processes
+from mlm_dist.training.distributed import Processes, meet
 from tests.conftest import start
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -27,3 +27,11 @@ def test_alone_every_exchange_is_the_identity(monkeypatch: pytest.MonkeyPatch) -
     assert torch.equal(processes.sum_(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
     with pytest.raises(UserError, match="mine"), processes.together():
         raise UserError("mine")
+
+
+def test_restarts_on_several_machines_are_refused_where_they_could_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        meet()
