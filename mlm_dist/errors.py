@@ -1,12 +1,13 @@
 """What a person is told when something they gave is wrong, and how a verb ends."""
 
+import contextlib
 import errno
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 SECONDS_FOR_RANK_0_TO_SPEAK = 20.0
 
@@ -48,7 +49,22 @@ def warn(message: str) -> None:
 
 def say(message: str) -> None:
     """Print one line on stderr."""
-    print(f"mlm_dist: {message}", file=sys.stderr, flush=True)
+    tell(f"mlm_dist: {message}", sys.stderr)
+
+
+def tell(line: str, stream: TextIO | None = None) -> None:
+    """Print a line, by default on stdout. A log that takes no more (its disk is full, its reader gone) ends no run."""
+    with contextlib.suppress(OSError):
+        print(line, file=stream, flush=True)
+
+
+def let_go_of_output() -> None:
+    """Drop what stdout and stderr have not taken, about which Python would complain at its exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def speaks() -> bool:
@@ -72,8 +88,7 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
             say("interrupted")
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output (`| head`) has gone. Python would complain once more while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        let_go_of_output()  # its reader (`| head`) has gone
         sys.exit(141)
     except OSError as error:
         if error.errno not in PATH_ERRORS or error.filename is None:
@@ -87,4 +102,5 @@ def refuse(complaint: str, exit_code: int = 2) -> NoReturn:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which torchrun ends it; training may have another use for it
         time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
     say(f"error: {' '.join(complaint.split())}")
+    let_go_of_output()
     sys.exit(exit_code)

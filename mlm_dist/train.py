@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from mlm_dist.command_line import parse_config
-from mlm_dist.errors import run_verb
+from mlm_dist.errors import run_verb, tell
 from mlm_dist.training.stopping import StopRequest
 
 
@@ -40,10 +40,10 @@ def main(arguments: list[str]) -> None:
             if processes.is_first:  # now that nothing can be wrong with what was given any more
                 run_dir.begin(config, corpus.tokenizer)
         if processes.is_first:
-            print(trainer.describe(), flush=True)
+            tell(trainer.describe())
         trainer.train()
         if processes.is_first:
-            print(trainer.summarize(), flush=True)
+            tell(trainer.summarize())
     processes.leave()
 
 

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from mlm_dist.errors import RunError, UserError, say
+from mlm_dist.errors import RunError, UserError, let_go_of_output, say
 
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_PULSES = 1.0
@@ -211,9 +211,9 @@ class Processes:
         """
         if self._store is not None:
             dist.destroy_process_group()
-            sys.stdout.flush()
-            sys.stderr.flush()
+            let_go_of_output()
             os._exit(0)
+        let_go_of_output()
         sys.exit(0)
 
 

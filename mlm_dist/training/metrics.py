@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mlm_dist.errors import warn
+from mlm_dist.errors import tell, warn
 from mlm_dist.training.run_dir import RunDir, replacing
 from mlm_dist.training.tensorboard import TensorBoard
 
@@ -120,7 +120,7 @@ class Recorder:
 
     def _say(self, line: str) -> None:
         if self.progress.disable or not sys.stdout.isatty():
-            print(line, flush=True)
+            tell(line)
 
 
 class PatientFile:

@@ -1,6 +1,7 @@
 """Masks: the rate that was asked for, evenly spread, and a pure function of (seed, epoch, row)."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -253,6 +254,61 @@ def test_micro_batches_are_the_batch_cut(batch: MaskedBatch) -> None:
     assert [len(one.inputs) for one in cut] == [3000] * 3 + [1000]
     for number, whole in enumerate(parts(batch)):
         assert torch.equal(torch.cat([parts(one)[number] for one in cut]), whole)
+
+
+def test_the_digests_of_a_batchs_parts_add_up_to_its_own_in_any_order(batch: MaskedBatch) -> None:
+    whole = batch.digest()
+    assert whole.dtype == torch.int64
+    assert sum(part.digest() for part in batch.micro_batches(3000)) == whole
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(0))
+    assert MaskedBatch(*(part[order] for part in parts(batch))).digest() == whole
+
+
+def set_to(name: str, row: int, column: int, change: int) -> Callable[[dict[str, torch.Tensor]], None]:
+    def change_one(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name][row, column] += change
+
+    return change_one
+
+
+def swap_columns(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["inputs"][0, [0, 1]] = tensors["inputs"][0, [1, 0]]
+
+
+def swap_targets(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["targets"][0, [0, 1]] = tensors["targets"][0, [1, 0]]
+
+
+def swap_between_rows(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["inputs"][[0, 1], 0] = tensors["inputs"][[1, 0], 0]
+
+
+def swap_hidden_between_rows(tensors: dict[str, torch.Tensor]) -> None:
+    for name in ("targets", "positions", "weights"):
+        tensors[name][[0, 1]] = tensors[name][[1, 0]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        set_to("inputs", 1, 5, 1),
+        set_to("targets", 1, 0, 1),
+        set_to("positions", 1, 0, 1),
+        set_to("weights", 1, 0, -1),
+        swap_columns,
+        swap_targets,
+        swap_between_rows,
+        swap_hidden_between_rows,
+    ],
+    ids=["input", "target", "position", "weight", "columns", "targets", "rows", "hidden"],
+)
+def test_the_digest_tells_batches_apart_that_differ_in_one_thing(
+    change: Callable[[dict[str, torch.Tensor]], None], tokens: torch.Tensor
+) -> None:
+    batch = masker()(tokens[:4], torch.arange(4), 0)
+    changed = {name: tensor.clone() for name, tensor in vars(batch).items()}
+    change(changed)
+    assert MaskedBatch(**changed).digest() != batch.digest()
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """A full disk costs warnings: older checkpoints stay, training goes on; what is missing at the end is an error."""
 
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -118,3 +119,18 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_at_the_start(corpus_
         assert "GB more for 5 checkpoints" in line
         assert "lower checkpoint.keep" in line
         assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.multiprocess)])
+def test_a_log_that_takes_nothing_ends_no_run(processes, corpus_folder, unbroken, unbroken_pair, tmp_path):
+    command = shlex.join(train_command(corpus_folder, tmp_path / "run", processes))
+    result = start(["bash", "-c", f"{command} >/dev/full 2>/dev/full"])
+    assert result.returncode == 0
+    assert_same_run(tmp_path / "run", unbroken_pair if processes > 1 else unbroken)
+
+
+def test_a_reader_that_leaves_ends_no_run(corpus_folder, unbroken, tmp_path):
+    command = shlex.join(train_command(corpus_folder, tmp_path / "run"))
+    result = start(["bash", "-c", f"set -o pipefail; {command} | head -n 1"])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert_same_run(tmp_path / "run", unbroken)

@@ -110,6 +110,42 @@ def test_the_recipe_has_the_sizes_of_the_definition() -> None:
     assert weights == embeddings + 4 * block + 2 * 256 + 50258
 
 
+def test_the_encoder_is_embeddings_all_blocks_a_norm_and_the_output_layer() -> None:
+    encoder, tokens = Encoder(SMALL).double(), random_tokens(length=7)
+    x = encoder.token_embedding(tokens) + encoder.position_embedding.weight[:7]
+    for block in encoder.blocks:
+        x = block(x)
+    torch.testing.assert_close(encoder(tokens), encoder.output(encoder.final_norm(x)))
+
+
+def is_random(module: nn.Module, x: torch.Tensor) -> bool:
+    return not torch.equal(module(x), module(x))
+
+
+def test_attention_weights_are_dropped_in_training_alone() -> None:
+    attention, x = MultiHeadAttention(24, 3, dropout=0.5), torch.randn(2, 12, 24)
+    assert is_random(attention, x)
+    assert not is_random(attention.eval(), x)
+
+
+@pytest.mark.parametrize("silenced", ["attention.projection", "feed_forward.contract"])
+def test_a_block_drops_from_what_either_part_adds(silenced: str) -> None:
+    block, x = Block(24, 3, dropout=0.5), torch.randn(2, 12, 24)
+    block.attention.dropout = 0.0
+    for weight in block.get_submodule(silenced).parameters():
+        nn.init.zeros_(weight)  # so that what is random comes from the other part
+    assert is_random(block, x)
+
+
+def test_the_encoder_drops_from_the_embeddings_and_in_its_blocks() -> None:
+    encoder, tokens = Encoder(ModelConfig(**{**vars(SMALL), "dropout": 0.5})), random_tokens()
+    encoder.dropout.eval()
+    assert is_random(encoder, tokens)
+    encoder.dropout.train()
+    encoder.blocks.eval()
+    assert is_random(encoder, tokens)
+
+
 def test_dropout_acts_in_training_alone() -> None:
     encoder, tokens = Encoder(ModelConfig(**{**vars(SMALL), "dropout": 0.5})), random_tokens()
     assert not torch.equal(encoder(tokens), encoder(tokens))

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from mlm_dist.errors import UserError
-from mlm_dist.training.checkpoint import find_damage, find_newest, list_checkpoints, load_checkpoint, save_checkpoint
+from mlm_dist.training.checkpoint import (
+    find_damage,
+    find_newest,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
 
 
 def save(folder: Path, step: int, keep: int = 3) -> Path:
@@ -34,6 +41,45 @@ def test_damaged_ones_of_later_steps_do_not_push_out_whole_ones(tmp_path: Path) 
         (save(tmp_path, step) / "manifest.json").unlink()
     newest = save(tmp_path, 500, keep=3)
     assert list_checkpoints(tmp_path) == [newest]
+
+
+def names(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, the newest first."""
+    return [step_of(place) for place in list_checkpoints(folder)]
+
+
+VAL_LOSSES = {1: 3.0, 2: 1.0, 3: 2.0, 4: 4.0, 5: 5.0}
+
+
+def test_the_best_is_kept_besides_the_newest(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=1, val_losses=VAL_LOSSES)
+    assert names(tmp_path) == [5, 2]
+
+
+def test_a_damaged_one_is_not_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=3, val_losses=VAL_LOSSES)
+    truncate(tmp_path / "step-00000002")
+    for step in (4, 5):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=1, val_losses=VAL_LOSSES)
+    assert names(tmp_path) == [5, 3]
+
+
+def test_damaged_ones_are_not_counted_among_those_to_keep(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    truncate(tmp_path / "step-00000003")
+    save(tmp_path, 4, keep=2)
+    assert [step for step in names(tmp_path) if step != 3] == [4, 2]
+
+
+def test_what_a_killed_process_has_half_written_is_removed(tmp_path: Path) -> None:
+    half = tmp_path / ".step-00000001.partial"
+    half.mkdir()
+    (half / "state.pt").write_bytes(b"half")
+    save(tmp_path, 2)
+    assert not half.exists()
 
 
 def test_what_only_looks_like_a_checkpoint_is_left_alone(tmp_path: Path) -> None:

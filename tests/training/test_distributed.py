@@ -15,7 +15,20 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 def test_ranks_wait_past_any_timeout_fail_together_and_add_up() -> None:
     result = start([*TORCHRUN, "--nproc_per_node=3", str(Path(__file__).with_name("meeting.py"))])
     assert result.returncode == 0, result.stderr
-    expected = "a result; the work is impossible; my disk is missing on rank 1; 6; True False"
+    expected = "; ".join(
+        [
+            "a result",
+            "working idle idle",
+            "the work is impossible",
+            "my disk is missing on rank 1",
+            "RunError",
+            "a fault of ours",
+            "note of 0 note of 1 note of 2",
+            "precision: the machines of this run come to bf16 and fp32",
+            "6",
+            "True False",
+        ]
+    )
     assert sorted(result.stdout.splitlines()) == [f"rank {rank}: {expected}" for rank in range(3)]
 
 

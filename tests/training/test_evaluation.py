@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -75,6 +76,39 @@ def test_evaluating_leaves_the_encoder_in_training_without_gradients(corpus: Cor
     held_out(corpus).evaluate(encoder)
     assert encoder.training
     assert all(weight.grad is None for weight in encoder.parameters())
+
+
+def test_nothing_is_dropped_while_evaluating(corpus: Corpus) -> None:
+    encoder = Encoder(dataclasses.replace(MODEL, dropout=0.5))
+    assert held_out(corpus).evaluate(encoder) == held_out(corpus).evaluate(encoder)
+
+
+def test_the_rows_are_spread_evenly_over_the_held_out_text(corpus: Corpus) -> None:
+    evaluation = held_out(corpus, eval_rows=10)
+    gaps = [after - before for before, after in itertools.pairwise([*evaluation.rows, len(evaluation.matrix)])]
+    assert len(gaps) == 10
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_an_evaluation_that_is_asked_to_stop_gives_up_before_the_next_batch(corpus: Corpus, encoder: Encoder) -> None:
+    evaluation = held_out(corpus, eval_rows=50, micro_batch_size=16)
+    answers = iter([False, False, True])
+    assert evaluation.evaluate(encoder, lambda: next(answers)) is None
+    assert not list(answers)
+    assert encoder.training
+
+
+def test_all_ranks_ask_whether_to_stop_equally_often(corpus: Corpus, encoder: Encoder) -> None:
+    # 49 rows are 13, 12, 12 and 12, so rank 0 has a batch of 4 more than the others.
+    counts = []
+    for rank in range(4):
+        processes = Processes("cpu")
+        processes.rank, processes.world_size = rank, 4
+        config = Config(model=MODEL, train=TrainConfig(batch_size=16, eval_interval=5, eval_rows=49))
+        asked: list[bool] = []
+        HeldOut(config, corpus, processes, torch.float32).evaluate(encoder, lambda asked=asked: asked.append(False))  # type: ignore
+        counts.append(len(asked))
+    assert counts == [4, 4, 4, 4]
 
 
 def test_evaluations_fall_due_every_interval_and_never_at_0(corpus: Corpus) -> None:

@@ -33,6 +33,13 @@ def test_cosine_falls_along_half_a_wave_to_zero() -> None:
     assert falling[99] < 0.001
 
 
+def test_cosine_begins_to_fall_after_the_warm_up() -> None:
+    falling = rates(schedule="cosine", warmup_iters=20)[20:]
+    assert falling[0] == 1.0
+    assert falling[40] == pytest.approx(0.5)
+    assert falling[79] < 0.001
+
+
 def test_wsd_is_constant_and_then_falls_linearly_to_zero() -> None:
     course = rates(schedule="wsd", warmup_iters=0, decay_fraction=0.4)
     assert course[:61] == [1.0] * 61
@@ -54,6 +61,13 @@ def test_norms_and_biases_are_not_decayed_and_matrices_are() -> None:
     decay = {id(weight): group["weight_decay"] for group in optimizer.param_groups for weight in group["params"]}
     for name, weight in encoder.named_parameters():
         assert decay[id(weight)] == (0.0 if "norm" in name or name.endswith("bias") else 0.1), name
+
+
+def test_weights_that_are_not_trained_are_left_alone() -> None:
+    layer = torch.nn.Linear(3, 2)
+    layer.weight.requires_grad_(False)
+    optimizer = build_optimizer(layer, OptimConfig())
+    assert [weight for group in optimizer.param_groups for weight in group["params"]] == [layer.bias]
 
 
 def test_the_optimizer_is_adamw() -> None:

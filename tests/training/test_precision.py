@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -22,6 +24,14 @@ def test_auto_takes_bf16_only_where_the_processor_computes_in_it(
     # There is one processor here, so its answer is given for it.
     monkeypatch.setattr(precision, "computes_in_bf16", lambda device: has_bf16)
     assert choose_dtype("auto", CPU) == expected
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux")
+def test_a_processor_computes_in_bf16_if_it_has_the_instructions() -> None:
+    words = set(Path("/proc/cpuinfo").read_text().split())
+    if "flags" not in words:
+        pytest.skip("this processor lists no flags")
+    assert precision.computes_in_bf16(CPU) == bool({"avx512_bf16", "amx_tile"} & words)
 
 
 def test_matrix_products_run_in_the_precision_and_fp32_leaves_them_alone() -> None:

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.training.run_dir import replacing
+from mlm_dist.config import Config
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.training.run_dir import RunDir, replacing
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -23,3 +25,20 @@ def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_was_replaced_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    with replacing(tmp_path / "file") as file:
+        file.write(b"after")
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_run_that_goes_on_is_neither_done_nor_stopped_any_more(tmp_path: Path, corpus: Corpus) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.take()
+    run_dir.done.touch()
+    run_dir.stopped.write_text("SIGTERM\n")
+    run_dir.begin(Config(), corpus.tokenizer)
+    assert not run_dir.done.exists()
+    assert not run_dir.stopped.exists()

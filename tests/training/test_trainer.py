@@ -82,6 +82,7 @@ def test_over_a_run_the_losses_of_one_two_and_four_processes_stay_together(
         result = torchrun(processes, *tiny_flags(corpus_folder, other))
         assert result.returncode == 0, result.stderr
         assert losses(other) == pytest.approx(losses(run_dir), abs=5e-3)
+        assert losses(other, "digest") == losses(run_dir, "digest")  # of the data, which are the same to the bit
         assert losses(other, "val_loss") == pytest.approx(losses(run_dir, "val_loss"), abs=5e-3)
 
 
@@ -150,6 +151,14 @@ def test_a_longer_run_continues_a_finished_one(corpus_folder: Path, run_dir: Pat
     assert result.returncode == 0, result.stderr
     assert "step 30 to 40" in result.stdout
     assert [event["step"] for event in read_events(copy / "metrics.jsonl") if "loss" in event] == list(range(1, 41))
+    assert losses(copy, "val_loss")[:4] == losses(run_dir, "val_loss")
+    assert [event["step"] for event in read_events(copy / "metrics.jsonl") if "val_loss" in event] == [
+        0,
+        10,
+        20,
+        30,
+        40,
+    ]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

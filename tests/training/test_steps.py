@@ -1,0 +1,215 @@
+"""The trainer's own steps, in this process, where a test can look between them."""
+
+import math
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlm_dist.command_line import parse_config
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.errors import RunError
+from mlm_dist.training.checkpoint import list_checkpoints, step_of
+from mlm_dist.training.distributed import Processes
+from mlm_dist.training.metrics import read_events
+from mlm_dist.training.optim import learning_rate
+from mlm_dist.training.run_dir import RunDir
+from mlm_dist.training.stopping import SIGNALS, StopRequest
+from mlm_dist.training.trainer import Trainer
+from tests.conftest import tiny_flags
+
+Make = Callable[..., Trainer]
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Put back what pytest does on the signals that a StopRequest takes note of."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def make(corpus: Corpus, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Make a trainer of a tiny run in `tmp_path`, with changes to its config."""
+    monkeypatch.delenv("RANK", raising=False)
+
+    def make(**overrides: object) -> Trainer:
+        config = parse_config(tiny_flags(corpus_folder, tmp_path / "run", **overrides), "train")
+        run_dir = RunDir(Path(config.run_dir))
+        run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
+        return Trainer(config, corpus, Processes("cpu"), run_dir, StopRequest())
+
+    return make
+
+
+def weights(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([weight.detach().flatten() for weight in trainer.encoder.parameters()])
+
+
+def set_scale(trainer: Trainer, scale: float) -> None:
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": scale})
+
+
+def evaluated_steps(trainer: Trainer) -> list[int]:
+    return [event["step"] for event in read_events(trainer.run_dir.metrics) if "val_loss" in event]
+
+
+def test_gradients_of_a_step_do_not_add_to_the_next(make: Make) -> None:
+    trainer = make()
+    batch = next(trainer.batches())
+    first, second = (trainer.take_step(batch, rate=0.0).grad_norm for _ in range(2))
+    assert second == pytest.approx(first, rel=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-4, 1e-2])
+def test_a_step_is_as_long_as_its_learning_rate(rate: float, make: Make) -> None:
+    trainer = make(optim__weight_decay=0)
+    before = weights(trainer)
+    result = trainer.take_step(next(trainer.batches()), rate)
+    # Adam moves each weight by the learning rate at first, as far as its gradient is not lost in epsilon.
+    assert (weights(trainer) - before).abs().max().item() == pytest.approx(rate, rel=0.01)
+    assert result.lr == rate
+
+
+def test_the_steps_of_a_run_have_the_learning_rates_of_the_schedule_from_its_first_to_its_last(make: Make) -> None:
+    trainer = make(train__max_iters=12)
+    trainer.train()
+    logged = [event["lr"] for event in read_events(trainer.run_dir.metrics) if "lr" in event]
+    assert logged == [learning_rate(step, 12, trainer.config.optim) for step in range(12)]
+
+
+@pytest.mark.parametrize(("clip", "clipped"), [(0.01, True), (0, False), (1e6, False)])
+def test_longer_gradients_are_scaled_down_to_grad_clip(clip: float, clipped: bool, make: Make) -> None:
+    trainer = make(optim__grad_clip=clip)
+    applied: list[float] = []
+
+    def note(*_: object) -> None:
+        gradients = [weight.grad for weight in trainer.encoder.parameters() if weight.grad is not None]
+        applied.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+    trainer.optimizer.register_step_pre_hook(note)
+    norm = trainer.take_step(next(trainer.batches()), rate=0.0).grad_norm
+    assert norm > 0.01
+    assert applied == pytest.approx([clip if clipped else norm], rel=1e-3)
+
+
+def test_fp16_reports_the_gradient_without_its_scale(make: Make) -> None:
+    norms = []
+    for precision in ("fp32", "fp16"):
+        trainer = make(precision=precision)
+        norms.append(trainer.take_step(next(trainer.batches()), rate=0.0).grad_norm)
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
+
+
+def test_after_an_overflow_fp16_takes_a_lower_scale(make: Make) -> None:
+    trainer = make(precision="fp16")
+    set_scale(trainer, 2.0**120)
+    before = weights(trainer)
+    assert not math.isfinite(trainer.take_step(next(trainer.batches()), rate=1e-3).grad_norm)
+    assert trainer.scaler.get_scale() == 2.0**119
+    assert torch.equal(weights(trainer), before)
+
+
+def test_every_step_and_rank_drops_other_activations_and_a_step_again_the_same(make: Make) -> None:
+    def drawn(step: int, rank: int = 0) -> float:
+        trainer = make(model__dropout=0.1)
+        trainer.step, trainer.processes.rank = step, rank
+        next(trainer.batches())
+        return torch.rand(()).item()
+
+    assert drawn(3) == drawn(3)
+    assert len({drawn(3), drawn(4), drawn(3, rank=1), drawn(4, rank=1)}) == 4
+
+
+def test_everything_that_was_saved_comes_back(make: Make) -> None:
+    before = make(precision="fp16", train__max_iters=3)
+    set_scale(before, 1024.0)
+    before.seconds, before.bad_steps = 100.0, 0
+    before.train()
+    after = make(precision="fp16", train__max_iters=3)
+    after.resume()
+    assert after.step == 3
+    assert torch.equal(weights(after), weights(before))
+    assert after.scaler.state_dict() == before.scaler.state_dict()
+    assert after.scaler.get_scale() == 1024.0
+    assert 100.0 < after.seconds <= before.seconds
+    moments, expected = (trainer.optimizer.state_dict()["state"] for trainer in (after, before))
+    assert moments.keys() == expected.keys()
+    for key, state in expected.items():
+        assert all(torch.equal(moments[key][name], value) for name, value in state.items())
+
+
+def test_a_run_that_goes_on_follows_the_config_it_is_given_now(make: Make) -> None:
+    make(train__max_iters=2, optim__weight_decay=0.01).train()
+    trainer = make(train__max_iters=4, optim__weight_decay=0.5)
+    trainer.resume()
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.5, 0.0]
+
+
+def test_a_run_is_evaluated_at_its_start_when_due_and_at_its_end(make: Make) -> None:
+    trainer = make(train__max_iters=7, train__eval_interval=3)
+    trainer.train()
+    assert evaluated_steps(trainer) == [0, 3, 6, 7]
+
+
+def test_a_run_that_goes_on_does_not_repeat_an_evaluation(make: Make) -> None:
+    make(train__max_iters=6, train__eval_interval=3).train()
+    trainer = make(train__max_iters=8, train__eval_interval=3)
+    trainer.resume()
+    trainer.train()
+    assert evaluated_steps(trainer) == [0, 3, 6, 8]
+
+
+def test_a_run_without_evaluations_has_none(make: Make) -> None:
+    trainer = make(train__max_iters=3, train__eval_interval=0)
+    trainer.train()
+    assert evaluated_steps(trainer) == []
+    assert "no evaluation" in trainer.summarize()
+
+
+def test_checkpoints_and_evaluations_are_logged_whatever_the_log_interval(make: Make) -> None:
+    trainer = make(train__max_iters=9, train__eval_interval=4, checkpoint__interval=3, train__log_interval=100)
+    trainer.train()
+    logged = [event["step"] for event in read_events(trainer.run_dir.metrics) if "loss" in event]
+    assert logged == [3, 4, 6, 8, 9]
+
+
+def test_the_time_of_evaluations_is_not_time_of_training(make: Make) -> None:
+    trainer = make(train__max_iters=2, train__eval_interval=1)
+    evaluate, pauses = trainer.held_out.evaluate, []
+
+    def slow(*arguments: object) -> object:
+        pauses.append(None)
+        signal.sigtimedwait([], 1.0)  # a second in which nothing happens
+        return evaluate(*arguments)  # type: ignore[arg-type]
+
+    trainer.held_out.evaluate = slow  # type: ignore[assignment, method-assign]
+    trainer.take_steps()
+    assert len(pauses) == 3
+    assert trainer.seconds < 1.0
+
+
+def test_the_newest_checkpoints_are_kept_and_the_best(make: Make) -> None:
+    worsening = {"optim__lr": 10.0, "optim__schedule": "constant", "optim__warmup_iters": 0}
+    trainer = make(train__max_iters=5, train__eval_interval=1, checkpoint__interval=1, checkpoint__keep=2, **worsening)
+    trainer.train()
+    losses = {e["step"]: e["val_loss"] for e in read_events(trainer.run_dir.metrics) if "val_loss" in e and e["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 4
+    assert [step_of(place) for place in list_checkpoints(trainer.run_dir.checkpoints)] == [5, 4, best]
+
+
+def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_done(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = make(train__max_iters=3)
+    shutil.rmtree(trainer.run_dir.checkpoints)
+    with pytest.raises(RunError, match="has no checkpoint of step 3"):
+        trainer.train()
+    assert "a checkpoint could not be written" in capsys.readouterr().err
+    assert not trainer.run_dir.done.exists()
