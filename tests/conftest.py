@@ -1,8 +1,10 @@
 """Shared fixtures: a prepared corpus, one tiny trained run, and ways to start real processes."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.texts import find_documents
+from mlm_dist.training.stopping import SIGNALS
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -87,6 +90,15 @@ def run_dir(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     result = verb("train", *tiny_flags(corpus_folder, folder))
     assert result.returncode == 0, result.stderr
     return folder
+
+
+@pytest.fixture
+def kept_handlers() -> Iterator[None]:
+    """Put back, after the test, what pytest does on the signals that a `StopRequest` takes note of."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

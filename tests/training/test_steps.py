@@ -3,7 +3,7 @@
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,20 +17,14 @@ from mlm_dist.training.distributed import Processes
 from mlm_dist.training.metrics import read_events
 from mlm_dist.training.optim import learning_rate
 from mlm_dist.training.run_dir import RunDir
-from mlm_dist.training.stopping import SIGNALS, StopRequest
+from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer
 from tests.conftest import tiny_flags
 
 Make = Callable[..., Trainer]
 
 
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """Put back what pytest does on the signals that a StopRequest takes note of."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("kept_handlers")
 
 
 @pytest.fixture

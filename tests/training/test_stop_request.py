@@ -1,18 +1,10 @@
 import signal
-from collections.abc import Iterator
 
 import pytest
 
 from mlm_dist.training.stopping import SIGNALS, StopRequest
 
-
-@pytest.fixture(autouse=True)
-def handlers() -> Iterator[None]:
-    """Put back what pytest does on these signals."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("kept_handlers")
 
 
 def test_nobody_asks_of_itself() -> None:
