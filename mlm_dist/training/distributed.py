@@ -147,11 +147,6 @@ class Processes:
         if len(chosen := set(self.exchange(value))) > 1:
             raise UserError(f"{key}: the machines of this run come to {' and '.join(sorted(chosen))}; set it for all")
 
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-        if self._store is not None:
-            dist.barrier()
-
     def pulse(self, step: int) -> None:
         """Let the others know, once a second, which step this rank is at."""
         now = time.monotonic()

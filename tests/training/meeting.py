@@ -1,6 +1,5 @@
 """Runs under torchrun: exercises how processes act together. Prints a line a rank and case."""
 
-import os
 import sys
 import time
 
@@ -62,8 +61,7 @@ def main() -> None:
     lines.append(f"{processes.any(processes.rank == 2)} {processes.any(False)}")
     sys.stdout.write(f"rank {processes.rank}: {'; '.join(lines)}\n")
     sys.stdout.flush()
-    processes.barrier()
-    os._exit(0)
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Each rank writes OUT/rank-<r>.pt: a dict a step with its row numbers, its masked
 whole global batch, and the number of times that gradients were exchanged.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,7 @@ def main() -> None:
         )
         exchanges[0] = 0
     torch.save(steps, Path(out) / f"rank-{processes.rank}.pt")
-    processes.barrier()
-    os._exit(0)
+    processes.leave()
 
 
 if __name__ == "__main__":
