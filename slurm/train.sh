@@ -26,7 +26,8 @@ cd "$SLURM_SUBMIT_DIR"
 config=$(python -m mlm_dist.train "$@" --print_config) # a misspelt flag ends the job here
 run_dir=$(python -c 'import sys, yaml; print(yaml.safe_load(sys.stdin)["run_dir"])' <<<"$config")
 
-newest() { find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1; }
+newest() { find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1 || true; }
+finished() { stat --format=%y "$run_dir/DONE" 2>/dev/null || true; } # when
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 getent hosts "$head" >/dev/null || head=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
@@ -37,17 +38,18 @@ cores=${SLURM_CPUS_ON_NODE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # pytorch#135712: restarted workers would read addresses of dead ones
 
-echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST: $processes processes a node, meeting at $head:$port"
-echo "the run is in $run_dir; \`touch $run_dir/STOP\` stops it, \`sbatch slurm/train.sh $*\` continues it"
-
 # What tells the training to stop is the file STOP: a signal would have to pass through srun and torchrun, which dies of
 # USR1. With scancel and at the time limit itself, Slurm sends TERM to this shell as well as to the processes; with
 # preemption to the processes alone.
-warned='' cancelled='' before=$(newest)
-mkdir -p "$run_dir"
+warned='' cancelled='' newest_before=$(newest) finished_before=$(finished)
 rm -f "$run_dir/STOP"
-trap 'heard=yes warned=yes; touch "$run_dir/STOP"' USR1
-trap 'heard=yes cancelled=yes; touch "$run_dir/STOP"' TERM
+trap 'heard=yes warned=yes; mkdir -p "$run_dir"; touch "$run_dir/STOP"' USR1
+trap 'heard=yes cancelled=yes' TERM
+
+echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST: $processes processes a node," \
+    "meeting at $head:$port"
+echo "the run is in $run_dir; \`touch $run_dir/STOP\` stops it," \
+    "\`sbatch --nodes=$SLURM_NNODES slurm/train.sh$(printf ' %q' "$@")\` continues it"
 
 srun --kill-on-bad-exit=1 torchrun \
     --nnodes="$SLURM_NNODES" --nproc_per_node="$processes" --max-restarts="${MAX_RESTARTS:-3}" \
@@ -63,13 +65,20 @@ while :; do
     [ -n "$heard" ] || break
 done
 
-stopped=$(cat "$run_dir/STOPPED" 2>/dev/null || true)
-if [ -e "$run_dir/DONE" ] || [ -n "$cancelled" ] || { [ -z "$warned" ] && [[ $stopped != SIG* ]]; }; then
-    exit "$code"
+if [ "$(finished)" != "$finished_before" ]; then
+    exit 0 # whatever torchrun said after that
 fi
-if [ "$(newest)" = "$before" ]; then
-    echo "job $SLURM_JOB_ID has made no progress since it started and does not go back into the queue" >&2
-    exit 1
+[ -z "$cancelled" ] || exit "$code"
+if ! scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; then
+    # Whoever is not preempted may have been stopped by a STOP file of yours or by train.time_limit: that is no signal.
+    stopped=$(cat "$run_dir/STOPPED" 2>/dev/null || true)
+    if [ -z "$warned" ] && [ -n "$stopped" ] && [[ $stopped != SIG* ]]; then exit "$code"; fi
+    # Or be warned, or have lost a node, or have failed. If it has saved something, it comes further the next time; if
+    # not, it would end like this each time.
+    if [ "$(newest)" = "$newest_before" ]; then
+        echo "job $SLURM_JOB_ID has made no progress since it started and does not go back into the queue" >&2
+        exit 1
+    fi
 fi
 echo "job $SLURM_JOB_ID goes back into the queue"
 trap - TERM USR1 # Slurm ends this shell with TERM now

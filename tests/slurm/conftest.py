@@ -1,0 +1,17 @@
+"""A Slurm cluster for the tests of this folder, where Slurm is installed."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.faults.conftest import unbroken_pair  # noqa: F401 (a fixture)
+from tests.slurm.cluster import Cluster, find_missing
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes, idle at the start; who cuts one off gives it back."""
+    if reason := find_missing():
+        pytest.skip(reason)
+    with Cluster(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
