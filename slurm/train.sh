@@ -51,7 +51,8 @@ echo "job $SLURM_JOB_ID, start ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST
 echo "the run is in $run_dir; \`touch $run_dir/STOP\` stops it," \
     "\`sbatch --nodes=$SLURM_NNODES slurm/train.sh$(printf ' %q' "$@")\` continues it"
 
-srun --kill-on-bad-exit=1 torchrun \
+# Without --cpu-bind=none some sites bind the one task of a node, and all that it starts, to one core.
+srun --kill-on-bad-exit=1 --cpu-bind=none torchrun \
     --nnodes="$SLURM_NNODES" --nproc_per_node="$processes" --max-restarts="${MAX_RESTARTS:-3}" \
     --rdzv_backend=c10d --rdzv_endpoint="$head:$port" --rdzv_id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" \
     --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2 \
@@ -65,7 +66,7 @@ while :; do
     [ -n "$heard" ] || break
 done
 
-if [ "$(finished)" != "$finished_before" ]; then
+if [ -e "$run_dir/DONE" ] && [ "$(finished)" != "$finished_before" ]; then
     exit 0 # whatever torchrun said after that
 fi
 [ -z "$cancelled" ] || exit "$code"

@@ -3,6 +3,7 @@
 The same code serves one process without torchrun, where every exchange is the identity.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -188,12 +189,16 @@ class Processes:
                 key = f"step of {rank}"
                 step = store.get(key).decode() if store.check([key]) else "its start"
                 missing.append(f"rank {rank} does not answer; it was last seen at step {step}")
+            finished.set()
 
-        # If the rank that hosts the store is the lost one, a call to it may never return.
-        thread = threading.Thread(target=call, daemon=True)
-        thread.start()
-        thread.join(2 * SECONDS_FOR_ROLL_CALL)
-        if thread.is_alive():
+        def call_or_fail() -> None:
+            with contextlib.suppress(dist.DistError):
+                call()
+
+        # If the rank that hosts the store is the lost one, a call to it fails, or may never return.
+        finished = threading.Event()
+        threading.Thread(target=call_or_fail, daemon=True).start()
+        if not finished.wait(2 * SECONDS_FOR_ROLL_CALL):
             missing.append("the process where the others meet, rank 0 or its torchrun, does not answer")
         return present, missing
 

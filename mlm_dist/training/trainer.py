@@ -337,9 +337,9 @@ class Trainer:
                 self.save()
             self.saver.wait()
             self.recorder.close()
+            self.run_dir.stop.unlink(missing_ok=True)
             if self.stopping:
                 self.run_dir.stopped.write_text(f"{self.stopping}\n", encoding="utf-8")
-                self.run_dir.stop.unlink(missing_ok=True)
             else:
                 with replacing(self.run_dir.model) as file:
                     write({name: weight.cpu() for name, weight in self.encoder.state_dict().items()}, file)

@@ -207,3 +207,13 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_done(
         trainer.train()
     assert "a checkpoint could not be written" in capsys.readouterr().err
     assert not trainer.run_dir.done.exists()
+
+
+def test_a_stop_file_that_comes_after_the_last_step_stops_no_later_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make(train__max_iters=3, train__eval_interval=0)
+    monkeypatch.setattr(trainer, "save", lambda save=trainer.save: (trainer.run_dir.stop.touch(), save()))
+    trainer.train()
+    assert trainer.run_dir.done.exists()
+    assert not trainer.run_dir.stop.exists()

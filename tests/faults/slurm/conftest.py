@@ -4,8 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.conftest import unbroken_pair  # noqa: F401 (a fixture)
-from tests.slurm.cluster import Cluster, find_missing
+from tests.faults.slurm.cluster import Cluster, find_missing
 
 
 @pytest.fixture(scope="session")

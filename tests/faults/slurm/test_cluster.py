@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, find_missing
+from tests.faults.slurm.cluster import Cluster, find_missing
 
 pytestmark = pytest.mark.slow
 

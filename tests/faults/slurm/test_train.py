@@ -15,7 +15,7 @@ import pytest
 from mlm_dist.training.checkpoint import list_checkpoints
 from tests.conftest import REPOSITORY, tiny_flags
 from tests.faults.conftest import SETTINGS, assert_same_run, has_reached
-from tests.slurm.cluster import SEARCH_PATH, Cluster, find_missing
+from tests.faults.slurm.cluster import SEARCH_PATH, Cluster, find_missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(600)]
 
