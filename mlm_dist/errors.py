@@ -84,8 +84,7 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         refuse(str(error), error.exit_code)
     except KeyboardInterrupt:
-        if speaks():
-            say("interrupted")
+        warn("interrupted")
         sys.exit(130)
     except BrokenPipeError:
         let_go_of_output()  # its reader (`| head`) has gone

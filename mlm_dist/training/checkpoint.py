@@ -66,8 +66,9 @@ def find_useless(folder: Path, step: int, keep: int, val_losses: Mapping[int, fl
     Only whole ones are counted and compared. Those of later steps may go: a run that saves an earlier step has passed
     them over as damaged.
     """
-    earlier = [place for place in list_checkpoints(folder) if step_of(place) <= step]
-    later = [place for place in list_checkpoints(folder) if step_of(place) > step]
+    places = list_checkpoints(folder)
+    later = [place for place in places if step_of(place) > step]
+    earlier = places[len(later) :]
     whole = [place for place in earlier if step_of(place) == step or find_damage(place) is None]
     newest = whole[:keep]
     evaluated = [place for place in whole if step_of(place) in val_losses]

@@ -3,7 +3,6 @@
 The same code serves one process without torchrun, where every exchange is the identity.
 """
 
-import contextlib
 import itertools
 import math
 import os
@@ -12,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Literal, NoReturn
 
@@ -178,26 +177,23 @@ class Processes:
         assert store is not None
 
         def call() -> None:
-            store.set(f"rank {self.rank} is here", "")
-            others = [rank for rank in range(self.world_size) if rank != self.rank]
-            deadline = time.monotonic() + SECONDS_FOR_ROLL_CALL
-            while others and time.monotonic() < deadline:
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-                present.extend(rank for rank in others if store.check([f"rank {rank} is here"]))
-                others = [rank for rank in others if rank not in present]
-            for rank in others:
-                key = f"step of {rank}"
-                step = store.get(key).decode() if store.check([key]) else "its start"
-                missing.append(f"rank {rank} does not answer; it was last seen at step {step}")
-            finished.set()
-
-        def call_or_fail() -> None:
-            with contextlib.suppress(dist.DistError):
-                call()
+            with suppress(dist.DistError):
+                store.set(f"rank {self.rank} is here", "")
+                others = [rank for rank in range(self.world_size) if rank != self.rank]
+                deadline = time.monotonic() + SECONDS_FOR_ROLL_CALL
+                while others and time.monotonic() < deadline:
+                    time.sleep(SECONDS_BETWEEN_LOOKS)
+                    present.extend(rank for rank in others if store.check([f"rank {rank} is here"]))
+                    others = [rank for rank in others if rank not in present]
+                for rank in others:
+                    key = f"step of {rank}"
+                    step = store.get(key).decode() if store.check([key]) else "its start"
+                    missing.append(f"rank {rank} does not answer; it was last seen at step {step}")
+                finished.set()
 
         # If the rank that hosts the store is the lost one, a call to it fails, or may never return.
         finished = threading.Event()
-        threading.Thread(target=call_or_fail, daemon=True).start()
+        threading.Thread(target=call, daemon=True).start()
         if not finished.wait(2 * SECONDS_FOR_ROLL_CALL):
             missing.append("the process where the others meet, rank 0 or its torchrun, does not answer")
         return present, missing

@@ -118,7 +118,7 @@ class Trainer:
         try:
             self.take_steps()
         except Exception:
-            if self.saver:
+            if self.saver:  # what it is writing may be the newest there is; KeyboardInterrupt alone does not wait
                 self.saver.wait()
             raise
         with self.processes.together():
@@ -156,7 +156,9 @@ class Trainer:
         """Whether any rank has been asked to stop. All ranks ask at the same point, and get the same answer."""
         self.processes.pulse(self.step)
         if not self.stopping:
-            reason = self.stop.reason() or (str(self.run_dir.stop) if self.run_dir.stop.exists() else "")
+            reason = self.stop.reason()
+            if self.processes.is_first and self.run_dir.stop.exists():
+                reason = reason or str(self.run_dir.stop)
             if self.processes.any(bool(reason)):
                 self.stopping = next(filter(None, self.processes.exchange(reason)))
         return bool(self.stopping)
@@ -258,10 +260,8 @@ class Trainer:
     def lacks_evaluation(self) -> bool:
         """Whether the weights are to be measured as they are now, before any step, and have not been."""
         due = self.held_out.is_due(self.step) or self.step == self.config.train.max_iters
-        recorder = self.recorder
-        return due and not self.processes.first_alone(
-            lambda: "yes" if recorder and self.step in recorder.val_losses else ""
-        )
+        recorded = self.recorder is not None and self.step in self.recorder.val_losses
+        return due and not self.processes.any(recorded)
 
     def evaluate(self) -> None:
         """Measure on held-out text and record it, unless asked to stop meanwhile: then that is left for later."""

@@ -1,19 +1,19 @@
 """A run to break, the same run unbroken, and the tools to break it with: all real processes."""
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mlm_dist.training.checkpoint import list_checkpoints, step_of
 from mlm_dist.training.metrics import read_events
 from tests.conftest import REPOSITORY, start, tiny_flags
 
@@ -32,10 +32,16 @@ Popen = subprocess.Popen[str]
 
 def train_command(corpus: Path, run_dir: Path, processes: int = 1, **overrides: object) -> list[str]:
     """The command that trains the run that is to be broken."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "--max-restarts=3"]
-    options = ["--shutdown-timeout=10"] if processes > 1 else []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--max-restarts=3", "--shutdown-timeout=10"]
+    launcher = [*torchrun, f"--nproc_per_node={processes}"] if processes > 1 else []
     flags = tiny_flags(corpus, run_dir, **(SETTINGS | overrides))
-    return [sys.executable, *(launcher + options if processes > 1 else []), "-m", "mlm_dist.train", *flags]
+    return [sys.executable, *launcher, "-m", "mlm_dist.train", *flags]
+
+
+def in_its_place(command: list[str], script: Path, *arguments: object) -> list[str]:
+    """A training command with a script, and its own arguments before the flags, in the place of the training verb."""
+    module = command.index("mlm_dist.train")
+    return [*command[: module - 1], str(script), *map(str, arguments), *command[module + 1 :]]
 
 
 @contextmanager
@@ -52,10 +58,18 @@ def running(command: list[str], **environment: str) -> Iterator[Popen]:
         process.communicate()
 
 
+@contextmanager
+def held(process: Popen) -> Iterator[None]:
+    """Let a process sleep meanwhile."""
+    process.send_signal(signal.SIGSTOP)
+    yield
+    process.send_signal(signal.SIGCONT)
+
+
 def kill_all(process: Popen) -> None:
     """Send KILL to a process and to its children, which may lead groups of their own."""
     for pid in [process.pid, *children(process.pid)]:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
@@ -63,7 +77,7 @@ def children(parent: int) -> list[int]:
     """The processes that a process has started, the oldest first."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # one that has just ended
+        with suppress(OSError):  # one that has just ended
             after_name = stat.read_text().rpartition(")")[2].split()
             if int(after_name[1]) == parent:
                 found.append(int(stat.parent.name))
@@ -83,6 +97,11 @@ def has_reached(run_dir: Path, step: int) -> Callable[[], bool]:
     """Whether a run's metrics have a step."""
     metrics = run_dir / "metrics.jsonl"
     return lambda: metrics.exists() and any(event["step"] >= step for event in read_events(metrics))
+
+
+def newest_step(run_dir: Path) -> int:
+    """The step of a run's newest checkpoint; 0 where it has none."""
+    return max(map(step_of, list_checkpoints(run_dir / "checkpoints")), default=0)
 
 
 def end(process: Popen) -> tuple[int, str, str]:

@@ -9,17 +9,16 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.training.checkpoint import find_newest, load_checkpoint
 from tests.conftest import Result, start
-from tests.faults.conftest import history, train_command
+from tests.faults.conftest import history, in_its_place, train_command
 
 pytestmark = pytest.mark.slow
 
-FAULTY = str(Path(__file__).with_name("faulty.py"))
+FAULTY = Path(__file__).with_name("faulty.py")
 SHORT = {"train__max_iters": 20, "checkpoint__interval": 5, "train__eval_interval": 10}
 
 
 def train_with_nan(rank: int, first: int, last: int, command: list[str]) -> Result:
-    module = command.index("mlm_dist.train")
-    return start([*command[: module - 1], FAULTY, str(rank), str(first), str(last), *command[module + 1 :]])
+    return start(in_its_place(command, FAULTY, rank, first, last))
 
 
 @pytest.mark.multiprocess
@@ -61,7 +60,7 @@ def test_too_many_in_a_row_end_the_run_with_its_checkpoints_from_before(corpus_f
     lines = [line for line in result.stderr.splitlines() if line.startswith("mlm_dist: error:")]
     assert len(lines) == 1
     assert "6 steps in a row came to no number, the last, step 13, to loss nan, grad_norm nan" in lines[0]
-    assert f'File "{Path(FAULTY).parents[2]}/mlm_dist/' not in result.stderr
+    assert f'File "{FAULTY.parents[2]}/mlm_dist/' not in result.stderr
     newest = find_newest(run_dir / "checkpoints")
     assert newest == run_dir / "checkpoints/step-00000005"  # none of step 10, in the middle of it
     assert not (run_dir / "DONE").exists()

@@ -2,7 +2,6 @@
 
 import shlex
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from mlm_dist.training.checkpoint import find_damage, list_checkpoints, step_of
 from tests.conftest import start
-from tests.faults.conftest import assert_same_run, complete, end, has_reached, running, train_command, wait_until
+from tests.faults.conftest import assert_same_run, complete, end, has_reached, held, running, train_command, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -27,14 +26,6 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         assert start(["umount", str(folder)]).returncode == 0
-
-
-@contextmanager
-def held(process: "subprocess.Popen[str]") -> Iterator[None]:
-    """Let a process sleep meanwhile."""
-    process.send_signal(signal.SIGSTOP)
-    yield
-    process.send_signal(signal.SIGCONT)
 
 
 def fill(disk: Path) -> Path:

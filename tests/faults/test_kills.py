@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.training.checkpoint import list_checkpoints, step_of
 from tests.conftest import start
 from tests.faults.conftest import (
     assert_same_run,
     complete,
     has_reached,
+    in_its_place,
+    newest_step,
     running,
     train_command,
     wait_until,
@@ -21,7 +22,7 @@ from tests.faults.conftest import (
 
 pytestmark = pytest.mark.slow
 
-DYING = str(Path(__file__).with_name("dying.py"))
+DYING = Path(__file__).with_name("dying.py")
 STEP = "mlm_dist.training.trainer:Trainer.take_step"
 FORWARD = "mlm_dist.training.trainer:autocast"
 # Where, and how many calls of it a run from one checkpoint to the next survives at most.
@@ -53,18 +54,12 @@ AT_THE_END = [
 ]
 
 
-def dying_command(command: list[str], place: str, call: int, moment: str, rank: int = 0) -> list[str]:
-    """A training command whose process, or one of them, kills itself at that moment."""
-    module = command.index("mlm_dist.train")
-    return [*command[: module - 1], DYING, place, str(call), moment, str(rank), *command[module + 1 :]]
-
-
 def test_killed_in_start_up_steps_evaluations_and_saves(corpus_folder, unbroken, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
     chance = random.Random(1)
     for place, calls, moment in chance.sample(MOMENTS, len(MOMENTS)):
-        result = start(dying_command(command, place, chance.randint(1, calls), moment))
+        result = start(in_its_place(command, DYING, place, chance.randint(1, calls), moment, 0))
         assert result.returncode == -signal.SIGKILL, (place, moment, result.stdout, result.stderr)
         assert "Traceback" not in result.stderr
     complete(command)
@@ -75,7 +70,7 @@ def test_killed_while_results_are_written(corpus_folder, unbroken, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
     for place, moment in AT_THE_END:
-        assert start(dying_command(command, place, 1, moment)).returncode == -signal.SIGKILL
+        assert start(in_its_place(command, DYING, place, 1, moment, 0)).returncode == -signal.SIGKILL
         assert not (run_dir / "DONE").exists()
     complete(command)
     assert_same_run(run_dir, unbroken)
@@ -91,8 +86,7 @@ def test_killed_from_outside_at_any_time(corpus_folder, unbroken, tmp_path):
             process.wait(chance.uniform(0.1, 3.0))  # while Python and torch start, or soon after
             pytest.fail("it has ended")
         with running(command) as process:
-            newest = max((step_of(place) for place in list_checkpoints(run_dir / "checkpoints")), default=0)
-            wait_until(process, has_reached(run_dir, min(newest + chance.randint(1, 40), 239)))
+            wait_until(process, has_reached(run_dir, min(newest_step(run_dir) + chance.randint(1, 40), 239)))
     complete(command)
     assert_same_run(run_dir, unbroken)
 
@@ -135,7 +129,7 @@ def test_torchrun_starts_all_ranks_again_when_one_is_killed(
     place, call, rank, store, corpus_folder, unbroken_pair, tmp_path
 ):
     run_dir = tmp_path / "run"
-    command = dying_command(train_command(corpus_folder, run_dir, processes=2), place, call, "before", rank)
+    command = in_its_place(train_command(corpus_folder, run_dir, processes=2), DYING, place, call, "before", rank)
     result = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=str(int(store == "rank 0's")))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("training 0.0 M weights") == 4  # killed three times

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from tests.conftest import start
-from tests.faults.conftest import assert_same_run, end, has_reached, history, running, train_command, wait_until
+from tests.faults.conftest import assert_same_run, end, has_reached, held, history, running, train_command, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -17,11 +17,10 @@ def test_a_second_run_is_refused_and_harms_nothing(corpus_folder, unbroken, tmp_
     command = train_command(corpus_folder, run_dir)
     with running(command) as process:
         wait_until(process, has_reached(run_dir, 10))
-        process.send_signal(signal.SIGSTOP)
-        before = history(run_dir)
-        second = start(command)
-        assert history(run_dir) == before
-        process.send_signal(signal.SIGCONT)
+        with held(process):
+            before = history(run_dir)
+            second = start(command)
+            assert history(run_dir) == before
         assert end(process)[0] == 0
     assert second.returncode == 2
     (line,) = second.stderr.splitlines()

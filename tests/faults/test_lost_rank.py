@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from mlm_dist.training.checkpoint import list_checkpoints, step_of
 from tests.faults.conftest import (
     assert_same_run,
     children,
     complete,
     has_reached,
+    newest_step,
     running,
     train_command,
     wait_until,
@@ -29,8 +29,7 @@ def test_a_rank_that_does_not_answer_is_named(store, corpus_folder, unbroken_pai
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": str(int(store == "rank 0's"))}
     for lost in (0, 1):
         with running([*command, "--train.hang_timeout=0.05"], **environment) as process:
-            newest = max(map(step_of, list_checkpoints(run_dir / "checkpoints")), default=0)
-            wait_until(process, has_reached(run_dir, newest + 30))
+            wait_until(process, has_reached(run_dir, newest_step(run_dir) + 30))
             os.kill(children(process.pid)[lost], signal.SIGSTOP)
             since = time.monotonic()
             assert process.stderr
