@@ -17,9 +17,11 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.data.corpus import Corpus  # noqa: PLC0415
     from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
     from mlm_dist.training.distributed import Processes  # noqa: PLC0415
+    from mlm_dist.training.memory import keep_freed_memory  # noqa: PLC0415
     from mlm_dist.training.run_dir import RunDir  # noqa: PLC0415
     from mlm_dist.training.trainer import Trainer  # noqa: PLC0415
 
+    keep_freed_memory()
     if config.debug:
         be_deterministic()
     processes = Processes(config.device, config.train.hang_timeout)

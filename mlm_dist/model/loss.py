@@ -1,19 +1,155 @@
-"""The loss: cross-entropy summed over the places that count."""
+"""The loss: cross-entropy summed over the places that count.
+
+Logits are the largest tensors of a masked language model by far. They live for a part of the places at a time, and
+their gradient is formed in their place as soon as they are known, so that nothing of them waits for the backward pass
+(Liger kernels, arXiv 2410.10989, and cut cross-entropy, arXiv 2411.09009, do so too).
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from mlm_dist.model.encoder import Encoder
+
+# Bytes of the logits that live at a time, and of those of them that are in fp32: on a CPU as many as its cache holds.
+LOGITS_BYTES = {"cpu": 1 << 28, "cuda": 1 << 29}
+SOFTMAX_BYTES = {"cpu": 1 << 22, "cuda": 1 << 29}
+
+# fp16 has no numbers for the small probabilities of a large vocabulary; so many times larger ones it has.
+FP16_SCALE = 2.0**10
 
 
-def masked_cross_entropy(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropy over predicted places, in nats.
+class MaskedLoss(nn.Module):
+    """An encoder and its loss as one module, which is what exchanges gradients between ranks.
 
-    A sum and not a mean, because the mean is to be taken over the places of the whole global batch, of which this
-    may be a part: whoever adds the parts up divides.
+    Attributes:
+        encoder: the model.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(
+        self, inputs: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Sum of the cross-entropy over predicted places, in nats.
+
+        A sum and not a mean, because the mean is to be taken over the places of the whole global batch, of which this
+        may be a part: whoever adds the parts up divides.
+
+        Args:
+            inputs: (B, T) token ids.
+            positions: (B, K) where tokens are predicted.
+            targets: (B, K) the token ids that belong there.
+            weights: (B, K), 0 for places that do not count.
+        """
+        return masked_cross_entropy(self.encoder.encode(inputs, positions), self.encoder.output, targets, weights)
+
+
+def masked_cross_entropy(
+    hidden: torch.Tensor, output: nn.Linear, targets: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Sum of the cross-entropy over predicted places, in nats, with its gradient.
+
+    Matrix products run in autocast's type, where that is on, the softmax in fp32.
 
     Args:
-        logits: (B, K, V), of any floating type.
+        hidden: (B, K, C), what the output layer reads.
+        output: the output layer.
         targets: (B, K) token ids.
         weights: (B, K), 0 for places that do not count.
     """
-    losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-    return torch.dot(losses, weights.flatten())
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    loss: torch.Tensor = OutputCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, 1), output.weight, output.bias, targets.flatten(), weights.flatten(), dtype
+    )
+    return loss
+
+
+class OutputCrossEntropy(torch.autograd.Function):
+    """Output layer and cross-entropy in one, with gradients for hidden states (N, C), weight (V, C) and bias (V)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """Compute the loss and the gradients that belong to it."""
+        scale = FP16_SCALE if dtype == torch.float16 else 1.0
+        hidden_gradient = torch.empty_like(hidden)
+        weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(bias)
+        low_weight, low_bias = weight.to(dtype), bias.to(dtype)
+        losses = torch.empty_like(weights)
+        kind = hidden.device.type
+        for part in parts(len(hidden), len(weight) * dtype.itemsize, LOGITS_BYTES[kind]):
+            low_hidden = hidden[part].to(dtype)
+            logits = torch.addmm(low_bias, low_hidden, low_weight.t())
+            for few in parts(len(logits), len(weight) * 4, SOFTMAX_BYTES[kind]):
+                full = logits[few].to(torch.promote_types(dtype, torch.float32))
+                losses[part][few] = replace_by_gradient(full, targets[part][few])
+                bias_gradient.addmv_(full.t(), weights[part][few])
+                if dtype != full.dtype:
+                    logits[few] = full if scale == 1 else full.mul_(scale)
+            hidden_gradient[part] = (logits @ low_weight) * (weights[part, None] / scale)
+            weighted = low_hidden * weights[part, None].to(dtype)
+            if dtype == weight.dtype:
+                weight_gradient.addmm_(logits.t(), weighted)
+            else:
+                weight_gradient.add_(logits.t() @ weighted, alpha=1 / scale)
+        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
+        return torch.dot(losses, weights)
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Scale the gradients. In place, so that this can be asked for only once."""
+        gradients = (gradient.mul_(loss_gradient) for gradient in ctx.saved_tensors)
+        return *gradients, None, None, None
+
+
+def replace_by_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each row of logits (N, V), (N,); the logits become its gradient, softmax less one-hot."""
+    targets = targets[:, None]
+    at_target, highest = logits.gather(1, targets), logits.amax(1, keepdim=True)
+    torch.softmax(logits, 1, out=logits)
+    # The highest logit's probability is at least 1 / V, so that its logarithm is exact however small the target's is.
+    losses = highest - logits.amax(1, keepdim=True).log() - at_target
+    logits.scatter_add_(1, targets, torch.full_like(at_target, -1))
+    return losses[:, 0]
+
+
+def parts(count: int, row_bytes: int, largest: int) -> Iterator[slice]:
+    """Cut `count` rows of so many bytes each into parts of at most `largest` bytes, or of one row."""
+    size = max(1, largest // row_bytes)
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+@torch.no_grad()
+def loss_and_hits(
+    hidden: torch.Tensor, output: nn.Linear, targets: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss without a gradient, and how many of the places that count have the target as their likeliest token.
+
+    Args:
+        hidden: (B, K, C), what the output layer reads.
+        output: the output layer.
+        targets: (B, K) token ids.
+        weights: (B, K), 0 for places that do not count.
+    """
+    hidden, targets, weights = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
+    loss, hits = torch.zeros(2, dtype=torch.float64, device=hidden.device)
+    for part in parts(len(hidden), len(output.weight) * 4, LOGITS_BYTES[hidden.device.type]):
+        logits = output(hidden[part]).float()
+        loss += torch.dot(F.cross_entropy(logits, targets[part], reduction="none"), weights[part])
+        hits += torch.dot((logits.argmax(-1) == targets[part]).float(), weights[part])
+    return loss, hits

@@ -13,7 +13,7 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
-from mlm_dist.model.loss import masked_cross_entropy
+from mlm_dist.model.loss import loss_and_hits
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.precision import autocast
 
@@ -74,9 +74,8 @@ class HeldOut:
             if batch is None:  # another rank has one more
                 continue
             with autocast(device, self.dtype):
-                logits = encoder(batch.inputs, batch.positions)
-            loss = masked_cross_entropy(logits, batch.targets, batch.weights)
-            hits = ((logits.argmax(-1) == batch.targets) * batch.weights).sum()
+                hidden = encoder.encode(batch.inputs, batch.positions)
+                loss, hits = loss_and_hits(hidden, encoder.output, batch.targets, batch.weights)
             sums += torch.stack([loss, hits, batch.weights.sum()])
         encoder.train()
         loss_sum, hits_sum, count = self.processes.sum_(sums).tolist()

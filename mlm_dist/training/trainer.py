@@ -19,7 +19,7 @@ from mlm_dist.data.randomness import salt
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.errors import RunError, UserError
 from mlm_dist.model.encoder import Encoder
-from mlm_dist.model.loss import masked_cross_entropy
+from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.training.checkpoint import find_newest, load_checkpoint, write
 from mlm_dist.training.curves import draw_curves
 from mlm_dist.training.distributed import Processes
@@ -54,7 +54,7 @@ class Trainer:
     """Trains an encoder on a corpus, alone or as one rank of many, from wherever the run directory left off.
 
     Attributes:
-        encoder: the model; `model` is the same wrapped for the exchange of gradients.
+        encoder: the model; `loss` is its loss, wrapped for the exchange of gradients where there are several ranks.
         step: optimizer steps taken. Rows, masks and learning rate are functions of it, so that with the weights and
             the optimizer's state it is all that a checkpoint has to hold.
         bad_steps: the last so many steps were left out, since their gradients were not finite.
@@ -89,9 +89,9 @@ class Trainer:
         self.encoder = Encoder(config.model).to(self.device)
         self.optimizer = build_optimizer(self.encoder, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.model: Encoder | DistributedDataParallel = self.encoder
+        self.loss: MaskedLoss | DistributedDataParallel = MaskedLoss(self.encoder)
         if processes.exchanges:
-            self.model = DistributedDataParallel(self.encoder, gradient_as_bucket_view=True)
+            self.loss = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
         self.step = self.saved_step = 0
         self.seconds = 0.0
         self.bad_steps = 0
@@ -175,13 +175,17 @@ class Trainer:
     def take_step(self, batch: MaskedBatch, rate: float) -> StepResult:
         """Take one optimizer step.
 
-        The loss is the mean over the masked tokens of the global batch, so each part of it, on whatever rank and in
-        whatever micro-batch, is divided by the number of those.
-
         Args:
             batch: this rank's part of the global batch.
             rate: the learning rate.
+        """
+        return StepResult(self.add_gradients(batch), self.update(rate), rate)
 
+    def add_gradients(self, batch: MaskedBatch) -> torch.Tensor:
+        """Compute the gradients of a batch, exchanged between the ranks, and return this rank's share of the loss.
+
+        The loss is the mean over the masked tokens of the global batch, so each part of it, on whatever rank and in
+        whatever micro-batch, is divided by the number of those.
         """
         count = self.processes.sum_(batch.weights.sum()).clamp(min=1)
         micro_batches = batch.micro_batches(self.config.micro_batch_size(self.processes.world_size))
@@ -189,11 +193,18 @@ class Trainer:
         for index, micro_batch in enumerate(micro_batches):
             with self.exchanging(last=index + 1 == len(micro_batches)):
                 with autocast(self.device, self.dtype):
-                    logits = self.model(micro_batch.inputs, micro_batch.positions)
-                loss = masked_cross_entropy(logits, micro_batch.targets, micro_batch.weights) / count
+                    loss = self.loss(**vars(micro_batch)) / count
                 # DDP averages over the ranks where a sum is wanted.
-                self.scaler.scale(loss * self.processes.world_size).backward()  # type: ignore[no-untyped-call]
+                self.scaler.scale(loss * self.processes.world_size).backward()
             losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
+    def update(self, rate: float) -> float:
+        """Move the weights along the gradients, which are used up, if all of those are finite.
+
+        Returns:
+            the gradients' norm before clipping.
+        """
         self.scaler.unscale_(self.optimizer)
         grad_norm = clip_grad_norm_(self.encoder.parameters(), self.config.optim.grad_clip or math.inf).item()
         for group in self.optimizer.param_groups:
@@ -202,12 +213,12 @@ class Trainer:
             self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        return StepResult(torch.stack(losses).sum(), grad_norm, rate)
+        return grad_norm
 
     def exchanging(self, last: bool) -> AbstractContextManager[None]:
         """Let gradients be exchanged in the last micro-batch of a step alone; until then they add up on each rank."""
-        if isinstance(self.model, DistributedDataParallel) and not last:
-            return self.model.no_sync()
+        if isinstance(self.loss, DistributedDataParallel) and not last:
+            return self.loss.no_sync()
         return nullcontext()
 
     def count_bad_steps(self, result: StepResult) -> None:

@@ -12,10 +12,11 @@ import torch
 
 from mlm_dist.errors import run_verb
 from mlm_dist.train import main
+from mlm_dist.model import loss
 from mlm_dist.training import trainer
 
 take_step = trainer.Trainer.take_step
-masked_cross_entropy = trainer.masked_cross_entropy
+masked_cross_entropy = loss.masked_cross_entropy
 
 
 def fail_between(first: int, last: int) -> None:
@@ -27,11 +28,11 @@ def fail_between(first: int, last: int) -> None:
         return take_step(self, *arguments)  # type: ignore[arg-type]
 
     def faulty(*arguments: torch.Tensor) -> torch.Tensor:
-        loss = masked_cross_entropy(*arguments)
-        return loss * float("nan") if first <= now[0] <= last else loss
+        result = masked_cross_entropy(*arguments)  # type: ignore[arg-type]
+        return result * float("nan") if first <= now[0] <= last else result
 
     trainer.Trainer.take_step = counting  # type: ignore[method-assign,assignment]
-    trainer.masked_cross_entropy = faulty
+    loss.masked_cross_entropy = faulty
 
 
 if __name__ == "__main__":

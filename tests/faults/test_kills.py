@@ -35,7 +35,7 @@ MOMENTS = [
     ("mlm_dist.training.run_dir:RunDir.begin", 1, "after"),
     ("mlm_dist.training.metrics:drop_later_events", 1, "before"),
     ("mlm_dist.training.metrics:drop_later_events", 1, "after"),
-    ("mlm_dist.training.evaluation:masked_cross_entropy", 30, "before"),
+    ("mlm_dist.training.evaluation:loss_and_hits", 30, "before"),
     ("mlm_dist.training.trainer:Trainer.evaluate", 2, "after"),
     ("mlm_dist.training.metrics:PatientFile.write", 20, "before"),
     ("mlm_dist.training.metrics:PatientFile.write", 20, "after"),

@@ -1,50 +1,156 @@
+import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
-from mlm_dist.model.loss import masked_cross_entropy
+from mlm_dist.config import ModelConfig
+from mlm_dist.model import loss
+from mlm_dist.model.encoder import Encoder
+from mlm_dist.model.loss import MaskedLoss, loss_and_hits, masked_cross_entropy
+
+WIDTH, VOCABULARY = 24, 101
+
+Case = tuple[torch.Tensor, nn.Linear, torch.Tensor, torch.Tensor]
 
 
-def random_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    logits, targets = torch.randn(6, 4, 50, dtype=torch.float32), torch.randint(0, 50, (6, 4))
-    return logits, targets, (torch.rand(6, 4) < 0.7).float()
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
 
 
-def test_the_loss_is_the_sum_of_negative_log_probabilities_where_weights_are_1() -> None:
-    logits, targets, weights = random_case()
-    expected = 0.0
-    for row in range(6):
-        for place in range(4):
-            probabilities = logits[row, place].double().softmax(-1)
-            expected -= weights[row, place].item() * probabilities[targets[row, place]].log().item()
-    torch.testing.assert_close(masked_cross_entropy(logits, targets, weights).item(), expected, rtol=1e-6, atol=1e-5)
+def random_case(rows: int = 6, places: int = 4, dtype: torch.dtype = torch.float64) -> Case:
+    output = nn.Linear(WIDTH, VOCABULARY, dtype=dtype)
+    hidden = torch.randn(rows, places, WIDTH, dtype=dtype, requires_grad=True)
+    return hidden, output, torch.randint(0, VOCABULARY, (rows, places)), (torch.rand(rows, places) < 0.7).to(dtype)
+
+
+def plain(hidden: torch.Tensor, output: nn.Linear, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The definition, on whole logits."""
+    losses = F.cross_entropy(output(hidden).flatten(0, 1), targets.flatten(), reduction="none")
+    return (losses * weights.flatten()).sum()
+
+
+def in_fp64(case: Case) -> Case:
+    hidden, output, targets, weights = case
+    copy = nn.Linear(WIDTH, VOCABULARY, dtype=torch.float64)
+    copy.load_state_dict(output.state_dict())
+    return hidden.detach().double().requires_grad_(), copy, targets, weights.double()
+
+
+def gradients(result: torch.Tensor, case: Case) -> list[torch.Tensor]:
+    hidden, output, _, _ = case
+    return list(torch.autograd.grad(result, [hidden, output.weight, output.bias]))
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.fixture(params=["in one part", "in many parts"])
+def size_of_parts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of all places at a time, or of 7 in fp32, and the softmax of 3."""
+    if request.param == "in many parts":
+        monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", 7 * 4 * VOCABULARY)
+        monkeypatch.setitem(loss.SOFTMAX_BYTES, "cpu", 3 * 4 * VOCABULARY)
+
+
+@pytest.mark.usefixtures("size_of_parts")
+def test_loss_and_gradients_are_those_of_the_definition() -> None:
+    case = random_case()
+    expected = plain(*case)
+    torch.testing.assert_close(masked_cross_entropy(*case), expected)
+    for actual, plain_one in zip(
+        gradients(masked_cross_entropy(*case) * 3, case), gradients(expected * 3, case), strict=True
+    ):
+        torch.testing.assert_close(actual, plain_one)
+
+
+@pytest.mark.usefixtures("size_of_parts")
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 1.5e-2), (torch.float16, 2e-3)], ids=str
+)
+def test_low_precision_is_as_near_to_fp64_as_its_numbers_are(dtype: torch.dtype, bound: float) -> None:
+    case = random_case(40, 5, torch.float32)
+    exact = in_fp64(case)
+    expected = plain(*exact)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        actual = masked_cross_entropy(*case)
+    assert actual.dtype == torch.float32
+    assert actual.item() == pytest.approx(expected.item(), rel=bound / 10)
+    for ours, theirs in zip(gradients(actual, case), gradients(expected, exact), strict=True):
+        assert ours.dtype == torch.float32
+        assert relative_error(ours, theirs) < bound
+
+
+def test_fp16_keeps_the_gradients_of_unlikely_tokens() -> None:
+    # With a vocabulary of GPT-2's size most probabilities are too small for fp16.
+    output = nn.Linear(8, 50000)
+    nn.init.normal_(output.weight, std=0.02)
+    hidden, targets, weights = torch.randn(2, 2, 8), torch.zeros(2, 2, dtype=torch.long), torch.ones(2, 2)
+    expected = torch.autograd.grad(plain(hidden, output, targets, weights), output.weight)[0]
+    with torch.autocast("cpu", dtype=torch.float16):
+        result = masked_cross_entropy(hidden, output, targets, weights)
+    unlikely = slice(1, None)
+    actual = torch.autograd.grad(result, output.weight)[0]
+    assert relative_error(actual[unlikely], expected[unlikely].double()) < 5e-3
+
+
+def test_a_target_without_any_probability_has_a_finite_loss() -> None:
+    hidden, output, targets, weights = random_case(dtype=torch.float32)
+    with torch.no_grad():
+        output.bias[0] = -1000.0
+    result = masked_cross_entropy(hidden, output, torch.zeros_like(targets), weights)
+    assert result.item() == pytest.approx(plain(hidden, output, torch.zeros_like(targets), weights).item(), rel=1e-6)
+    assert result.item() > 900
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_hidden_states_that_are_no_numbers_give_a_loss_that_is_none(poison: float) -> None:
+    hidden, output, targets, _ = random_case(dtype=torch.float32)
+    with torch.no_grad():
+        hidden[2, 1, 0] = poison
+    assert not masked_cross_entropy(hidden, output, targets, torch.ones(6, 4)).isfinite()
 
 
 def test_token_0_is_learned_like_any_other() -> None:
     # MosaicBERT selects predicted places by `labels > 0`: with GPT-2's tokens `!`, whose id is 0, is never learned.
-    logits = torch.zeros(1, 1, 10, requires_grad=True)
-    masked_cross_entropy(logits, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1)).backward()
-    assert logits.grad is not None
-    assert logits.grad[0, 0, 0] < 0
+    hidden, output, _, _ = random_case(1, 1)
+    zero = torch.zeros(1, 1, dtype=torch.long)
+    masked_cross_entropy(hidden, output, zero, torch.ones(1, 1, dtype=torch.float64)).backward()
+    assert output.bias.grad is not None
+    assert output.bias.grad[0] < 0
 
 
+@pytest.mark.usefixtures("size_of_parts")
 def test_places_of_weight_0_have_no_gradient() -> None:
-    logits, targets, weights = random_case()
-    logits.requires_grad_()
-    masked_cross_entropy(logits, targets, weights).backward()
-    assert logits.grad is not None
-    assert not logits.grad[weights == 0].any()
-    assert logits.grad[weights == 1].abs().sum(-1).all()
+    case = random_case()
+    hidden, _, _, weights = case
+    masked_cross_entropy(*case).backward()
+    assert hidden.grad is not None
+    assert not hidden.grad[weights == 0].any()
+    assert hidden.grad[weights == 1].abs().sum(-1).all()
 
 
 def test_parts_of_a_batch_add_up_to_the_whole() -> None:
-    logits, targets, weights = random_case()
-    whole = masked_cross_entropy(logits, targets, weights)
-    parts = [masked_cross_entropy(logits[i : i + 2], targets[i : i + 2], weights[i : i + 2]) for i in (0, 2, 4)]
+    hidden, output, targets, weights = random_case()
+    whole = masked_cross_entropy(hidden, output, targets, weights)
+    cuts = [slice(start, start + 2) for start in (0, 2, 4)]
+    parts = [masked_cross_entropy(hidden[cut], output, targets[cut], weights[cut]) for cut in cuts]
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
-def test_low_precision_logits_are_summed_in_full_precision() -> None:
-    logits, targets, weights = random_case()
-    half = logits.bfloat16()
-    torch.testing.assert_close(
-        masked_cross_entropy(half, targets, weights), masked_cross_entropy(half.float(), targets, weights)
-    )
+@pytest.mark.usefixtures("size_of_parts")
+def test_the_loss_without_a_gradient_is_the_same_and_hits_are_counted() -> None:
+    hidden, output, targets, weights = random_case(dtype=torch.float32)
+    targets[::2] = output(hidden).argmax(-1)[::2]
+    total, hits = loss_and_hits(hidden, output, targets, weights)
+    assert total.item() == pytest.approx(plain(hidden, output, targets, weights).item(), rel=1e-6)
+    assert hits.item() == ((output(hidden).argmax(-1) == targets) * weights).sum().item() > 0
+
+
+def test_the_module_is_the_encoder_and_its_loss() -> None:
+    encoder = Encoder(ModelConfig(vocab_size=VOCABULARY, block_size=12, embedding_dim=WIDTH, heads=3, blocks=1))
+    inputs, positions = torch.randint(0, VOCABULARY, (5, 12)), torch.randint(0, 12, (5, 3))
+    targets, weights = torch.randint(0, VOCABULARY, (5, 3)), torch.ones(5, 3)
+    losses = F.cross_entropy(encoder(inputs, positions).flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(MaskedLoss(encoder)(inputs, positions, targets, weights), losses)

@@ -1,0 +1,33 @@
+"""The memory of this process: what the allocator does with what was freed, and how much was in use at most."""
+
+import ctypes
+import resource
+import sys
+from contextlib import suppress
+
+import torch
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep freed memory for the next step instead of giving it back to the system.
+
+    glibc asks the system for every large tensor anew, which then clears its pages as they are touched, again at each
+    step: a third of the time of a step on a CPU. See mallopt(3). Elsewhere than on glibc this does nothing.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
+        mallopt(M_TRIM_THRESHOLD, LARGEST)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use so far: on a GPU of tensors, on a CPU of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
