@@ -65,10 +65,14 @@ class MaskingConfig:
 
 @dataclass
 class OptimConfig:
-    """AdamW and its learning rate."""
+    """The optimizer and its learning rate."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for all else, which learns in fewer steps."""
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 4e-3
+    """Used by muon: its peak learning rate, which has the same course as `optim.lr`."""
     weight_decay: float = 0.01
     """Decoupled weight decay on matrices; norms and biases have none."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
@@ -200,6 +204,7 @@ def find_problems(config: Config) -> list[str]:
                 0 <= config.data.val_fraction < 1,
             ),
             ("optim.lr", optim.lr, "above 0", 0 < optim.lr < math.inf),
+            ("optim.muon_lr", optim.muon_lr, "above 0", 0 < optim.muon_lr < math.inf),
             ("train.time_limit", train.time_limit, "above 0", train.time_limit is None or train.time_limit > 0),
             ("train.hang_timeout", train.hang_timeout, "above 0", 0 < train.hang_timeout < math.inf),
             ("optim.decay_fraction", optim.decay_fraction, "between 0 and 1", 0 <= optim.decay_fraction <= 1),

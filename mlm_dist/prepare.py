@@ -20,7 +20,9 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="text files, and folders with *.txt files")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the corpus into")
-    parser.add_argument("--val", nargs="+", type=Path, default=[], metavar="PATH", help="documents to hold out whole")
+    parser.add_argument(
+        "--val", nargs="+", action="extend", type=Path, default=[], metavar="PATH", help="documents to hold out whole"
+    )
     parser.add_argument(
         "--val_fraction",
         type=float,

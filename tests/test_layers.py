@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import REPOSITORY
 
 PACKAGE = REPOSITORY / "mlm_dist"
-LAYERS = [{"errors"}, {"config"}, {"command_line"}, {"data", "model"}, {"training"}, {"trained"}]
+LAYERS = [{"errors"}, {"config"}, {"command_line"}, {"data", "model"}, {"training"}, {"trained", "measuring"}]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 
 

@@ -53,17 +53,26 @@ def prepare_corpus(
             encoder = Tokenizer.train_bpe(texts, vocab_size)
         else:
             encoder = Tokenizer.from_tiktoken(tokenizer)
-        encoder.save(folder / TOKENIZER)
-        writer = CorpusWriter(folder, encoder)
-        size = sum(document.size for document in documents)
-        with tqdm(total=size, desc="encode", unit="B", unit_scale=True, disable=None, leave=False) as progress:
-            for number, piece, ids in encode_in_order(read_all(documents, encoding), encoder):
-                writer.add(number, documents[number].name, piece.split, ids)
-                progress.update(len(piece.text.encode()))
-        manifest = writer.finish()
-        if manifest.tokens["train"] == 0:
-            raise UserError("the documents hold no text to train on: all of it is held out")
-        manifest.write(folder)
+        return encode_corpus(documents, folder, encoder, encoding)
+
+
+def encode_corpus(documents: list[Document], folder: Path, tokenizer: Tokenizer, encoding: str = "utf-8") -> Manifest:
+    """Encode documents with a tokenizer into an empty folder.
+
+    Raises:
+        UserError: a document is not readable text, or there is nothing to train on.
+    """
+    tokenizer.save(folder / TOKENIZER)
+    writer = CorpusWriter(folder, tokenizer)
+    size = sum(document.size for document in documents)
+    with tqdm(total=size, desc="encode", unit="B", unit_scale=True, disable=None, leave=False) as progress:
+        for number, piece, ids in encode_in_order(read_all(documents, encoding), tokenizer):
+            writer.add(number, documents[number].name, piece.split, ids)
+            progress.update(len(piece.text.encode()))
+    manifest = writer.finish()
+    if manifest.tokens["train"] == 0:
+        raise UserError("the documents hold no text to train on: all of it is held out")
+    manifest.write(folder)
     return manifest
 
 

@@ -1,9 +1,11 @@
 """The memory of this process: what the allocator does with what was freed, and how much was in use at most."""
 
 import ctypes
+import re
 import resource
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -29,5 +31,8 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes in use so far: on a GPU of tensors, on a CPU of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError):  # Linux; its getrusage(2) begins with what the parent process had in use
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

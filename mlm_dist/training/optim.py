@@ -1,4 +1,4 @@
-"""AdamW over two groups of weights, and the learning rate as a function of the step."""
+"""AdamW, or Muon and AdamW side by side, and the learning rate as a function of the step."""
 
 import math
 
@@ -6,23 +6,48 @@ import torch
 from torch import nn
 
 from mlm_dist.config import OptimConfig
+from mlm_dist.model.encoder import Encoder
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Make an AdamW that decays matrices and leaves norms and biases alone.
+def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+    """Make the optimizers of a model, each weight in one of them, with decay on matrices but not on norms and biases.
 
-    The fused implementation updates all weights in one kernel instead of a dozen small ones each.
+    With `muon` the matrices inside an encoder's blocks go to Muon (Jordan et al. 2024), which orthogonalises their
+    updates, so that directions with small gradients are learned too; embeddings, the output layer and vectors stay with
+    AdamW. Every group of weights knows its `relative_lr`, the factor of the step's learning rate.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
+    hidden: list[nn.Parameter] = []
+    if config.name == "muon" and isinstance(model, Encoder):
+        hidden = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
+    rest = [weight for weight in weights if all(weight is not other for other in hidden)]
     groups = [
-        {"params": [weight for weight in weights if weight.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [weight for weight in weights if weight.ndim < 2], "weight_decay": 0.0},
+        {"params": [weight for weight in rest if weight.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [weight for weight in rest if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    # The fused implementation updates all weights in one kernel instead of a dozen small ones each.
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
+    if hidden:
+        # Updates as long as AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982), whatever a matrix's shape.
+        muon = torch.optim.Muon(
+            hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        optimizers.append(muon)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["relative_lr"] = group["lr"] / config.lr
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+    """Give every group of weights its share of the step's learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["relative_lr"]
 
 
 def learning_rate(step: int, max_iters: int, config: OptimConfig) -> float:
-    """The learning rate of a step.
+    """The learning rate of a step, as a function of `lr`; Muon's follows it in proportion.
 
     Args:
         step: counted from 0.

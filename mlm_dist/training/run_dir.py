@@ -112,6 +112,7 @@ def lasting_values(config: Config) -> list[tuple[str, Any]]:
     return [
         ("seed", config.seed),
         ("train.batch_size", config.train.batch_size),
+        ("optim.name", config.optim.name),
         *[(f"model.{key}", value) for key, value in dataclasses.asdict(config.model).items()],
         *[(f"masking.{key}", value) for key, value in dataclasses.asdict(config.masking).items()],
     ]

@@ -25,7 +25,7 @@ from mlm_dist.training.curves import draw_curves
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import HeldOut
 from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
-from mlm_dist.training.optim import build_optimizer, learning_rate
+from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
 from mlm_dist.training.precision import autocast, choose_dtype
 from mlm_dist.training.run_dir import RunDir, replacing
 from mlm_dist.training.saving import BackgroundSaver
@@ -87,7 +87,7 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         self.encoder = Encoder(config.model).to(self.device)
-        self.optimizer = build_optimizer(self.encoder, config.optim)
+        self.optimizers = build_optimizers(self.encoder, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss: MaskedLoss | DistributedDataParallel = MaskedLoss(self.encoder)
         if processes.exchanges:
@@ -106,7 +106,7 @@ class Trainer:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """Size of a checkpoint, within a few kilobytes: the weights and AdamW's two moments of each."""
+        """Size of a checkpoint at most, but for some kilobytes: the weights and AdamW's two moments of each."""
         return 3 * sum(weight.nbytes for weight in self.encoder.parameters())
 
     def train(self) -> None:
@@ -205,14 +205,15 @@ class Trainer:
         Returns:
             the gradients' norm before clipping.
         """
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         grad_norm = clip_grad_norm_(self.encoder.parameters(), self.config.optim.grad_clip or math.inf).item()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if math.isfinite(grad_norm):
-            self.scaler.step(self.optimizer)
+        set_learning_rate(self.optimizers, rate)
+        for optimizer in self.optimizers:
+            if math.isfinite(grad_norm):
+                self.scaler.step(optimizer)
+            optimizer.zero_grad()
         self.scaler.update()
-        self.optimizer.zero_grad()
         return grad_norm
 
     def exchanging(self, last: bool) -> AbstractContextManager[None]:
@@ -286,16 +287,19 @@ class Trainer:
         """Begin to write a checkpoint (rank 0)."""
         self.saved_step = self.step
         if self.saver and self.recorder:
-            state = {
-                "step": self.step,
-                "seconds": self.seconds,
-                "bad_steps": self.bad_steps,
-                "corpus": self.corpus.manifest.sha256["train"],
-                "model": self.encoder.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": self.scaler.state_dict(),
-            }
-            self.saver.save(self.step, state, self.recorder.val_losses)
+            self.saver.save(self.step, self.state(), self.recorder.val_losses)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds. Its tensors are those of the training, not copies."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "bad_steps": self.bad_steps,
+            "corpus": self.corpus.manifest.sha256["train"],
+            "model": self.encoder.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+        }
 
     def resume(self) -> None:
         """Go back to the newest checkpoint that is whole, if there is one.
@@ -327,9 +331,10 @@ class Trainer:
         if state["step"] > self.config.train.max_iters:
             raise UserError(f"is beyond train.max_iters {self.config.train.max_iters}: raise that")
         self.encoder.load_state_dict(state["model"])
-        # The groups' settings are the config's, which may have changed.
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            # The groups' settings are the config's, which may have changed.
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
         if state["scaler"] and self.scaler.is_enabled():  # fp16 before and now
             self.scaler.load_state_dict(state["scaler"])
         self.step = self.saved_step = state["step"]

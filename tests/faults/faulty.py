@@ -11,8 +11,8 @@ import sys
 import torch
 
 from mlm_dist.errors import run_verb
-from mlm_dist.train import main
 from mlm_dist.model import loss
+from mlm_dist.train import main
 from mlm_dist.training import trainer
 
 take_step = trainer.Trainer.take_step

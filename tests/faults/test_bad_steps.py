@@ -47,7 +47,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_the_count_of_steps(corpus_f
     assert (before["bad_steps"], after["bad_steps"]) == (0, 4)
     for name, weight in before["model"].items():
         assert torch.equal(weight, after["model"][name])
-    moments = [state["optimizer"]["state"][0] for state in (before, after)]
+    moments = [state["optimizers"][0]["state"][0] for state in (before, after)]
     assert all(torch.equal(moments[0][key], moments[1][key]) for key in ("step", "exp_avg", "exp_avg_sq"))
 
 

@@ -37,14 +37,14 @@ def main() -> None:
         exchanges[0] += bucket.is_last()
         return allreduce_hook(state, bucket)
 
-    if isinstance(trainer.model, DistributedDataParallel):
-        trainer.model.register_comm_hook(None, counted)
+    if isinstance(trainer.loss, DistributedDataParallel):
+        trainer.loss.register_comm_hook(None, counted)
     gradient: list[torch.Tensor] = []
 
     def keep(*_: object) -> None:
         gradient[:] = [weight.grad.flatten().clone() for weight in trainer.encoder.parameters()]  # type: ignore[union-attr]
 
-    trainer.optimizer.register_step_pre_hook(keep)
+    trainer.optimizers[0].register_step_pre_hook(keep)
     steps = []
     batches = trainer.batches()
     for _ in range(STEPS):

@@ -86,7 +86,7 @@ def test_longer_gradients_are_scaled_down_to_grad_clip(clip: float, clipped: boo
         gradients = [weight.grad for weight in trainer.encoder.parameters() if weight.grad is not None]
         applied.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
 
-    trainer.optimizer.register_step_pre_hook(note)
+    trainer.optimizers[0].register_step_pre_hook(note)
     norm = trainer.take_step(next(trainer.batches()), rate=0.0).grad_norm
     assert norm > 0.01
     assert applied == pytest.approx([clip if clipped else norm], rel=1e-3)
@@ -120,29 +120,31 @@ def test_every_step_and_rank_drops_other_activations_and_a_step_again_the_same(m
     assert len({drawn(3), drawn(4), drawn(3, rank=1), drawn(4, rank=1)}) == 4
 
 
-def test_everything_that_was_saved_comes_back(make: Make) -> None:
-    before = make(precision="fp16", train__max_iters=3)
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_everything_that_was_saved_comes_back(optimizer: str, make: Make) -> None:
+    before = make(precision="fp16", train__max_iters=3, optim__name=optimizer)
     set_scale(before, 1024.0)
     before.seconds, before.bad_steps = 100.0, 0
     before.train()
-    after = make(precision="fp16", train__max_iters=3)
+    after = make(precision="fp16", train__max_iters=3, optim__name=optimizer)
     after.resume()
     assert after.step == 3
     assert torch.equal(weights(after), weights(before))
     assert after.scaler.state_dict() == before.scaler.state_dict()
     assert after.scaler.get_scale() == 1024.0
     assert 100.0 < after.seconds <= before.seconds
-    moments, expected = (trainer.optimizer.state_dict()["state"] for trainer in (after, before))
-    assert moments.keys() == expected.keys()
-    for key, state in expected.items():
-        assert all(torch.equal(moments[key][name], value) for name, value in state.items())
+    for ours, expected in zip(after.optimizers, before.optimizers, strict=True):
+        moments = ours.state_dict()["state"]
+        assert moments.keys() == expected.state_dict()["state"].keys()
+        for key, state in expected.state_dict()["state"].items():
+            assert all(torch.equal(moments[key][name], value) for name, value in state.items())
 
 
 def test_a_run_that_goes_on_follows_the_config_it_is_given_now(make: Make) -> None:
     make(train__max_iters=2, optim__weight_decay=0.01).train()
     trainer = make(train__max_iters=4, optim__weight_decay=0.5)
     trainer.resume()
-    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.5, 0.0]
+    assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.5, 0.0]
 
 
 def test_a_run_is_evaluated_at_its_start_when_due_and_at_its_end(make: Make) -> None:

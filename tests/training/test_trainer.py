@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_debug_mode_repeats_every_bit_and_names_the_operation_of_a_nan(corpus_fo
     explosive = {"optim__lr": 1e30, "optim__grad_clip": 0, "optim__warmup_iters": 0}
     result = verb("train", *tiny_flags(corpus_folder, tmp_path / "three", debug=True, **explosive))
     assert result.returncode == 1
-    assert "Backward0' returned nan values" in result.stderr
+    assert re.search(r"Function '\w+Backward0?' returned nan values", result.stderr)
     assert "mlm_dist/model/" in result.stderr  # where in the forward pass
 
 

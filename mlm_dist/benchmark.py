@@ -1,0 +1,82 @@
+"""How fast training is here, and against peers: `python -m mlm_dist.benchmark --config FILE`."""
+
+import importlib.util
+import json
+import tempfile
+from argparse import ArgumentParser
+from pathlib import Path
+
+from mlm_dist.command_line import OneLineParser, parse_config
+from mlm_dist.errors import UserError, run_verb, tell
+
+ROWS_ON_A_CPU = 64
+
+
+def build_parser() -> ArgumentParser:
+    """Describe the command line."""
+    parser = OneLineParser(
+        prog="python -m mlm_dist.benchmark",
+        description="Measure a training step of a config on this machine: its speed, its parts, its memory, the share "
+        "of the machine's limit, the scaling over processes; and the same step of peers. Takes minutes, and wants a "
+        "machine with nothing else to do. Every key of the config can be given as a flag, as for `train`.",
+        epilog="Example: python -m mlm_dist.benchmark --config configs/novels.yaml --against seed transformers",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=["seed"],
+        choices=["seed", "transformers"],
+        metavar="PEER",
+        help="whom to measure against: seed (the definition by hand: a module a head, logits at every position, masks "
+        "from the global generator), transformers (BertForMaskedLM, where transformers is installed) (default: seed)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help=f"rows of a step against the peers (default: train.batch_size, on a CPU at most {ROWS_ON_A_CPU})",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, metavar="N", help="turns of each; medians count (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmark"),
+        metavar="DIR",
+        help="folder for benchmark.json and benchmark.png (default: %(default)s)",
+    )
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print tables, write JSON and a picture."""
+    given, rest = build_parser().parse_known_args(arguments)
+    config = parse_config(rest, "benchmark")
+    for flag, value in (("--rows", given.rows), ("--rounds", given.rounds)):
+        if value is not None and value < 1:
+            raise UserError(f"{flag} is {value}: it must be at least 1")
+    if "transformers" in given.against and not importlib.util.find_spec("transformers"):
+        raise UserError("--against transformers: it is not installed here; `pip install transformers` brings it")
+    given.out.mkdir(parents=True, exist_ok=True)
+    # Only now, so that --help and mistakes are answered without waiting for torch.
+    from mlm_dist.measuring.parts import is_random  # noqa: PLC0415
+    from mlm_dist.measuring.report import draw, table  # noqa: PLC0415
+    from mlm_dist.measuring.suite import Suite, open_corpus  # noqa: PLC0415
+    from mlm_dist.training.distributed import choose_device  # noqa: PLC0415
+
+    on_cpu = choose_device(config.device).type == "cpu"
+    rows = given.rows or min(config.train.batch_size, ROWS_ON_A_CPU if on_cpu else config.train.batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        config, corpus = open_corpus(config, Path(folder))
+        tell(f"corpus: {'random tokens' if is_random(corpus) else corpus.folder}")
+        suite = Suite(config, corpus, given.against, rows, given.rounds, lambda line: tell(f"measuring: {line}"))
+        results = suite.measure()
+    (given.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    draw(results, given.out / "benchmark.png")
+    tell(f"\n{table(results)}\n\nin {results['seconds']:.0f} s; {given.out}/benchmark.json, {given.out}/benchmark.png")
+
+
+if __name__ == "__main__":
+    run_verb(main)

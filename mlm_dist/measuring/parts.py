@@ -1,0 +1,107 @@
+"""Measurements that need no training step: the machine's ceiling, a step's arithmetic, the encoding of texts."""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mlm_dist.config import Config
+from mlm_dist.data.corpus import TOKENIZER, Corpus
+from mlm_dist.data.preparation import SAMPLE_TEXT, CorpusWriter, encode_corpus
+from mlm_dist.data.texts import find_documents
+from mlm_dist.data.tokenizer import Tokenizer
+
+TEXT_BYTES = 16 << 20
+SAMPLE_VOCABULARY = 2000
+RANDOM = "random tokens"
+MATRIX = {"cpu": 4096, "cuda": 8192}
+
+
+def step_flops(config: Config) -> float:
+    """Arithmetic of one step by formula: multiplications and additions of all matrix products that the recipe needs.
+
+    The backward pass takes twice as many as the forward pass. The output layer is counted at the predicted tokens
+    alone, also for a peer that computes it everywhere.
+    """
+    model, rows = config.model, config.train.batch_size
+    width, tokens = model.embedding_dim, rows * model.block_size
+    block = 2 * tokens * 12 * width**2 + 4 * tokens * model.block_size * width
+    output = 2 * tokens * config.masking.mask_prob * width * model.vocab_size
+    return 3 * (model.blocks * block + output)
+
+
+def matrix_ceiling(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
+    """FLOP/s of the fastest of a few large square matrix products."""
+    size = MATRIX[device.type]
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+
+    def product() -> None:
+        left @ right
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    product()
+    return 2 * size**3 / min(seconds(product) for _ in range(rounds))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """How long some work takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def random_corpus(folder: Path, config: Config) -> None:
+    """Write a corpus of random tokens, for a machine where no texts are at hand; steps take as long on it.
+
+    Its tokenizer is a small one of the text that comes with the package.
+    """
+    vocab_size = min(SAMPLE_VOCABULARY, config.model.vocab_size)
+    tokenizer = Tokenizer.train_bpe([SAMPLE_TEXT.read_text(encoding="utf-8")], vocab_size)
+    folder.mkdir()
+    tokenizer.save(folder / TOKENIZER)
+    writer = CorpusWriter(folder, tokenizer)
+    count = 4 * config.train.batch_size * config.model.block_size
+    tokens = np.random.default_rng(0).integers(0, tokenizer.end_id, count, dtype=np.uint32)
+    writer.add(0, RANDOM, "train", tokens)
+    writer.finish().write(folder)
+
+
+def is_random(corpus: Corpus) -> bool:
+    """Whether a corpus is one of random tokens."""
+    return bool(corpus.manifest.documents[0]["name"] == RANDOM)
+
+
+def texts_of(corpus: Corpus) -> list[str]:
+    """Some megabytes of the corpus's own texts, a megabyte each; of random tokens there are none, so the sample."""
+    if is_random(corpus):
+        return [SAMPLE_TEXT.read_text(encoding="utf-8") * 14] * (TEXT_BYTES >> 20)
+    tokens = np.asarray(corpus.train[: TEXT_BYTES // 3])
+    pieces = np.array_split(tokens, max(1, len(tokens) * 4 >> 20))
+    return [corpus.tokenizer.decode(piece[piece != corpus.tokenizer.end_id].tolist()) for piece in pieces]
+
+
+def encoding_rates(corpus: Corpus, rounds: int) -> dict[str, float]:
+    """Bytes a second of `prepare` on all cores and of bare tiktoken on one, by turns, the vocabulary loaded before."""
+    texts, tokenizer = texts_of(corpus), corpus.tokenizer
+    size = sum(len(text.encode()) for text in texts)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for number, text in enumerate(texts):
+            (folder / f"{number:03}.txt").write_text(text, encoding="utf-8")
+        documents = find_documents([folder], [], 0.05)
+
+        def prepare() -> None:
+            with tempfile.TemporaryDirectory() as out:
+                encode_corpus(documents, Path(out), tokenizer)
+
+        def bare() -> None:
+            for text in texts:
+                tokenizer.encoding.encode_ordinary(text)
+
+        ours, theirs = zip(*((seconds(prepare), seconds(bare)) for _ in range(rounds)), strict=True)
+    return {"prepare": size / statistics.median(ours), "tiktoken": size / statistics.median(theirs)}

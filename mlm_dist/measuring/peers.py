@@ -1,0 +1,107 @@
+"""What a user would run instead, at the same shapes: the definition written down by hand, and transformers."""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mlm_dist.config import Config, ModelConfig
+
+Peer = Literal["seed", "transformers"]
+
+IGNORED = -100
+
+
+class SeedHead(nn.Module):
+    """One head, a module of its own."""
+
+    def __init__(self, embedding_dim: int, head_size: int) -> None:
+        super().__init__()
+        self.key = nn.Linear(embedding_dim, head_size, bias=False)
+        self.query = nn.Linear(embedding_dim, head_size, bias=False)
+        self.value = nn.Linear(embedding_dim, head_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, head size)."""
+        key, query = self.key(x), self.query(x)
+        weights = F.softmax(query @ key.transpose(-2, -1) * key.shape[-1] ** -0.5, dim=-1)
+        out: torch.Tensor = weights @ self.value(x)
+        return out
+
+
+class SeedBlock(nn.Module):
+    """Heads one after the other, then a feed-forward part."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.embedding_dim
+        heads = (SeedHead(width, width // config.heads) for _ in range(config.heads))
+        self.heads = nn.ModuleList(heads)
+        self.projection = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
+        self.first_norm, self.second_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        normalised = self.first_norm(x)
+        x = x + self.projection(torch.cat([head(normalised) for head in self.heads], dim=-1))
+        out: torch.Tensor = x + self.feed_forward(self.second_norm(x))
+        return out
+
+
+class SeedEncoder(nn.Module):
+    """The encoder by its definition: logits and a loss at every position, of which most are ignored."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        self.position_embedding = nn.Embedding(config.block_size, config.embedding_dim)
+        self.blocks = nn.Sequential(*(SeedBlock(config) for _ in range(config.blocks)))
+        self.norm = nn.LayerNorm(config.embedding_dim)
+        self.output = nn.Linear(config.embedding_dim, config.vocab_size)
+
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean loss over the labels that are not ignored; both are (B, T)."""
+        positions = torch.arange(inputs.shape[1], device=inputs.device)
+        x = self.blocks(self.token_embedding(inputs) + self.position_embedding(positions))
+        logits = self.output(self.norm(x))
+        return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
+
+
+class TransformersEncoder(nn.Module):
+    """`BertForMaskedLM` of the same size, called as `run_mlm_no_trainer.py` calls it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertForMaskedLM  # noqa: PLC0415
+
+        shape = BertConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.embedding_dim,
+            num_hidden_layers=config.blocks,
+            num_attention_heads=config.heads,
+            intermediate_size=4 * config.embedding_dim,
+            max_position_embeddings=config.block_size,
+        )
+        self.model: Any = BertForMaskedLM(shape)
+
+    def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The mean loss over the labels that are not ignored; both are (B, T)."""
+        loss: torch.Tensor = self.model(input_ids=inputs, attention_mask=torch.ones_like(inputs), labels=labels).loss
+        return loss
+
+
+ENCODERS: dict[Peer, type[nn.Module]] = {"seed": SeedEncoder, "transformers": TransformersEncoder}
+
+
+def mask_from_the_global_generator(
+    tokens: torch.Tensor, config: Config, mask_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and labels as the peers make them: a draw a token, 80/10/10, with what the global generator gives."""
+    drawn = torch.rand(tokens.shape, device=tokens.device) < config.masking.mask_prob
+    labels = tokens.masked_fill(~drawn, IGNORED)
+    lot = torch.rand(tokens.shape, device=tokens.device)
+    inputs = tokens.masked_fill(drawn & (lot < 0.8), mask_id)
+    random = torch.randint_like(tokens, config.model.vocab_size)
+    return torch.where(drawn & (lot >= 0.9), random, inputs), labels

@@ -1,0 +1,55 @@
+"""The benchmark as a person runs it."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from mlm_dist.benchmark import main
+from mlm_dist.errors import UserError
+from tests.conftest import tiny_flags, verb
+
+pytestmark = pytest.mark.multiprocess
+
+
+def test_it_prints_tables_and_writes_them_and_a_picture(corpus_folder: Path, tmp_path: Path) -> None:
+    flags = tiny_flags(corpus_folder, tmp_path / "unused")
+    result = verb("benchmark", *flags, "--rounds", 2, "--rows", 8, "--against", "seed", "--out", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    for words in ("| tokens/s | mlm_dist is faster by |", "| seed | 8 |", "| share of the ceiling |", "| prepare |"):
+        assert words in result.stdout
+    results = json.loads((tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8"))
+    ours, seed = results["peers"]
+    assert (ours["name"], ours["speed_up"], seed["name"]) == ("mlm_dist", 1.0, "seed")
+    assert seed["speed_up"] == pytest.approx(seed["seconds"] / ours["seconds"])
+    step = results["step"]
+    assert step["tokens_per_second"] == pytest.approx(16 * 16 / step["seconds"])
+    assert step["share_of_ceiling"] == pytest.approx(step["flops"] / step["seconds"] / results["ceiling_flops"])
+    assert (tmp_path / "out" / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--against", "nobody"], "invalid choice: 'nobody'"),
+        (["--rounds", "0"], "--rounds is 0: it must be at least 1"),
+        (["--rows", "many"], "invalid int value: 'many'"),
+        (["--optim.lrr", "1"], "did you mean optim.lr?"),
+        (["--data.path", "nowhere"], "there is no such corpus or text"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
+    ],
+)
+def test_mistakes_are_one_line(flags: list[str], complaint: str, tmp_path: Path) -> None:
+    result = verb("benchmark", *flags, "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert complaint in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="pip install transformers"):
+        main(["--against", "transformers", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
