@@ -54,7 +54,7 @@ def be_deterministic() -> None:
     import torch  # noqa: PLC0415
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; torch asks for it
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) would import the compiler: seconds
     torch.autograd.set_detect_anomaly(True)
 
 

@@ -15,12 +15,19 @@ pytestmark = pytest.mark.multiprocess
 
 def test_it_prints_tables_and_writes_them_and_a_picture(corpus_folder: Path, tmp_path: Path) -> None:
     flags = tiny_flags(corpus_folder, tmp_path / "unused")
-    result = verb("benchmark", *flags, "--rounds", 2, "--rows", 8, "--against", "seed", "--out", tmp_path / "out")
+    options = ["--rounds", 2, "--rows", 8, "--against", "seed", "transformers", "--out", tmp_path / "out"]
+    result = verb("benchmark", *flags, *options)
     assert result.returncode == 0, result.stderr
-    for words in ("| tokens/s | mlm_dist is faster by |", "| seed | 8 |", "| share of the ceiling |", "| prepare |"):
+    for words in (
+        "| tokens/s | mlm_dist is faster by |",
+        "| seed | 8 |",
+        "| transformers | 8 |",
+        "| share of the ceiling |",
+        "| prepare |",
+    ):
         assert words in result.stdout
     results = json.loads((tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8"))
-    ours, seed = results["peers"]
+    ours, seed, _ = results["peers"]
     assert (ours["name"], ours["speed_up"], seed["name"]) == ("mlm_dist", 1.0, "seed")
     assert seed["speed_up"] == pytest.approx(seed["seconds"] / ours["seconds"])
     step = results["step"]

@@ -1,4 +1,4 @@
-"""Imports go only downward: verbs -> (trained) -> training -> model, data -> command_line -> config -> errors."""
+"""Imports go only downward: verbs -> (trained, measuring) -> training -> model, data -> command_line -> config -> errors."""
 
 import ast
 import graphlib

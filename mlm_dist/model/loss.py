@@ -86,8 +86,8 @@ class OutputCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """Compute the loss and the gradients that belong to it."""
         scale = FP16_SCALE if dtype == torch.float16 else 1.0
-        hidden_gradient = torch.empty_like(hidden)
-        weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(bias)
+        hidden_gradient, bias_gradient = torch.empty_like(hidden), torch.zeros_like(bias)
+        weight_gradient = None  # not zeros to add to, which would be one more pass over the largest weight
         low_weight, low_bias = weight.to(dtype), bias.to(dtype)
         losses = torch.empty_like(weights)
         kind = hidden.device.type
@@ -102,10 +102,11 @@ class OutputCrossEntropy(torch.autograd.Function):
                     logits[few] = full if scale == 1 else full.mul_(scale)
             hidden_gradient[part] = (logits @ low_weight) * (weights[part, None] / scale)
             weighted = low_hidden * weights[part, None].to(dtype)
-            if dtype == weight.dtype:
-                weight_gradient.addmm_(logits.t(), weighted)
-            else:
-                weight_gradient.add_(logits.t() @ weighted, alpha=1 / scale)
+            product = logits.t() @ weighted
+            weight_gradient = product.to(weight.dtype) if weight_gradient is None else weight_gradient.add_(product)
+        assert weight_gradient is not None
+        if scale != 1:
+            weight_gradient.div_(scale)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         return torch.dot(losses, weights)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mlm_dist.config import Config
 from mlm_dist.data.batches import load_batch
@@ -207,7 +207,11 @@ class Trainer:
         """
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        grad_norm = clip_grad_norm_(self.encoder.parameters(), self.config.optim.grad_clip or math.inf).item()
+        weights, largest = list(self.encoder.parameters()), self.config.optim.grad_clip or math.inf
+        norm = get_total_norm(weight.grad for weight in weights if weight.grad is not None)
+        grad_norm = norm.item()
+        if grad_norm > largest:
+            clip_grads_with_norm_(weights, largest, norm)
         set_learning_rate(self.optimizers, rate)
         for optimizer in self.optimizers:
             if math.isfinite(grad_norm):

@@ -1,0 +1,33 @@
+"""The allocator's settings and the peak, each in a process of its own."""
+
+import sys
+
+import pytest
+
+from tests.conftest import start
+
+PEAK = "from mlm_dist.training.memory import keep_freed_memory, peak_memory; import torch; d = torch.device('cpu'); "
+
+
+def printed(code: str) -> list[int]:
+    result = start([sys.executable, "-c", PEAK + code])
+    assert result.returncode == 0, result.stderr
+    return [int(word) for word in result.stdout.split()]
+
+
+def test_the_peak_is_the_most_that_was_in_use() -> None:
+    before, during, after = printed(
+        "print(peak_memory(d)); x = torch.ones(50 << 20); print(peak_memory(d)); del x; print(peak_memory(d))"
+    )
+    assert 195e6 < during - before < 260e6  # 210 MB in fp32
+    assert during <= after < during + 10e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
+def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+    faults = "import resource; f = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; "
+    loop = "torch.ones(10 << 20); a = f(); exec('for _ in range(20): torch.ones(10 << 20)'); print(f() - a)"
+    (usual,) = printed(faults + loop)
+    (kept,) = printed(faults + "keep_freed_memory(); " + loop)
+    assert usual > 20 * 10_000 / 3  # of 4 kB each; a system may give larger pages
+    assert kept < usual / 50
