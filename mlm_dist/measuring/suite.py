@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from mlm_dist import __version__
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import MANIFEST, Corpus
 from mlm_dist.data.preparation import find_or_prepare
@@ -164,7 +163,6 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> Results:
         "precision": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "mlm_dist": __version__,
         "date": time.strftime("%Y-%m-%d"),
     }
 
