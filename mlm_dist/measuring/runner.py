@@ -15,6 +15,7 @@ from mlm_dist.config import Config
 from mlm_dist.errors import RunError, UserError
 
 SERVE = "from mlm_dist.measuring.contender import serve; serve()"
+WARM_UP = "run 1"
 GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -114,12 +115,15 @@ def running(runners: Sequence[Runner]) -> Iterator[Sequence[Runner]]:
 def take_turns(runners: Sequence[Runner], question: str, rounds: int) -> list[list[float]]:
     """Ask one runner after the other, and again, so that what disturbs the machine for a while disturbs all.
 
+    Each takes a step before the one that counts: in the turns of the others, caches and pages of memory have gone.
+
     Returns:
         for each runner, the slowest rank's answer in each round.
     """
     answers: list[list[float]] = [[] for _ in runners]
     for _ in range(rounds):
         for runner, own in zip(runners, answers, strict=True):
+            runner.ask(WARM_UP)
             own.append(runner.slowest(question))
     return answers
 

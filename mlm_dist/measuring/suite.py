@@ -16,12 +16,11 @@ from mlm_dist.data.corpus import MANIFEST, Corpus
 from mlm_dist.data.preparation import find_or_prepare
 from mlm_dist.measuring.parts import encoding_rates, matrix_ceiling, random_corpus, step_flops
 from mlm_dist.measuring.peers import Peer
-from mlm_dist.measuring.runner import Runner, running, take_turns
+from mlm_dist.measuring.runner import WARM_UP, Runner, running, take_turns
 from mlm_dist.training.distributed import choose_device
 from mlm_dist.training.precision import choose_dtype
 
 OURS = "mlm_dist"
-WARM_UP = "run 2"
 STEPS_A_TURN = {"cpu": 1, "cuda": 20}  # a GPU is given many at a time, as in training
 STEPS_BESIDE_A_SAVE = 5
 MOST_PROCESSES = 8
@@ -101,8 +100,6 @@ class Suite:
         """Steps of ours and of the peers, in turns."""
         config = with_batch_size(self.config, self.rows)
         with running([Runner(name, config) for name in (OURS, *self.peers)]) as runners:
-            for runner in runners:
-                runner.ask(WARM_UP)
             times = take_turns(runners, f"run {STEPS_A_TURN[device.type]}", self.rounds)
             peaks = [runner.slowest("peak_memory") for runner in runners]
         return [
@@ -124,8 +121,6 @@ class Suite:
         """The same global batch on 1 and more processes, in turns; on a CPU with a thread each."""
         threads = 1 if device.type == "cpu" else None
         with running([Runner(OURS, self.config, size if size > 1 else None, threads) for size in sizes]) as runners:
-            for runner in runners:
-                runner.ask(WARM_UP)
             times = take_turns(runners, f"run {STEPS_A_TURN[device.type]}", 2 * self.rounds)
             exchanges = [statistics.median(runner.slowest("all_reduce") for _ in range(5)) for runner in runners]
         medians = [statistics.median(own) for own in times]

@@ -23,12 +23,15 @@ def test_each_takes_its_turn() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def slowest(self, question: str) -> float:
+        def ask(self, question: str) -> list[float]:
             asked.append(f"{self.name} {question}")
-            return float(len(asked))
+            return [len(asked)]
 
-    assert take_turns([Named("a"), Named("b")], "run 1", 2) == [[1, 3], [2, 4]]  # type: ignore[list-item]
-    assert asked == ["a run 1", "b run 1", "a run 1", "b run 1"]
+        def slowest(self, question: str) -> float:
+            return self.ask(question)[0]
+
+    assert take_turns([Named("a"), Named("b")], "run 9", 2) == [[2, 6], [4, 8]]  # type: ignore[list-item]
+    assert asked == 2 * ["a run 1", "a run 9", "b run 1", "b run 9"]
 
 
 @pytest.mark.multiprocess
