@@ -21,7 +21,7 @@ from mlm_dist.training.distributed import choose_device
 from mlm_dist.training.precision import choose_dtype
 
 OURS = "mlm_dist"
-STEPS_A_TURN = {"cpu": 1, "cuda": 20}  # a GPU is given many at a time, as in training
+STEPS_A_TURN = {"cpu": 2, "cuda": 20}  # a GPU is given many at a time, as in training
 STEPS_BESIDE_A_SAVE = 5
 MOST_PROCESSES = 8
 

@@ -88,14 +88,15 @@ class OutputCrossEntropy(torch.autograd.Function):
         scale = FP16_SCALE if dtype == torch.float16 else 1.0
         hidden_gradient, bias_gradient = torch.empty_like(hidden), torch.zeros_like(bias)
         weight_gradient = None  # not zeros to add to, which would be one more pass over the largest weight
-        low_weight, low_bias = weight.to(dtype), bias.to(dtype)
+        low_weight = weight.to(dtype)
         losses = torch.empty_like(weights)
         kind = hidden.device.type
         for part in parts(len(hidden), len(weight) * dtype.itemsize, LOGITS_BYTES[kind]):
             low_hidden = hidden[part].to(dtype)
-            logits = torch.addmm(low_bias, low_hidden, low_weight.t())
+            logits = low_hidden @ low_weight.t()
             for few in parts(len(logits), len(weight) * 4, SOFTMAX_BYTES[kind]):
-                full = logits[few].to(torch.promote_types(dtype, torch.float32))
+                # addmm would write the bias into all of the logits first, one more pass over the largest tensor.
+                full = logits[few].to(torch.promote_types(dtype, torch.float32)).add_(bias)
                 losses[part][few] = replace_by_gradient(full, targets[part][few])
                 bias_gradient.addmv_(full.t(), weights[part][few])
                 if dtype != full.dtype:
