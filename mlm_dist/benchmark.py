@@ -59,7 +59,10 @@ def main(arguments: list[str]) -> None:
             raise UserError(f"{flag} is {value}: it must be at least 1")
     if "transformers" in given.against and not importlib.util.find_spec("transformers"):
         raise UserError("--against transformers: it is not installed here; `pip install transformers` brings it")
-    given.out.mkdir(parents=True, exist_ok=True)
+    try:
+        given.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {given.out}: {error.strerror}") from error
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from mlm_dist.measuring.parts import is_random  # noqa: PLC0415
     from mlm_dist.measuring.report import draw, table  # noqa: PLC0415

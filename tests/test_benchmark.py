@@ -45,11 +45,12 @@ def test_it_prints_tables_and_writes_them_and_a_picture(corpus_folder: Path, tmp
         (["--rows", "many"], "invalid int value: 'many'"),
         (["--optim.lrr", "1"], "did you mean optim.lr?"),
         (["--data.path", "nowhere"], "there is no such corpus or text"),
+        (["--out", "setup.cfg"], "--out setup.cfg: File exists"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
     ],
 )
 def test_mistakes_are_one_line(flags: list[str], complaint: str, tmp_path: Path) -> None:
-    result = verb("benchmark", *flags, "--out", tmp_path / "out")
+    result = verb("benchmark", "--out", tmp_path / "out", *flags)
     assert result.returncode == 2
     assert complaint in result.stderr
     assert len(result.stderr.splitlines()) == 1

@@ -33,8 +33,8 @@ def table(results: Results) -> str:
         *row("share of the ceiling", f"{step['share_of_ceiling']:.0%}"),
         *(line for part in parts for line in row(part, share(step["parts"][part], total))),
         *row("input path alone", f"{step['input_tokens_per_second'] / 1e6:.1f} M tokens/s"),
-        *row("saving: training waits", milliseconds(checkpoint["save"])),
-        *row("saving: steps beside it take longer by", milliseconds(checkpoint["stall"] - checkpoint["save"])),
+        *row("a checkpoint: training waits", milliseconds(checkpoint["wait"])),
+        *row("a checkpoint: the step beside it takes longer by", milliseconds(checkpoint["slower"])),
         "",
         *rows("against", "rows", "time", "tokens/s", "mlm_dist is faster by", "peak memory", "mlm_dist needs"),
     ]
@@ -123,8 +123,8 @@ def draw(results: Results, picture: Path) -> None:
     memory.set(xlabel="peak memory, GB")
     if scaling:
         ups = [world["speed_up"] for world in scaling]
-        bars(worlds, [f"{world['processes']} processes" for world in scaling], ups, [f"{up:.2f} x" for up in ups])
-        worlds.set(xlabel="speed-up over one process, same global batch")
+        bars(worlds, [str(world["processes"]) for world in scaling], ups, [f"{up:.2f} x" for up in ups])
+        worlds.set(ylabel="processes", xlabel="speed-up over one process, same global batch")
     else:
         worlds.set_axis_off()
     for axes in (split, speeds, memory, worlds):

@@ -22,7 +22,6 @@ from mlm_dist.training.precision import choose_dtype
 
 OURS = "mlm_dist"
 STEPS_A_TURN = {"cpu": 2, "cuda": 20}  # a GPU is given many at a time, as in training
-STEPS_BESIDE_A_SAVE = 5
 MOST_PROCESSES = 8
 
 Results = dict[str, Any]
@@ -79,7 +78,7 @@ class Suite:
             splits = [runner.ask("split")[0] for _ in range(self.rounds)]
             reading = statistics.median(runner.slowest("read") for _ in range(self.rounds))
             peak = runner.slowest("peak_memory")
-            stall = measure_stall(runner)
+            stall = measure_stall(runner, self.rounds)
         step, flops = statistics.median(times), step_flops(self.config)
         tokens = self.config.train.batch_size * self.config.model.block_size
         return {
@@ -138,14 +137,15 @@ class Suite:
         ]
 
 
-def measure_stall(runner: Runner) -> Results:
-    """How much longer steps take beside the writing of a checkpoint, in seconds a checkpoint."""
-    alone = [runner.slowest("run 1") for _ in range(STEPS_BESIDE_A_SAVE)]
-    save = runner.slowest("save")
-    beside = [runner.slowest("run 1") for _ in range(STEPS_BESIDE_A_SAVE)]
-    rest = runner.slowest("finish_saving")
-    stall = save + sum(beside) - STEPS_BESIDE_A_SAVE * statistics.median(alone)
-    return {"save": save, "stall": stall, "left_after_steps": rest}
+def measure_stall(runner: Runner, rounds: int) -> Results:
+    """Seconds for which the training waits as a checkpoint is saved, and by which the next step takes longer."""
+    alone, waits, beside = [], [], []
+    for _ in range(rounds):
+        alone.append(runner.slowest("run 1"))
+        waits.append(runner.slowest("save"))
+        beside.append(runner.slowest("run 1"))
+        runner.ask("finish_saving")
+    return {"wait": statistics.median(waits), "slower": statistics.median(beside) - statistics.median(alone)}
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype) -> Results:

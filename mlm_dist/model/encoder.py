@@ -95,7 +95,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: torch.Tensor = self.contract(F.relu(self.expand(x)))
+        out: torch.Tensor = self.contract(self.expand(x).relu_())  # in place: it is the largest thing a block keeps
         return out
 
 

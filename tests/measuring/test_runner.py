@@ -43,8 +43,9 @@ def test_our_trainer_answers_every_question_on_two_ranks(config: Config) -> None
         parts = runner.ask("split")[0]
         assert parts.keys() == {"input", "forward", "backward", "optimizer", "all-reduce"}
         assert min(parts.values()) > 0
-        for question in ("read", "save", "finish_saving", "all_reduce"):
+        for question in ("read", "save", "all_reduce"):
             assert runner.slowest(question) > 0
+        assert runner.ask("finish_saving") == [None, None]
         assert 100e6 < runner.slowest("peak_memory") < 4e9
 
 
