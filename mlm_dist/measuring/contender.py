@@ -3,12 +3,10 @@
 Each in its own process, because they differ in what the memory allocator does, and to have a peak memory each.
 """
 
-import contextlib
 import itertools
 import json
 import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +14,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from mlm_dist.command_line import parse_config
+from mlm_dist.command_line import read_config
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.sampler import GlobalBatchSampler
@@ -171,20 +169,20 @@ def answer(contender: Contender, question: str) -> Any:
 
 
 def serve() -> None:
-    """Be the contender that the command line names, and answer each line of stdin with one of JSON on stdout."""
-    name, *arguments = sys.argv[1:]
+    """Be the contender that the command line names, and answer each line of stdin with one of JSON on stdout.
+
+    The command line has the contender's name and a folder with its `config.yaml`, where it may write.
+    """
+    name, folder = sys.argv[1], Path(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints does not come between
     try:
-        config = parse_config(arguments, "benchmark")
+        config = read_config(folder / "config.yaml")
         corpus = Corpus.open(Path(config.data.path))
-        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
-            ours = name == "mlm_dist"
-            contender = Ours(config, corpus, Path(folder)) if ours else Theirs(name, config, corpus)
-            print(json.dumps("ready"), file=answers, flush=True)
-            for line in sys.stdin:
-                print(json.dumps(answer(contender, line.strip())), file=answers, flush=True)
+        contender = Ours(config, corpus, folder) if name == "mlm_dist" else Theirs(name, config, corpus)
+        print(json.dumps("ready"), file=answers, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(answer(contender, line.strip())), file=answers, flush=True)
     except UserError as error:
         print(json.dumps({"refused": str(error)}), file=answers, flush=True)
-    answers.flush()
     os._exit(0)  # gloo's threads abort now and then while Python takes them down

@@ -35,27 +35,28 @@ class Runner:
 
     def __init__(self, name: str, config: Config, world_size: int | None = None, threads: int | None = None) -> None:
         self.name = name
-        self._errors = [tempfile.TemporaryFile("w+") for _ in range(world_size or 1)]  # noqa: SIM115
+        # Ours and not theirs, so that it goes even if they are killed; they write checkpoints into it.
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        self._errors = [folder / f"stderr-{rank}" for rank in range(world_size or 1)]
         environment = {key: value for key, value in os.environ.items() if key not in GROUP}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         if world_size:
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world_size)}
-        with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
-            yaml_config = Path(file.name)
-            yaml_config.write_text(config.to_yaml(), encoding="utf-8")
-            self._ranks = [
-                subprocess.Popen(
-                    [sys.executable, "-c", SERVE, name, "--config", str(yaml_config)],
-                    env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size else {}),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=errors,
-                    text=True,
-                )
-                for rank, errors in enumerate(self._errors)
-            ]
-            self._answers()
+        self._ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", SERVE, name, self._folder.name],
+                env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size else {}),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors.open("w"),
+                text=True,
+            )
+            for rank, errors in enumerate(self._errors)
+        ]
+        self._answers()
 
     def ask(self, question: str) -> list[Any]:
         """Ask all ranks and wait for their answers.
@@ -81,8 +82,7 @@ class Runner:
         for rank in self._ranks:
             rank.kill()
             rank.communicate()
-        for errors in self._errors:
-            errors.close()
+        self._folder.cleanup()
 
     def _answers(self) -> list[Any]:
         answers = []
@@ -98,8 +98,7 @@ class Runner:
 
     def _last_words(self, number: int) -> str:
         self._ranks[number].wait()
-        self._errors[number].seek(0)
-        lines = self._errors[number].read().strip().splitlines()
+        lines = self._errors[number].read_text(encoding="utf-8").strip().splitlines()
         return lines[-1] if lines else f"it ended with exit code {self._ranks[number].returncode}"
 
 
