@@ -88,6 +88,15 @@ def test_documents_to_hold_out_can_be_named(texts: Path, tmp_path: Path) -> None
     }
 
 
+def test_documents_to_hold_out_can_be_named_one_after_the_other(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "three.txt").write_text("Three.\n" * 20, encoding="utf-8")
+    held_out = ["--val", texts / "more", "--val", tmp_path / "three.txt"]
+    result = verb("prepare", texts / "one.txt", *held_out, "--out", tmp_path / "out", *BPE)
+    assert result.returncode == 0, result.stderr
+    documents = Corpus.open(tmp_path / "out").manifest.documents
+    assert [d["name"] for d in documents if d["val"][1] > d["val"][0]] == ["two.txt", "three.txt"]
+
+
 def test_the_same_texts_give_the_same_corpus_in_every_process(texts: Path, tmp_path: Path) -> None:
     for seed, threads in (("1", "1"), ("2", "4")):
         result = verb("prepare", texts, "--out", tmp_path / seed, *BPE, PYTHONHASHSEED=seed, RAYON_NUM_THREADS=threads)

@@ -92,7 +92,7 @@ def test_fp16_keeps_the_gradients_of_unlikely_tokens() -> None:
         result = masked_cross_entropy(hidden, output, targets, weights)
     unlikely = slice(1, None)
     actual = torch.autograd.grad(result, output.weight)[0]
-    assert relative_error(actual[unlikely], expected[unlikely].double()) < 5e-3
+    assert relative_error(actual[unlikely], expected[unlikely].double()) < 8e-4  # three times as much unscaled
 
 
 def test_a_target_without_any_probability_has_a_finite_loss() -> None:

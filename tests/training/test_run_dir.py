@@ -4,7 +4,8 @@ import pytest
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.training.run_dir import RunDir, replacing
+from mlm_dist.errors import UserError
+from mlm_dist.training.run_dir import RunDir, check_same_run, replacing
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -42,3 +43,20 @@ def test_a_run_that_goes_on_is_neither_done_nor_stopped_any_more(tmp_path: Path,
     run_dir.begin(Config(), corpus.tokenizer)
     assert not run_dir.done.exists()
     assert not run_dir.stopped.exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("", "seed", 7), ("train", "batch_size", 8), ("optim", "name", "muon"), ("masking", "mask_prob", 0.3)],
+)
+def test_what_decides_weights_and_data_stays_as_it_was(section: str, key: str, value: object) -> None:
+    changed = Config()
+    setattr(getattr(changed, section) if section else changed, key, value)
+    with pytest.raises(UserError, match=rf"{key} .* and not {value!r}: give that, or another run_dir"):
+        check_same_run(Config(), changed, Path("run"))
+
+
+def test_what_decides_neither_may_change() -> None:
+    changed = Config(precision="fp32")
+    changed.optim.lr, changed.train.max_iters = 1e-4, 7
+    check_same_run(Config(), changed, Path("run"))
