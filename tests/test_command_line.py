@@ -149,7 +149,7 @@ def test_print_config_prints_yaml_that_reads_back_as_the_same_config(capsys, fil
         (["--se", "1"], ["--se", "unknown key"]),
         (["--conf", "x.yaml"], ["--conf", "unknown key"]),
         (["--optim.lr.x", "1"], ["--optim.lr.x", "unknown key"]),
-        (["--optim", "1"], ["--optim", "section", "optim.lr"]),
+        (["--optim", "1"], ["--optim", "section", "optim.name"]),
         (["--model", "model.yaml"], ["--model", "section"]),
         (["--"], ["--"]),
         (["-x"], ["-x"]),
