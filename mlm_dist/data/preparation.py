@@ -148,7 +148,7 @@ def encode_in_order(
 
     Threads do: tiktoken lets go of the interpreter lock while it encodes.
     """
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = usable_cores()
 
     def encode(numbered: tuple[int, Piece]) -> tuple[int, Piece, npt.NDArray[np.uint32]]:
         number, piece = numbered
@@ -164,6 +164,11 @@ def encode_in_order(
             yield from (encoded.result() for encoded in under_way)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class CorpusWriter:

@@ -19,10 +19,10 @@ from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.errors import UserError
+from mlm_dist.measuring.parts import synchronize
 from mlm_dist.measuring.peers import ENCODERS, mask_from_the_global_generator
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.memory import keep_freed_memory, peak_memory
-from mlm_dist.training.optim import learning_rate
 from mlm_dist.training.precision import autocast, choose_dtype
 from mlm_dist.training.run_dir import RunDir
 from mlm_dist.training.saving import BackgroundSaver
@@ -60,14 +60,8 @@ class Ours:
         """Take one step of the training loop."""
         trainer = self.trainer
         trainer.is_stopping()
-        trainer.take_step(next(self.batches), self.rate)
+        trainer.take_step(next(self.batches), trainer.rate)
         trainer.step += 1
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        config = self.trainer.config
-        return learning_rate(self.trainer.step, config.train.max_iters, config.optim)
 
     def split(self) -> dict[str, float]:
         """Take one step and tell its parts' seconds. On a GPU each part is waited for, which takes a little longer."""
@@ -80,7 +74,7 @@ class Ours:
         times.append(self.now())
         self.trainer.add_gradients(batch)
         times.append(self.now())
-        self.trainer.update(self.rate)
+        self.trainer.update(self.trainer.rate)
         times.append(self.now())
         before.remove()
         after.remove()
@@ -145,12 +139,6 @@ class Theirs:
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def answer(contender: Contender, question: str) -> Any:

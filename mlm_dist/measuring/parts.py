@@ -41,11 +41,16 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype, rounds: int) -> flo
 
     def product() -> None:
         left @ right
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
 
     product()
     return 2 * size**3 / min(seconds(product) for _ in range(rounds))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -7,27 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlm_dist.config import Config, ModelConfig
+from mlm_dist.model.encoder import Head
 
 Peer = Literal["seed", "transformers"]
 
 IGNORED = -100
-
-
-class SeedHead(nn.Module):
-    """One head, a module of its own."""
-
-    def __init__(self, embedding_dim: int, head_size: int) -> None:
-        super().__init__()
-        self.key = nn.Linear(embedding_dim, head_size, bias=False)
-        self.query = nn.Linear(embedding_dim, head_size, bias=False)
-        self.value = nn.Linear(embedding_dim, head_size, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T, head size)."""
-        key, query = self.key(x), self.query(x)
-        weights = F.softmax(query @ key.transpose(-2, -1) * key.shape[-1] ** -0.5, dim=-1)
-        out: torch.Tensor = weights @ self.value(x)
-        return out
 
 
 class SeedBlock(nn.Module):
@@ -36,7 +20,7 @@ class SeedBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.embedding_dim
-        heads = (SeedHead(width, width // config.heads) for _ in range(config.heads))
+        heads = (Head(width, width // config.heads) for _ in range(config.heads))
         self.heads = nn.ModuleList(heads)
         self.projection = nn.Linear(width, width)
         self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))

@@ -24,22 +24,22 @@ def table(results: Results) -> str:
         f"{machine['device']}, {machine['cores']} cores, {machine['precision']}, torch {machine['torch']}, Python "
         f"{machine['python']}, {machine['date']}",
         "",
-        *rows("one step", f"{step['rows']} rows, one process"),
-        *row("time", span(step)),
-        *row("speed", f"{step['tokens_per_second']:,.0f} tokens/s"),
-        *row("peak memory", f"{step['peak_memory'] / 1e9:.2f} GB"),
-        *row("arithmetic by formula", f"{step['flops'] / 1e9:,.0f} GFLOP"),
-        *row("matrix ceiling, measured", f"{results['ceiling_flops'] / 1e9:,.0f} GFLOP/s"),
-        *row("share of the ceiling", f"{step['share_of_ceiling']:.0%}"),
-        *(line for part in parts for line in row(part, share(step["parts"][part], total))),
-        *row("input path alone", f"{step['input_tokens_per_second'] / 1e6:.1f} M tokens/s"),
-        *row("a checkpoint: training waits", milliseconds(checkpoint["wait"])),
-        *row("a checkpoint: the step beside it takes longer by", milliseconds(checkpoint["slower"])),
+        *head("one step", f"{step['rows']} rows, one process"),
+        row("time", span(step)),
+        row("speed", f"{step['tokens_per_second']:,.0f} tokens/s"),
+        row("peak memory", f"{step['peak_memory'] / 1e9:.2f} GB"),
+        row("arithmetic by formula", f"{step['flops'] / 1e9:,.0f} GFLOP"),
+        row("matrix ceiling, measured", f"{results['ceiling_flops'] / 1e9:,.0f} GFLOP/s"),
+        row("share of the ceiling", f"{step['share_of_ceiling']:.0%}"),
+        *(row(part, share(step["parts"][part], total)) for part in parts),
+        row("input path alone", f"{step['input_tokens_per_second'] / 1e6:.1f} M tokens/s"),
+        row("a checkpoint: training waits", milliseconds(checkpoint["wait"])),
+        row("a checkpoint: the step beside it takes longer by", milliseconds(checkpoint["slower"])),
         "",
-        *rows("against", "rows", "time", "tokens/s", "mlm_dist is faster by", "peak memory", "mlm_dist needs"),
+        *head("against", "rows", "time", "tokens/s", "mlm_dist is faster by", "peak memory", "mlm_dist needs"),
     ]
     for peer in results["peers"]:
-        lines += row(
+        line = row(
             peer["name"],
             str(peer["rows"]),
             span(peer),
@@ -48,34 +48,36 @@ def table(results: Results) -> str:
             f"{peer['peak_memory'] / 1e9:.2f} GB",
             f"{peer['memory_ratio']:.2f} of it",
         )
+        lines.append(line)
     if "scaling" in results:
-        lines += ["", *rows("processes", "time", "speed-up", "efficiency", "all-reduce alone")]
+        lines += ["", *head("processes", "time", "speed-up", "efficiency", "all-reduce alone")]
     for world in results.get("scaling", []):
-        lines += row(
+        line = row(
             str(world["processes"]),
             span(world),
             f"{world['speed_up']:.2f} x",
             f"{world['efficiency']:.0%}",
             milliseconds(world["all_reduce"]),
         )
+        lines.append(line)
     lines += [
         "",
-        *rows("encoding", "MB/s"),
-        *row("prepare", f"{encoding['prepare'] / 1e6:.1f}"),
-        *row("tiktoken on one core", f"{encoding['tiktoken'] / 1e6:.1f}"),
-        *row("ratio", f"{encoding['prepare'] / encoding['tiktoken']:.2f} x"),
+        *head("encoding", "MB/s"),
+        row("prepare", f"{encoding['prepare'] / 1e6:.1f}"),
+        row("tiktoken on one core", f"{encoding['tiktoken'] / 1e6:.1f}"),
+        row("ratio", f"{encoding['prepare'] / encoding['tiktoken']:.2f} x"),
     ]
     return "\n".join(lines)
 
 
-def rows(*titles: str) -> list[str]:
+def head(*titles: str) -> list[str]:
     """The head of a table."""
-    return [*row(*titles), "|".join(["", *["---"] * len(titles), ""])]
+    return [row(*titles), "|".join(["", *["---"] * len(titles), ""])]
 
 
-def row(*cells: str) -> list[str]:
+def row(*cells: str) -> str:
     """A row of a table."""
-    return [f"| {' | '.join(cells)} |"]
+    return f"| {' | '.join(cells)} |"
 
 
 def milliseconds(seconds: float) -> str:

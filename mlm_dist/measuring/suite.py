@@ -1,7 +1,6 @@
 """The whole benchmark: what is measured, in which order, with which settings."""
 
 import dataclasses
-import os
 import platform
 import statistics
 import time
@@ -11,9 +10,9 @@ from typing import Any
 
 import torch
 
-from mlm_dist.config import Config
+from mlm_dist.config import Config, DataConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus
-from mlm_dist.data.preparation import find_or_prepare
+from mlm_dist.data.preparation import find_or_prepare, usable_cores
 from mlm_dist.measuring.parts import encoding_rates, matrix_ceiling, random_corpus, step_flops
 from mlm_dist.measuring.peers import Peer
 from mlm_dist.measuring.runner import WARM_UP, Runner, running, take_turns
@@ -83,9 +82,7 @@ class Suite:
         tokens = self.config.train.batch_size * self.config.model.block_size
         return {
             "rows": self.config.train.batch_size,
-            "seconds": step,
-            "fastest": min(times),
-            "slowest": max(times),
+            **spread(times),
             "tokens_per_second": tokens / step,
             "peak_memory": peak,
             "flops": flops,
@@ -105,9 +102,7 @@ class Suite:
             {
                 "name": runner.name,
                 "rows": self.rows,
-                "seconds": statistics.median(own),
-                "fastest": min(own),
-                "slowest": max(own),
+                **spread(own),
                 "tokens_per_second": self.rows * config.model.block_size / statistics.median(own),
                 "speed_up": statistics.median(own) / statistics.median(times[0]),
                 "peak_memory": peak,
@@ -126,15 +121,18 @@ class Suite:
         return [
             {
                 "processes": size,
-                "seconds": median,
-                "fastest": min(own),
-                "slowest": max(own),
+                **spread(own),
                 "speed_up": medians[0] / median,
                 "efficiency": medians[0] / median / size,
                 "all_reduce": exchange,
             }
             for size, own, median, exchange in zip(sizes, times, medians, exchanges, strict=True)
         ]
+
+
+def spread(times: list[float]) -> Results:
+    """What is reported of a time that was taken several times."""
+    return {"seconds": statistics.median(times), "fastest": min(times), "slowest": max(times)}
 
 
 def measure_stall(runner: Runner, rounds: int) -> Results:
@@ -153,7 +151,7 @@ def describe_machine(device: torch.device, dtype: torch.dtype) -> Results:
     on_gpu = device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
-        "cores": cores(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "precision": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
@@ -171,14 +169,9 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def world_sizes(device: torch.device, batch_size: int) -> list[int]:
     """1, 2, 4, ... as far as there are GPUs or cores for them and the batch can be shared."""
-    most = min(MOST_PROCESSES, torch.cuda.device_count() if device.type == "cuda" else cores())
+    most = min(MOST_PROCESSES, torch.cuda.device_count() if device.type == "cuda" else usable_cores())
     return [size for size in (1, 2, 4, 8) if size <= most and batch_size % size == 0]
 
 
@@ -198,7 +191,7 @@ def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
         UserError: the corpus that was asked for is not there.
     """
     path = Path(config.data.path)
-    if config.data.path == type(config.data)().path and not (path / MANIFEST).exists():
+    if config.data.path == DataConfig().path and not (path / MANIFEST).exists():
         path = folder / "random"
         random_corpus(path, config)
     else:

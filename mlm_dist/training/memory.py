@@ -19,7 +19,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep freed memory for the next step instead of giving it back to the system.
 
     glibc asks the system for every large tensor anew, which then clears its pages as they are touched, again at each
-    step: a third of the time of a step on a CPU. See mallopt(3). Elsewhere than on glibc this does nothing.
+    step (docs/performance.md). See mallopt(3). Elsewhere than on glibc this does nothing.
     """
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt

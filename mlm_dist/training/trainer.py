@@ -105,6 +105,11 @@ class Trainer:
         return self.step * self.config.train.batch_size * self.config.model.block_size
 
     @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return learning_rate(self.step, self.config.train.max_iters, self.config.optim)
+
+    @property
     def checkpoint_bytes(self) -> int:
         """Size of a checkpoint at most, but for some kilobytes: the weights and AdamW's two moments of each."""
         return 3 * sum(weight.nbytes for weight in self.encoder.parameters())
@@ -135,7 +140,7 @@ class Trainer:
         batches, stopwatch = self.batches(), Stopwatch(self.seconds)
         while self.step < config.max_iters and not self.is_stopping():
             batch = next(batches)
-            result = self.take_step(batch, learning_rate(self.step, config.max_iters, self.config.optim))
+            result = self.take_step(batch, self.rate)
             self.step += 1
             self.count_bad_steps(result)
             last = self.step == config.max_iters
