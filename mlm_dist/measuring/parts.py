@@ -24,14 +24,16 @@ MATRIX = {"cpu": 4096, "cuda": 8192}
 def step_flops(config: Config) -> float:
     """Arithmetic of one step by formula: multiplications and additions of all matrix products that the recipe needs.
 
-    The backward pass takes twice as many as the forward pass. The output layer is counted at the predicted tokens
-    alone, also for a peer that computes it everywhere.
+    The backward pass takes twice as many as the forward pass. The output layer and what only it reads of the last
+    block are counted at the predicted tokens alone, also for a peer that computes them everywhere.
     """
-    model, rows = config.model, config.train.batch_size
-    width, tokens = model.embedding_dim, rows * model.block_size
-    block = 2 * tokens * 12 * width**2 + 4 * tokens * model.block_size * width
-    output = 2 * tokens * config.masking.mask_prob * width * model.vocab_size
-    return 3 * (model.blocks * block + output)
+    model = config.model
+    width, tokens = model.embedding_dim, config.train.batch_size * model.block_size
+    predicted = tokens * config.masking.mask_prob
+    keys_and_values = 2 * tokens * 2 * width**2
+    all_else = 2 * 10 * width**2 + 4 * model.block_size * width
+    blocks = model.blocks * keys_and_values + ((model.blocks - 1) * tokens + predicted) * all_else
+    return 3 * (blocks + 2 * predicted * width * model.vocab_size)
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype, rounds: int) -> float:

@@ -58,18 +58,29 @@ class MultiHeadAttention(nn.Module):
         self.projection = nn.Linear(embedding_dim, embedding_dim)
         self.dropout = dropout
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        batch, length, width = x.shape
-        query, key, value = self.query_key_value(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C), or (B, K, C) with `positions`, (B, K), which then alone look at the others."""
+        length, width = x.shape[1:]
+        if positions is None:
+            query, key, value = self.split_heads(self.query_key_value(x))
+        else:
+            weight = self.query_key_value.weight
+            (query,) = self.split_heads(F.linear(at(x, positions), weight[:width]))
+            key, value = self.split_heads(F.linear(x, weight[width:]))
         dropout = self.dropout if self.training else 0.0
         if x.device.type == "cpu" and length <= LONGEST_PLAIN:
             weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)
             out = F.dropout(weights, dropout) @ value
         else:
             out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        joined: torch.Tensor = self.projection(out.transpose(1, 2).reshape(batch, length, width))
+        joined: torch.Tensor = self.projection(out.transpose(1, 2).flatten(2))
         return joined
+
+    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, T, n C) -> (n, B, heads, T, head size)."""
+        batch, length, _ = x.shape
+        size = self.projection.in_features // self.heads
+        return x.view(batch, length, -1, self.heads, size).permute(2, 0, 3, 1, 4)
 
     def head(self, index: int) -> Head:
         """The head of that index, sharing this module's weights."""
@@ -110,9 +121,10 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(embedding_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C), or (B, K, C) with `positions`, (B, K), where alone the outcome is wanted."""
+        attended = self.attention(self.attention_norm(x), positions)
+        x = (x if positions is None else at(x, positions)) + self.dropout(attended)
         out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
 
@@ -139,7 +151,8 @@ class Encoder(nn.Module):
 
         Args:
             tokens: (B, T) ids, T at most `block_size`.
-            positions: (B, K) where logits are wanted. The output layer is most of the work, and runs there alone.
+            positions: (B, K) where logits are wanted. The output layer, which is most of the work, runs there alone,
+                and so does of the last block what no other position reads.
 
         Returns:
             (B, T, V) logits, or (B, K, V) with `positions`.
@@ -154,14 +167,19 @@ class Encoder(nn.Module):
         embedded = self.token_embedding.weight.index_select(0, tokens.flatten()).view(batch, length, -1)
         x = embedded + self.position_embedding.weight[:length]
         x = self.dropout(x)
-        for block in self.blocks:
+        *earlier, last = self.blocks
+        for block in earlier:
             x = block(x)
-        if positions is not None:
-            starts = torch.arange(0, batch * length, length, device=tokens.device)[:, None]
-            places = (starts + positions).flatten()
-            x = x.flatten(0, 1).index_select(0, places).unflatten(0, positions.shape)
-        normalised: torch.Tensor = self.final_norm(x)
+        normalised: torch.Tensor = self.final_norm(last(x, positions))
         return normalised
+
+
+def at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Pick positions of rows: (B, T, C) and (B, K) -> (B, K, C)."""
+    batch, length, width = x.shape
+    starts = torch.arange(0, batch * length, length, device=x.device)[:, None]
+    places = (starts + positions).flatten()
+    return x.flatten(0, 1).index_select(0, places).view(batch, -1, width)
 
 
 def initialize(module: nn.Module) -> None:

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from mlm_dist.config import ModelConfig
-from mlm_dist.model.encoder import Block, Encoder, FeedForward, Head, MultiHeadAttention
+from mlm_dist.model.encoder import LONGEST_PLAIN, Block, Encoder, FeedForward, Head, MultiHeadAttention
 
 SMALL = ModelConfig(vocab_size=101, block_size=12, embedding_dim=24, heads=3, blocks=2)
 
@@ -25,12 +27,23 @@ def test_rows_shorter_than_the_block_are_understood() -> None:
     assert Encoder(SMALL)(random_tokens(length=7)).shape == (5, 7, 101)
 
 
-def test_logits_at_positions_are_those_of_the_whole_row_at_these_positions() -> None:
-    encoder, tokens = Encoder(SMALL).double(), random_tokens()
-    positions = torch.stack([torch.randperm(12)[:4] for _ in range(5)])
+@pytest.mark.parametrize("shape", [{}, {"blocks": 1}, {"block_size": LONGEST_PLAIN + 1}], ids=str)
+def test_logits_at_positions_are_those_of_the_whole_row_at_these_positions(shape: dict[str, int]) -> None:
+    config = replace(SMALL, **shape)
+    encoder, tokens = Encoder(config).double(), random_tokens(length=config.block_size)
+    positions = torch.stack([torch.randperm(config.block_size)[:4] for _ in range(5)])
+    positions[1:3, 2:] = positions[1:3, :1]  # as where places are there only to keep the shape
     everywhere = encoder(tokens)
     expected = torch.stack([row[places] for row, places in zip(everywhere, positions, strict=True)])
-    torch.testing.assert_close(encoder(tokens, positions), expected)
+    actual = encoder(tokens, positions)
+    torch.testing.assert_close(actual, expected)
+    parameters, weights = list(encoder.parameters()), torch.randn(expected.shape)
+    for ours, theirs in zip(
+        torch.autograd.grad((actual * weights).sum(), parameters),
+        torch.autograd.grad((expected * weights).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_heads_side_by_side_equal_the_fused_attention() -> None:
