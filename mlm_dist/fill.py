@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     if given.top < 1:
         raise UserError(f"--top is {given.top}: it must be at least 1")
     # Only now, so that --help and mistakes are answered without waiting for torch.
-    from mlm_dist.trained import TrainedModel  # noqa: PLC0415
+    from mlm_dist.trained.model import TrainedModel  # noqa: PLC0415
 
     model = TrainedModel(given.run)
     filled = [model.fill(text, given.top) for text in given.texts]

@@ -14,7 +14,7 @@ import torch
 from mlm_dist.command_line import parse_config, read_config
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
-from mlm_dist.trained import TrainedModel
+from mlm_dist.trained.model import TrainedModel
 from mlm_dist.training.run_dir import check_same_run
 from tests.conftest import REPOSITORY, Result, start, tiny_flags, torchrun, verb
 

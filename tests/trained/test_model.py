@@ -8,7 +8,7 @@ from mlm_dist.config import Config, ModelConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
-from mlm_dist.trained import TrainedModel
+from mlm_dist.trained.model import TrainedModel
 from mlm_dist.training.run_dir import RunDir
 from tests.conftest import verb
 
