@@ -24,5 +24,6 @@ def load(run_dir: "str | PathLike[str]", device: Literal["auto", "cpu", "cuda"] 
     from pathlib import Path  # noqa: PLC0415
 
     from mlm_dist.trained.model import TrainedModel  # noqa: PLC0415
+    from mlm_dist.training.distributed import choose_device  # noqa: PLC0415
 
-    return TrainedModel(Path(run_dir), device)
+    return TrainedModel(Path(run_dir), choose_device(device))

@@ -6,6 +6,7 @@ import difflib
 import functools
 import itertools
 import re
+import sys
 import typing
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeGuard
@@ -20,11 +21,64 @@ set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line."""
+    """An argument parser whose complaint is one line, and that takes no argument that is not text."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse arguments that are not UTF-8 before they are parsed."""
+        for argument in args or []:
+            try:
+                argument.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"an argument is not UTF-8: {argument.encode(errors='replace').decode()}") from error
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of printing the usage."""
         raise UserError(message)
+
+
+def run_parser(verb: str, description: str, example: str) -> OneLineParser:
+    """Begin the command line of a verb that asks a run: it has `--run` already.
+
+    And `--run_dir`, the same: torchrun on Python 3.11 refuses `--run` behind `-m mlm_dist.<verb>`, as it takes that for
+    the beginning of a flag of its own.
+
+    Args:
+        verb: its name.
+        description: what it does.
+        example: what follows its name on the command line.
+    """
+    parser = OneLineParser(
+        prog=f"python -m mlm_dist.{verb}",
+        description=description,
+        epilog=f"Example: python -m mlm_dist.{verb} {example}",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--run", "--run_dir", type=Path, required=True, metavar="RUN_DIR", help="folder of a training run"
+    )
+    return parser
+
+
+def read_lines(file: str) -> list[str]:
+    """The lines of a UTF-8 file, or of standard input for `-`.
+
+    Raises:
+        UserError: it cannot be read, or is not UTF-8.
+    """
+    name = "standard input" if file == "-" else file
+    try:
+        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        lines = content.decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"{name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: not UTF-8 at byte {error.start} ({error.reason})") from error
+    if not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise UserError(f"{name}: it holds no line")
+    return [line.removesuffix("\r") for line in lines]
 
 
 def parse_config(arguments: list[str], verb: str) -> Config:

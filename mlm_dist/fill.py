@@ -1,34 +1,58 @@
 """Fill masks with a trained model: `python -m mlm_dist.fill --run RUN_DIR "Call me [MASK]."`."""
 
-from pathlib import Path
+import json
+import sys
 
-from mlm_dist.command_line import OneLineParser
+from mlm_dist.command_line import read_lines, run_parser
 from mlm_dist.errors import UserError, run_verb
 
 
 def main(arguments: list[str]) -> None:
-    """Print the likeliest tokens for each mask."""
-    parser = OneLineParser(
-        prog="python -m mlm_dist.fill",
-        description="Show what a trained model puts in the place of each [MASK].",
-        epilog='Example: python -m mlm_dist.fill --run runs/novels "Call me [MASK]."',
-        allow_abbrev=False,
+    """Print the likeliest words for each mask, and the text with all masks filled."""
+    parser = run_parser(
+        "fill",
+        "Show what a trained model puts in the place of masks: candidates for each mask as long as the others are "
+        "hidden, and, of a text with several, the text with all filled together, the surest first. [MASK] stands for "
+        "one token, [MASK*3] for a word of three. A text may be longer than the model's block: each mask is seen in a "
+        "window around it.",
+        '--run runs/novels "Call me [MASK]. Some [MASK] ago"',
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="folder of a training run")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="tokens for each mask (default: %(default)s)")
-    parser.add_argument("texts", nargs="+", metavar="TEXT", help="text with one or more [MASK]")
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="K", help="candidates for each mask (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a text")
+    parser.add_argument(
+        "texts", nargs="*", metavar="TEXT", help="text with masks (default: the lines of standard input)"
+    )
     given = parser.parse_args(arguments)
     if given.top < 1:
         raise UserError(f"--top is {given.top}: it must be at least 1")
+    if not given.texts and sys.stdin.isatty():
+        raise UserError('give a text such as "Call me [MASK]." or pipe lines in')
+    texts = given.texts or read_lines("-")
     # Only now, so that --help and mistakes are answered without waiting for torch.
-    from mlm_dist.trained.model import TrainedModel  # noqa: PLC0415
+    from mlm_dist import load  # noqa: PLC0415
+    from mlm_dist.trained.filling import Filling  # noqa: PLC0415
 
-    model = TrainedModel(given.run)
-    filled = [model.fill(text, given.top) for text in given.texts]
-    for text, masks in zip(given.texts, filled, strict=True):
+    def show(text: str, filling: Filling) -> None:
+        if given.json:
+            masks = [[candidate._asdict() for candidate in mask] for mask in filling.masks]
+            print(
+                json.dumps(
+                    {"text": text, "filled": filling.text, "probability": filling.probability, "masks": masks},
+                    ensure_ascii=False,
+                )
+            )
+            return
         print(text)
-        for candidates in masks:
-            print("   ", "  ".join(f"{candidate.text!r} {candidate.probability:.0%}" for candidate in candidates))
+        for mask in filling.masks:
+            print("   ", "  ".join(f"{candidate.text!r} {candidate.probability:.0%}" for candidate in mask))
+        if len(filling.masks) > 1:
+            print(f"    together, {filling.probability:.2%}: {filling.text}")
+
+    model = load(given.run)
+    for text, filling in [(text, model.fill(text, given.top)) for text in texts]:
+        show(text, filling)
 
 
 if __name__ == "__main__":

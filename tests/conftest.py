@@ -49,12 +49,21 @@ def tiny_flags(corpus: Path, run_dir: Path, **overrides: object) -> list[str]:
     return [f"--{key}={value}" for key, value in values.items()]
 
 
-def start(command: list[str], cwd: Path | None = None, timeout: float = 240, **environment: str) -> Result:
+def start(
+    command: list[str], cwd: Path | None = None, timeout: float = 240, stdin: str = "", **environment: str
+) -> Result:
     """Run a command in a process of its own, as a person would, outside any torchrun."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
     kept |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=cwd or REPOSITORY, env=kept, timeout=timeout, check=False
+        command,
+        capture_output=True,
+        input=stdin,
+        encoding="utf-8",
+        cwd=cwd or REPOSITORY,
+        env=kept,
+        timeout=timeout,
+        check=False,
     )
 
 
@@ -63,10 +72,10 @@ def verb(name: str, *arguments: object, **options: object) -> Result:
     return start([sys.executable, "-m", f"mlm_dist.{name}", *map(str, arguments)], **options)  # type: ignore[arg-type]
 
 
-def torchrun(processes: int, *arguments: object, **options: object) -> Result:
-    """Run `torchrun --standalone --nproc_per_node=<processes> -m mlm_dist.train`."""
+def torchrun(processes: int, *arguments: object, verb: str = "train", **options: object) -> Result:
+    """Run `torchrun --standalone --nproc_per_node=<processes> -m mlm_dist.<verb>`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return start([*launcher, "-m", "mlm_dist.train", *map(str, arguments)], **options)  # type: ignore[arg-type]
+    return start([*launcher, "-m", f"mlm_dist.{verb}", *map(str, arguments)], **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlm_dist import config as config_module
-from mlm_dist.command_line import known_keys, parse_config, read_config
+from mlm_dist.command_line import known_keys, parse_config, read_config, read_lines
 from mlm_dist.config import Config
 from mlm_dist.errors import UserError
 
@@ -254,3 +254,13 @@ def test_the_file_at_fault_is_named_among_several(file, tmp_path):
 def test_a_value_out_of_bounds_in_a_file_is_refused(file):
     file.write_text("masking:\n  mask_prob: 1.5\n")
     assert "masking.mask_prob is 1.5" in complaint("--config", file)
+
+
+def test_lines_end_at_line_feeds_alone(tmp_path):
+    (tmp_path / "lines.txt").write_bytes("\ufeffone\r\n\ntwo\u2028still two\n".encode())
+    assert read_lines(str(tmp_path / "lines.txt")) == ["one", "", "two\u2028still two"]
+
+
+def test_a_last_line_needs_no_end(tmp_path):
+    (tmp_path / "lines.txt").write_text("one\ntwo")
+    assert read_lines(str(tmp_path / "lines.txt")) == ["one", "two"]

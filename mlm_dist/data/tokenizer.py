@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import regex
 import tiktoken
 
 from mlm_dist.errors import UserError
@@ -155,6 +156,10 @@ class Tokenizer:
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         """Token ids of a text. What looks like a special token in it is read as plain text."""
         return self.encoding.encode_to_numpy(text, disallowed_special=())
+
+    def encode_words(self, text: str) -> list[list[int]]:
+        """Token ids of a text, word by word as the encoding's pattern cuts it; in a row they are those of `encode`."""
+        return [self.encode(word.group()).tolist() for word in regex.finditer(self.pattern, text)]
 
     def encode_with_masks(self, text: str) -> list[int]:
         """Token ids of a text in which `[MASK]` stands for the mask token.

@@ -139,8 +139,10 @@ def parts(count: int, row_bytes: int, largest: int) -> Iterator[slice]:
 @torch.no_grad()
 def loss_and_hits(
     hidden: torch.Tensor, output: nn.Linear, targets: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss without a gradient, and how many of the places that count have the target as their likeliest token.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss without a gradient, and how many targets are the likeliest token, and one of the five likeliest.
+
+    Of tokens that are equally likely the target comes last, so that a model that knows nothing has no hits.
 
     Args:
         hidden: (B, K, C), what the output layer reads.
@@ -149,9 +151,11 @@ def loss_and_hits(
         weights: (B, K), 0 for places that do not count.
     """
     hidden, targets, weights = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
-    loss, hits = torch.zeros(2, dtype=torch.float64, device=hidden.device)
+    loss, top_1, top_5 = torch.zeros(3, dtype=torch.float64, device=hidden.device)
     for part in parts(len(hidden), len(output.weight) * 4, LOGITS_BYTES[hidden.device.type]):
         logits = output(hidden[part]).float()
         loss += torch.dot(F.cross_entropy(logits, targets[part], reduction="none"), weights[part])
-        hits += torch.dot((logits.argmax(-1) == targets[part]).float(), weights[part])
-    return loss, hits
+        rank = (~(logits < logits.gather(1, targets[part, None]))).sum(1)  # a NaN is not below anything either
+        top_1 += torch.dot((rank <= 1).float(), weights[part])
+        top_5 += torch.dot((rank <= 5).float(), weights[part])
+    return loss, top_1, top_5

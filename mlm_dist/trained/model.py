@@ -1,76 +1,85 @@
 """A trained model, taken from its run directory."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from mlm_dist.command_line import read_config
-from mlm_dist.data.tokenizer import MASK, Tokenizer
+from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
+from mlm_dist.trained.embedding import embed
+from mlm_dist.trained.filling import Filling, fill
+from mlm_dist.trained.predictor import Predictor
+from mlm_dist.trained.scoring import Score, score
 from mlm_dist.training.checkpoint import find_newest, list_checkpoints, load_checkpoint
-from mlm_dist.training.distributed import choose_device
 from mlm_dist.training.run_dir import RunDir
 
 
-class Candidate(NamedTuple):
-    """A token that may stand in a mask's place, and how likely the model thinks it."""
-
-    text: str
-    probability: float
-
-
 class TrainedModel:
-    """An encoder with its tokenizer, ready to be asked.
+    """An encoder with its tokenizer, ready to be asked. `mlm_dist.load` gives one.
 
     Args:
         path: a run directory. Of a run that is done its `model.pth` is taken, of another its newest checkpoint.
         device: what to compute on.
 
+    Attributes:
+        config: of the run.
+        tokenizer: of its texts.
+        encoder: on `device`, in evaluation mode.
+
     Raises:
         UserError: there is no run there, or nothing trained in it yet.
     """
 
-    def __init__(self, path: Path, device: Literal["auto", "cpu", "cuda"] = "auto") -> None:
+    def __init__(self, path: Path, device: torch.device) -> None:
         run_dir = RunDir(path)
         if not run_dir.config.exists():
             raise UserError(f"{path} is no run directory: it has no {run_dir.config.name}")
-        self.device = choose_device(device)
+        self.device = device
+        self.config = read_config(run_dir.config)
         self.tokenizer = Tokenizer.load(run_dir.tokenizer)
-        self.encoder = Encoder(read_config(run_dir.config).model)
+        self.encoder = Encoder(self.config.model)
         try:
             self.encoder.load_state_dict(load_weights(run_dir))
         except RuntimeError as error:
             raise UserError(
                 f"{run_dir.config} describes a model of another shape than the weights in {path}"
             ) from error
-        self.encoder.to(self.device).eval()
+        self.encoder.to(device).eval()
+        self._predictor = Predictor(self.encoder, self.tokenizer, device)
 
-    @torch.no_grad()
-    def fill(self, text: str, top: int = 5) -> list[list[Candidate]]:
-        """The `top` likeliest tokens for each `[MASK]` in a text, each mask on its own, the likeliest first.
+    def fill(self, text: str, top: int = 5) -> Filling:
+        """Fill the masks of a text, each for itself and all together.
+
+        Args:
+            text: of any length, with one or more `[MASK]`, or `[MASK*n]` for a word of n tokens. The space before a
+                mask belongs to what is hidden.
+            top: how many candidates to give for each mask.
 
         Raises:
-            UserError: the text has no mask, or more tokens than the model sees at once.
+            UserError: the text has no mask.
         """
-        ids = self.tokenizer.encode_with_masks(text)
-        places = [place for place, token in enumerate(ids) if token == self.tokenizer.mask_id]
-        block_size = self.encoder.config.block_size
-        if not places:
-            raise UserError(f"there is no {MASK} in the text: {text}")
-        if len(ids) > block_size:
-            raise UserError(f"the text has {len(ids)} tokens and the model sees {block_size}: give less text")
-        tokens = torch.tensor([ids], device=self.device)
-        logits = self.encoder(tokens, torch.tensor([places], device=self.device))[0]
-        logits = logits[:, : self.tokenizer.vocab_size].float()
-        logits[:, [self.tokenizer.mask_id, self.tokenizer.end_id]] = -torch.inf
-        best = logits.softmax(-1).topk(min(top, logits.shape[-1] - 2))
-        return [
-            [Candidate(self.tokenizer.decode([token]), probability) for token, probability in zip(*pair, strict=True)]
-            for pair in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        return fill(self._predictor, text, top)
+
+    def score(self, texts: Sequence[str], within_word: bool = False) -> list[Score]:
+        """Measure the pseudo-log-likelihood of texts: each token hidden in turn, in nats.
+
+        Args:
+            texts: of any length.
+            within_word: hide with a token also those that follow in its word, so that the pieces of a rare word do not
+                give each other away.
+        """
+        return score(self._predictor, texts, within_word)
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Turn texts of any length into vectors, (texts, embedding_dim): the mean over a text's tokens."""
+        return embed(self._predictor, texts)
 
 
 def load_weights(run_dir: RunDir) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,7 +57,6 @@ class HeldOut:
             rows = self.rows[start : start + self.batch_size]
             yield load_batch(self.matrix, rows, EPOCH, self.masker, self.processes.device)
 
-    @torch.no_grad()
     def evaluate(self, encoder: Encoder, stops: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Measure `val_loss`, in nats per masked token, and `val_accuracy`, on all ranks' rows.
 
@@ -64,19 +64,64 @@ class HeldOut:
             encoder: the model to measure.
             stops: asked before every batch, on all ranks alike, whether to give up; None is returned then.
         """
-        device = self.processes.device
-        encoder.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=device)
-        for _, batch in itertools.zip_longest(range(self.turns), self.batches()):
-            if stops():
-                encoder.train()
-                return None
-            if batch is None:  # another rank has one more
-                continue
-            with autocast(device, self.dtype):
-                hidden = encoder.encode(batch.inputs, batch.positions)
-                loss, hits = loss_and_hits(hidden, encoder.output, batch.targets, batch.weights)
-            sums += torch.stack([loss, hits, batch.weights.sum()])
-        encoder.train()
-        loss_sum, hits_sum, count = self.processes.sum_(sums).tolist()
-        return {"val_loss": loss_sum / max(count, 1), "val_accuracy": hits_sum / max(count, 1)}
+        # None where another rank has one more.
+        batches = (batch for _, batch in itertools.zip_longest(range(self.turns), self.batches()))
+        result = measure(encoder, batches, self.processes, self.dtype, stops)
+        return result and {"val_loss": result.loss, "val_accuracy": result.accuracy}
+
+
+class Evaluation(NamedTuple):
+    """How well masked tokens are guessed.
+
+    Attributes:
+        loss: nats per masked token.
+        accuracy: how many of them are the likeliest token, between 0 and 1.
+        top5_accuracy: how many are one of the five likeliest.
+        tokens: masked tokens that were guessed.
+    """
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """Over masked tokens: as unsure as a choice among so many equally likely ones."""
+        return float(np.exp(self.loss))
+
+
+@torch.no_grad()
+def measure(
+    encoder: Encoder,
+    batches: Iterable[MaskedBatch | None],
+    processes: Processes,
+    dtype: torch.dtype,
+    stops: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Measure an encoder on the batches of all ranks.
+
+    Args:
+        encoder: the model to measure.
+        batches: of this rank.
+        processes: over which to add up.
+        dtype: of the matrix products.
+        stops: asked before every batch, also before one that is None, whether to give up; None is returned then.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
+    for batch in batches:
+        if stops():
+            encoder.train(was_training)
+            return None
+        if batch is None:
+            continue
+        with autocast(processes.device, dtype):
+            hidden = encoder.encode(batch.inputs, batch.positions)
+            found = loss_and_hits(hidden, encoder.output, batch.targets, batch.weights)
+        sums += torch.stack([*found, batch.weights.sum()])
+    encoder.train(was_training)
+    loss, top_1, top_5, count = processes.sum_(sums).tolist()
+    tokens = max(count, 1)
+    return Evaluation(loss / tokens, top_1 / tokens, top_5 / tokens, int(count))

@@ -95,6 +95,18 @@ def test_random_texts_survive_a_round_trip(bpe: Tokenizer) -> None:
         assert bpe.decode(bpe.encode(text)) == text
 
 
+@pytest.mark.parametrize("text", [SAMPLE, *HARD_TEXTS.values()], ids=["sample", *HARD_TEXTS.keys()])
+def test_words_in_a_row_have_the_tokens_of_their_text(bpe: Tokenizer, text: str) -> None:
+    words = bpe.encode_words(text)
+    assert [token for word in words for token in word] == bpe.encode(text).tolist()
+    assert "".join(bpe.decode(word) for word in words) == text
+
+
+def test_a_word_begins_with_its_space_and_ends_before_a_mark(bpe: Tokenizer) -> None:
+    words = [bpe.decode(word) for word in bpe.encode_words("The lamp, unbelievably, didn't burn 12 hours.")]
+    assert words == ["The", " lamp", ",", " unbelievably", ",", " didn", "'t", " burn", " 12", " hours", "."]
+
+
 def test_special_tokens_in_a_text_are_plain_text(bpe: Tokenizer) -> None:
     text = "a <|endoftext|> and a [MASK]<|endoftext|>[MASK]"
     ids = bpe.encode(text)

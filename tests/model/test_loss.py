@@ -143,9 +143,20 @@ def test_parts_of_a_batch_add_up_to_the_whole() -> None:
 def test_the_loss_without_a_gradient_is_the_same_and_hits_are_counted() -> None:
     hidden, output, targets, weights = random_case(dtype=torch.float32)
     targets[::2] = output(hidden).argmax(-1)[::2]
-    total, hits = loss_and_hits(hidden, output, targets, weights)
+    targets[1] = output(hidden).topk(5).indices[1, :, 3]
+    total, top_1, top_5 = loss_and_hits(hidden, output, targets, weights)
     assert total.item() == pytest.approx(plain(hidden, output, targets, weights).item(), rel=1e-6)
-    assert hits.item() == ((output(hidden).argmax(-1) == targets) * weights).sum().item() > 0
+    hits = (output(hidden).topk(5).indices == targets[..., None]) * weights[..., None]
+    assert top_1.item() == hits[..., 0].sum().item() > 0
+    assert top_5.item() == hits.sum().item() > top_1.item()
+
+
+def test_a_model_that_knows_nothing_has_no_hits() -> None:
+    _, output, targets, weights = random_case(dtype=torch.float32)
+    for state in (torch.zeros(6, 4, WIDTH), torch.full((6, 4, WIDTH), float("nan"))):
+        nn.init.zeros_(output.bias)
+        _, top_1, top_5 = loss_and_hits(state, output, targets, weights)
+        assert top_1.item() == top_5.item() == 0
 
 
 def test_the_module_is_the_encoder_and_its_loss() -> None:

@@ -1,0 +1,39 @@
+"""Texts as vectors by a trained model: `python -m mlm_dist.embed --run RUN_DIR --out FILE.npy LINES.txt`."""
+
+from pathlib import Path
+
+from mlm_dist.command_line import read_lines, run_parser
+from mlm_dist.errors import UserError, run_verb, tell
+
+
+def main(arguments: list[str]) -> None:
+    """Write a vector for each line of a text."""
+    parser = run_parser(
+        "embed",
+        "Turn each line of a text into a vector, the mean of what the model makes of its tokens, and write them as one "
+        "array in NumPy's format, a line a row. An empty line has a vector of zeros.",
+        "--run runs/novels --out vectors.npy lines.txt",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, such as vectors.npy")
+    parser.add_argument("lines", nargs="?", default="-", metavar="LINES", help="UTF-8 text (default: standard input)")
+    given = parser.parse_args(arguments)
+    if given.out.is_dir() or not given.out.parent.is_dir():
+        raise UserError(f"--out {given.out}: it has to be a file in a folder that is there")
+    lines = read_lines(given.lines)
+    # Only now, so that --help and mistakes are answered without waiting for torch.
+    import numpy as np  # noqa: PLC0415
+
+    from mlm_dist import load  # noqa: PLC0415
+    from mlm_dist.training.run_dir import replacing  # noqa: PLC0415
+
+    vectors = load(given.run).embed(lines)
+    try:
+        with replacing(given.out) as file:
+            np.save(file, vectors)
+    except OSError as error:
+        raise UserError(f"--out {given.out}: {error.strerror}") from error
+    tell(f"{given.out}: {len(vectors)} vectors of {vectors.shape[1]}")
+
+
+if __name__ == "__main__":
+    run_verb(main)

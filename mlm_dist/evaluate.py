@@ -1,0 +1,104 @@
+"""How good a trained model is: `python -m mlm_dist.evaluate --run RUN_DIR`, alone or under torchrun."""
+
+import json
+import math
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlm_dist.command_line import read_lines, run_parser
+from mlm_dist.errors import UserError, run_verb, tell
+
+if TYPE_CHECKING:
+    from mlm_dist.training.evaluation import Evaluation
+
+
+def describe_arguments() -> ArgumentParser:
+    """Describe the command line."""
+    parser = run_parser(
+        "evaluate",
+        "Measure how well a trained model guesses masked tokens of held-out text; or, with --lines, how likely it "
+        "finds each line of a text (pseudo-log-likelihood: each token hidden in turn). Under torchrun the processes "
+        "share the work.",
+        "--run runs/novels --data another_novel.txt",
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="a prepared corpus, of which the held-out part is taken, or a text file or folder of texts, taken whole "
+        "(default: the run's own corpus)",
+    )
+    parser.add_argument(
+        "--lines", metavar="FILE", help="score each line of this UTF-8 file instead; - for standard input"
+    )
+    parser.add_argument(
+        "--within_word",
+        action="store_true",
+        help="with --lines: hide with a token also those that follow in its word",
+    )
+    parser.add_argument(
+        "--batch_size", type=int, default=64, metavar="N", help="rows at a time on each process (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Print the figures of held-out text, or the score of each line."""
+    given = describe_arguments().parse_args(arguments)
+    if given.batch_size < 1:
+        raise UserError(f"--batch_size is {given.batch_size}: it must be at least 1")
+    if given.lines and given.data:
+        raise UserError("--lines and --data: give one of them")
+    if given.within_word and not given.lines:
+        raise UserError("--within_word goes with --lines")
+    # Only now, so that --help and mistakes are answered without waiting for torch.
+    from mlm_dist.trained.held_out import evaluate  # noqa: PLC0415
+    from mlm_dist.trained.model import TrainedModel  # noqa: PLC0415
+    from mlm_dist.trained.scoring import score_together  # noqa: PLC0415
+    from mlm_dist.training.distributed import Processes  # noqa: PLC0415
+
+    processes = Processes("auto")
+    with processes.together():
+        model = TrainedModel(given.run, processes.device)
+    with processes.naming_the_lost():
+        if given.lines:
+            lines: list[str] = json.loads(processes.first_alone(lambda: json.dumps(read_lines(given.lines))))
+            scores = score_together(lambda texts: model.score(texts, given.within_word), lines, processes)
+            report = [
+                json.dumps({"text": line} | score._asdict(), ensure_ascii=False)
+                if given.json
+                else f"{score.log_likelihood:.4f}\t{score.tokens}\t{line}"
+                for line, score in zip(lines, scores, strict=True)
+            ]
+        else:
+            result = evaluate(model, given.data, processes, given.batch_size)
+            report = [json.dumps(in_json(result)) if given.json else in_words(result)]
+    if processes.is_first:
+        for line in report:
+            tell(line)
+    processes.leave()
+
+
+def in_json(result: "Evaluation") -> dict[str, float | None]:
+    """The figures by name; null, JSON having no NaN, for what is no finite number."""
+    figures = result._asdict() | {"perplexity": result.perplexity}
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def in_words(result: "Evaluation") -> str:
+    """The figures, one a line."""
+    return "\n".join(
+        [
+            f"loss            {result.loss:.4f} nats a masked token",
+            f"perplexity      {result.perplexity:,.2f} over masked tokens",
+            f"accuracy        {result.accuracy:.2%}",
+            f"among the top 5 {result.top5_accuracy:.2%}",
+            f"masked tokens   {result.tokens:,}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    run_verb(main)

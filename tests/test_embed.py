@@ -1,0 +1,50 @@
+"""`python -m mlm_dist.embed`, as a person runs it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mlm_dist
+from tests.conftest import verb
+
+LINES = ["The lamp went out.", "", "Aunt Zoë"]
+
+
+def test_a_line_becomes_a_row(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(LINES))
+    result = verb("embed", "--run", run_dir, "--out", tmp_path / "vectors", tmp_path / "lines.txt")
+    assert result.returncode == 0, result.stderr
+    vectors = np.load(tmp_path / "vectors")
+    np.testing.assert_allclose(vectors, mlm_dist.load(run_dir, "cpu").embed(LINES), rtol=1e-5)
+    assert result.stdout == f"{tmp_path}/vectors: 3 vectors of 16\n"
+
+
+def test_lines_come_from_standard_input_too(run_dir: Path, tmp_path: Path) -> None:
+    result = verb("embed", "--run", run_dir, "--out", tmp_path / "v.npy", stdin="a\nb\n")
+    assert result.returncode == 0, result.stderr
+    assert np.load(tmp_path / "v.npy").shape == (2, 16)
+
+
+@pytest.mark.parametrize(
+    ("out", "lines", "complaint"),
+    [
+        ("nowhere/v.npy", "lines.txt", "has to be a file in a folder that is there"),
+        (".", "lines.txt", "has to be a file in a folder that is there"),
+        ("v.npy", "gone.txt", "gone.txt: No such file"),
+        ("v.npy", "latin.txt", "latin.txt: not UTF-8 at byte 3"),
+        ("v.npy", "empty.txt", "empty.txt: it holds no line"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(
+    run_dir: Path, tmp_path: Path, out: str, lines: str, complaint: str
+) -> None:
+    (tmp_path / "lines.txt").write_text("a\n")
+    (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
+    (tmp_path / "empty.txt").write_text("")
+    before = sorted(tmp_path.iterdir())
+    result = verb("embed", "--run", run_dir, "--out", out, lines, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert complaint in result.stderr
+    assert sorted(tmp_path.iterdir()) == before

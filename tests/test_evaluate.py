@@ -1,0 +1,73 @@
+"""`python -m mlm_dist.evaluate`, as a person runs it."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+import mlm_dist
+from mlm_dist.data.preparation import SAMPLE_TEXT
+from tests.conftest import torchrun, verb
+
+LINES = ["The lamp went out.", "", "Aunt Zoë went up the stairs to the hall, unbelievably."]
+
+
+def test_the_figures_of_held_out_text_are_printed(run_dir: Path) -> None:
+    told = json.loads(verb("evaluate", "--run", run_dir, "--json").stdout)
+    assert told["perplexity"] == pytest.approx(math.exp(told["loss"]))
+    assert 0 <= told["accuracy"] <= told["top5_accuracy"] <= 1
+    words = verb("evaluate", "--run", run_dir).stdout
+    for figure in (f"{told['loss']:.4f} nats", f"{told['perplexity']:,.2f}", f"{told['top5_accuracy']:.2%}"):
+        assert figure in words
+
+
+@pytest.mark.multiprocess
+def test_the_figures_are_the_same_at_every_batch_size_and_world_size(run_dir: Path) -> None:
+    arguments = ("--run_dir", run_dir, "--data", SAMPLE_TEXT)
+    alone = verb("evaluate", *arguments)
+    assert alone.returncode == 0, alone.stderr
+    assert verb("evaluate", *arguments, "--batch_size", 3).stdout == alone.stdout
+    shared = torchrun(3, *arguments, verb="evaluate")
+    assert shared.stdout == alone.stdout, shared.stderr
+
+
+@pytest.mark.multiprocess
+def test_each_line_has_a_score_the_same_at_every_world_size(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(LINES) + "\n")
+    arguments = ("--run_dir", run_dir, "--lines", tmp_path / "lines.txt", "--within_word")
+    alone = verb("evaluate", *arguments)
+    assert alone.returncode == 0, alone.stderr
+    scores = mlm_dist.load(run_dir, "cpu").score(LINES, within_word=True)
+    for line, text, score in zip(alone.stdout.splitlines(), LINES, scores, strict=True):
+        log_likelihood, tokens, told = line.split("\t")
+        assert float(log_likelihood) == pytest.approx(score.log_likelihood, abs=2e-4)
+        assert int(tokens) == score.tokens
+        assert told == text
+    shared = torchrun(2, *arguments, verb="evaluate")
+    assert shared.stdout == alone.stdout, shared.stderr
+
+
+def test_lines_in_json(run_dir: Path) -> None:
+    result = verb("evaluate", "--run", run_dir, "--lines", "-", "--json", stdin="Aunt Zoë\n")
+    told = json.loads(result.stdout)
+    assert told["text"] == "Aunt Zoë"
+    assert told["log_likelihood"] < 0
+    assert told["tokens"] > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--data", "nowhere.txt"], "nowhere.txt: there is no such file or folder"),
+        (["--lines", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["--within_word"], "--within_word goes with --lines"),
+        (["--lines", "-", "--data", "x"], "--lines and --data: give one of them"),
+        (["--batch_size", "0"], "--batch_size is 0: it must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(run_dir: Path, arguments: list[str], complaint: str) -> None:
+    result = verb("evaluate", "--run", run_dir, *arguments)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert complaint in result.stderr

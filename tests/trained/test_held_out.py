@@ -1,0 +1,112 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import mlm_dist
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
+from mlm_dist.data.texts import find_documents
+from mlm_dist.errors import UserError
+from mlm_dist.trained.held_out import encode_texts, evaluate, find_tokens, masked_batches
+from mlm_dist.trained.model import TrainedModel
+from mlm_dist.training.distributed import Processes
+from mlm_dist.training.metrics import read_events
+from tests.conftest import tiny_flags, verb
+
+TEXT = "Aunt Zoë went up the stairs.\nThe ferry came in under the harbour wall, and nobody saw it.\n"
+
+
+@pytest.fixture(scope="module")
+def model(run_dir: Path) -> TrainedModel:
+    return mlm_dist.load(run_dir, "cpu")
+
+
+def test_the_figures_on_the_runs_own_corpus_are_those_of_the_run(corpus_folder: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    result = verb("train", *tiny_flags(corpus_folder, run_dir, train__max_iters=3, train__eval_rows=100_000))
+    assert result.returncode == 0, result.stderr
+    told = [event for event in read_events(run_dir / "metrics.jsonl") if "val_loss" in event][-1]
+    found = evaluate(mlm_dist.load(run_dir, "cpu"), None, Processes("cpu"), 64)
+    assert told["step"] == 3
+    assert found.loss == pytest.approx(told["val_loss"], rel=1e-6)
+    assert found.accuracy == told["val_accuracy"]
+
+
+def test_a_corpus_named_outright_is_the_same(model: TrainedModel, corpus_folder: Path) -> None:
+    processes = Processes("cpu")
+    assert evaluate(model, corpus_folder, processes, 64) == evaluate(model, None, processes, 64)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+def test_the_batch_size_changes_nothing(model: TrainedModel, batch_size: int) -> None:
+    whole = evaluate(model, SAMPLE_TEXT, Processes("cpu"), 64)
+    found = evaluate(model, SAMPLE_TEXT, Processes("cpu"), batch_size)
+    assert found == pytest.approx(whole, rel=1e-6)
+
+
+def test_ranks_share_every_row_of_a_text_and_its_rest(model: TrainedModel) -> None:
+    tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
+    assert len(tokens) % 16
+
+    def rows(rank: int, world_size: int) -> list[list[int]]:
+        processes = Processes("cpu")
+        processes.rank, processes.world_size = rank, world_size
+        batches = masked_batches(tokens, model.config, model.tokenizer, processes, 10)
+        return [row for batch in batches for row in batch.inputs.tolist()]
+
+    whole = rows(0, 1)
+    assert sorted(row for rank in range(3) for row in rows(rank, 3)) == sorted(whole)
+    assert sum(map(len, whole)) == len(tokens)
+
+
+def test_a_text_shorter_than_a_row_is_measured(model: TrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("The lamp.")
+    found = evaluate(model, tmp_path / "short.txt", Processes("cpu"), 64)
+    assert found.tokens >= 1
+    assert found.loss > 0
+
+
+def test_texts_are_encoded_whole_with_an_end_after_each(model: TrainedModel, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(TEXT)
+    tokenizer = model.tokenizer
+    expected = [*tokenizer.encode(TEXT), tokenizer.end_id] * 2
+    assert encode_texts(tmp_path, tokenizer).tolist() == expected
+
+
+def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "run"
+    shutil.copytree(run_dir, alone)
+    config = (alone / "config.yaml").read_text()
+    path = json.dumps(str(tmp_path / "gone"))
+    lines = [f"  path: {path}" if line.startswith("  path:") else line for line in config.splitlines()]
+    (alone / "config.yaml").write_text("\n".join(lines))
+    model = mlm_dist.load(alone, "cpu")
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert evaluate(model, tmp_path / "text.txt", Processes("cpu"), 64).tokens > 1
+    with pytest.raises(UserError, match=r"gone.*no such corpus or text"):
+        evaluate(model, None, Processes("cpu"), 64)
+
+
+def test_a_corpus_of_other_tokens_is_refused(model: TrainedModel, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), other, "bpe", vocab_size=310)
+    with pytest.raises(UserError, match=r"other.*other tokens"):
+        find_tokens(model.config, model.tokenizer, other)
+
+
+def test_a_corpus_that_holds_nothing_out_is_refused(
+    model: TrainedModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = dataclasses.replace(corpus, val=corpus.val[:0])
+    monkeypatch.setattr(Corpus, "open", lambda folder: empty)
+    with pytest.raises(UserError, match="holds out nothing"):
+        find_tokens(model.config, model.tokenizer, corpus.folder)
+
+
+def test_a_text_that_is_not_there_is_said(model: TrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.txt: there is no such file"):
+        evaluate(model, tmp_path / "nowhere.txt", Processes("cpu"), 64)
