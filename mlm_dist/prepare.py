@@ -1,11 +1,12 @@
-"""Texts into a prepared corpus: `python -m mlm_dist.prepare PATH... --out DIR`."""
+"""Texts into a prepared corpus: `python -m mlm_dist.prepare PATH... --gutenberg N... --out DIR`."""
 
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 from pathlib import Path
 
+from mlm_dist import __version__
 from mlm_dist.command_line import OneLineParser
-from mlm_dist.data.preparation import prepare_corpus
+from mlm_dist.data.preparation import prepare_corpus, refuse_existing
 from mlm_dist.data.texts import find_documents
 from mlm_dist.errors import UserError, run_verb
 
@@ -14,11 +15,30 @@ def build_parser() -> ArgumentParser:
     """Describe the command line."""
     parser = OneLineParser(
         prog="python -m mlm_dist.prepare",
-        description="Turn text files into a corpus to train on.",
-        epilog="Example: python -m mlm_dist.prepare my_novels/ --out corpora/novels",
+        description="Turn text files and books of Project Gutenberg into a corpus to train on.",
+        epilog="examples:\n"
+        "  python -m mlm_dist.prepare my_novels/ --out corpora/novels\n"
+        "  python -m mlm_dist.prepare --gutenberg 1342 2701 --out corpora/two",
+        formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="text files, and folders with *.txt files")
+    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="text files, and folders with *.txt files")
+    parser.add_argument(
+        "--gutenberg",
+        nargs="+",
+        action="extend",
+        type=book_number,
+        default=[],
+        metavar="N",
+        help="books by their number at Project Gutenberg: fetched once, then taken from a cache",
+    )
+    parser.add_argument(
+        "--mirror",
+        default="https://www.gutenberg.org",
+        metavar="URL",
+        help="fetch books from a mirror of Project Gutenberg that has cache/epub/N/pgN.txt; it asks programs that want "
+        "many to do so (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the corpus into")
     parser.add_argument(
         "--val", nargs="+", action="extend", type=Path, default=[], metavar="PATH", help="documents to hold out whole"
@@ -41,6 +61,15 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
+def book_number(text: str) -> int:
+    """Read a book's number on the command line."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise ArgumentTypeError(
+            f"'{text}' is no number of a book: https://www.gutenberg.org/ebooks/1342 has number 1342"
+        )
+    return int(text)
+
+
 def main(arguments: list[str]) -> None:
     """Prepare a corpus and say what it holds."""
     given = build_parser().parse_args(arguments)
@@ -48,7 +77,19 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--val_fraction is {given.val_fraction}: it must be at least 0 and below 1")
     if given.vocab_size is not None and given.tokenizer != "bpe":
         raise UserError(f"--vocab_size goes with --tokenizer bpe; '{given.tokenizer}' has a vocabulary of its own")
-    documents = find_documents(given.paths, given.val, given.val_fraction)
+    if not given.paths and not given.gutenberg:
+        raise UserError("nothing to prepare: give a PATH of text files, or numbers after --gutenberg, or both")
+    if given.gutenberg and given.encoding != "utf-8":
+        raise UserError(
+            f"--encoding {given.encoding} does not go with --gutenberg, whose books are utf-8: leave one out"
+        )
+    refuse_existing(given.out)
+    documents = find_documents(given.paths, given.val, given.val_fraction) if given.paths or given.val else []
+    if given.gutenberg:
+        from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (only those who fetch wait for requests)
+
+        agent = f"mlm_dist/{__version__}"
+        documents += fetch_books(given.gutenberg, given.mirror, agent, 0.0 if given.val else given.val_fraction)
     start = time.perf_counter()
     manifest = prepare_corpus(documents, given.out, given.tokenizer, given.vocab_size, given.encoding)
     seconds = time.perf_counter() - start

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import mlm_dist
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from tests.conftest import REPOSITORY, Result, start, verb
+from tests.data.mirror import Mirror, file_of
 
 BPE = ("--tokenizer", "bpe", "--vocab_size", 300)
 
@@ -157,7 +160,14 @@ def test_a_file_in_another_encoding_is_named_and_then_read(tmp_path: Path) -> No
         (["good.txt", "--out", "out", "--val_fraction", "-0.1", *BPE], ["--val_fraction", "-0.1"]),
         (["good.txt", "--val", "good.txt", "--out", "out", *BPE], ["no text to train on"]),
         (["good.txt", *BPE], ["--out"]),
-        (["--out", "out", *BPE], ["PATH"]),
+        (["--out", "out", *BPE], ["PATH", "--gutenberg"]),
+        (["--gutenberg", "--out", "out", *BPE], ["--gutenberg"]),
+        (["--gutenberg", "0", "--out", "out", *BPE], ["--gutenberg", "'0'"]),
+        (["--gutenberg", "-5", "--out", "out", *BPE], ["--gutenberg", "'-5'"]),
+        (["--gutenberg", "11", "1.5", "--out", "out", *BPE], ["--gutenberg", "'1.5'"]),
+        (["--gutenberg", "11", "good.txt", "--out", "out", *BPE], ["--gutenberg", "'good.txt'"]),
+        (["--gutenberg", "11", "--encoding", "latin-1", "--out", "out", *BPE], ["--encoding latin-1", "--gutenberg"]),
+        (["--gutenberg", "11", "--val", "bare", "--out", "out", *BPE], ["bare", "*.txt"]),
         (["good.txt", "--out", "out", "--colour", "red", *BPE], ["--colour"]),
     ],
     ids=lambda value: " ".join(map(str, value)).removesuffix(" --tokenizer bpe --vocab_size 300")[:40],
@@ -229,9 +239,9 @@ def test_memory_does_not_grow_with_the_text_a_vocabulary_is_trained_on(tmp_path:
     check_memory(tmp_path, 12, 20, *BPE)
 
 
-def start_preparing(path: Path, out: Path, cores: int = 1) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", ON_CORES, cores, path, "--out", out, *BPE]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+def start_preparing(*arguments: object, cores: int = 1, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", ON_CORES, cores, *arguments, *BPE]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
     return subprocess.Popen(
         list(map(str, command)),
         stderr=subprocess.PIPE,
@@ -251,7 +261,7 @@ def wait_for(process: subprocess.Popen[str], folder: Path, file: str) -> None:
 
 def test_interrupting_leaves_nothing(tmp_path: Path) -> None:
     text = repeated_sample(tmp_path / "text.txt", 4)
-    process = start_preparing(text, tmp_path / "out")
+    process = start_preparing(text, "--out", tmp_path / "out")
     wait_for(process, tmp_path, ".out*/train.bin")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -262,7 +272,7 @@ def test_interrupting_leaves_nothing(tmp_path: Path) -> None:
 def test_interrupting_the_training_of_a_vocabulary_ends_it_soon(tmp_path: Path) -> None:
     # Left alone it would go on for ten seconds and more.
     text = repeated_sample(tmp_path / "text.txt", 40)
-    process = start_preparing(text, tmp_path / "out", cores=2)
+    process = start_preparing(text, "--out", tmp_path / "out", cores=2)
     try:
         wait_for(process, tmp_path, ".out*")
         time.sleep(1.0)
@@ -277,7 +287,7 @@ def test_interrupting_the_training_of_a_vocabulary_ends_it_soon(tmp_path: Path) 
 
 def test_killing_leaves_nothing_that_looks_whole_and_nothing_in_the_way(tmp_path: Path) -> None:
     text = repeated_sample(tmp_path / "text.txt", 4)
-    process = start_preparing(text, tmp_path / "out")
+    process = start_preparing(text, "--out", tmp_path / "out")
     wait_for(process, tmp_path, ".out*/train.bin")
     process.kill()
     process.communicate(timeout=60)
@@ -287,3 +297,117 @@ def test_killing_leaves_nothing_that_looks_whole_and_nothing_in_the_way(tmp_path
     result = verb("prepare", SAMPLE_TEXT, "--out", tmp_path / "out", *BPE)
     assert result.returncode == 0, result.stderr
     assert Corpus.open(tmp_path / "out").manifest.vocab_size == 300
+
+
+def gutenberg(*arguments: object, cache: Path) -> Result:
+    """Prepare books of Project Gutenberg with a cache of one's own."""
+    return verb("prepare", "--gutenberg", *arguments, *BPE, XDG_CACHE_HOME=str(cache), NO_PROXY="127.0.0.1")
+
+
+@pytest.fixture
+def mirror() -> Iterator[Mirror]:
+    """A mirror of Project Gutenberg with two books, 11 and 12."""
+    with Mirror() as running:
+        running.add(11, file_of("Eleven came down to the sea.\n" * 50, "Book Eleven"))
+        running.add(12, file_of("Twelve went up to the hills.\n" * 50, "Book Twelve"))
+        yield running
+
+
+def test_books_of_project_gutenberg_become_a_corpus(mirror: Mirror, tmp_path: Path) -> None:
+    numbers = [11, 12, "--mirror", mirror.url, "--gutenberg", 11]
+    result = gutenberg(*numbers, "--out", tmp_path / "one", cache=tmp_path / "cache")
+    assert (result.returncode, result.stderr) == (
+        0,
+        "mlm_dist: fetched 11: Book Eleven\nmlm_dist: fetched 12: Book Twelve\n",
+    )
+    assert result.stdout.count("\n") == 1 and "2 documents" in result.stdout
+    corpus = Corpus.open(tmp_path / "one")
+    assert [d["name"] for d in corpus.manifest.documents] == ["Book Eleven", "Book Twelve"]
+    assert corpus.tokenizer.decode(corpus.train).startswith("Eleven came")
+    assert 0.03 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.07
+    first, second = mirror.requests
+    assert first.user_agent == second.user_agent == f"mlm_dist/{mlm_dist.__version__}"
+    assert second.start - first.end > 1.9
+
+    again = gutenberg(*numbers, "--out", tmp_path / "two", cache=tmp_path / "cache")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert len(mirror.requests) == 2
+    for file in ("corpus.json", "train.bin", "val.bin"):
+        assert (tmp_path / "two" / file).read_bytes() == (tmp_path / "one" / file).read_bytes()
+
+
+def test_files_and_books_become_one_corpus(mirror: Mirror, texts: Path, tmp_path: Path) -> None:
+    options = ["--mirror", mirror.url, "--out", tmp_path / "out", "--val", texts / "more"]
+    result = verb(
+        "prepare", texts / "one.txt", *options, "--gutenberg", 11, *BPE, XDG_CACHE_HOME=str(tmp_path / "cache")
+    )
+    assert result.returncode == 0, result.stderr
+    documents = {d["name"]: d["val"] for d in Corpus.open(tmp_path / "out").manifest.documents}
+    assert [name for name, (start, end) in documents.items() if end > start] == ["two.txt"]
+    assert list(documents) == ["one.txt", "two.txt", "Book Eleven"]
+
+
+def test_a_missing_book_leaves_no_corpus_and_the_others_in_the_cache(mirror: Mirror, tmp_path: Path) -> None:
+    options = ["--mirror", mirror.url, "--out", tmp_path / "out"]
+    result = gutenberg(11, 99, 12, *options, cache=tmp_path / "cache")
+    assert (result.returncode, result.stdout) == (2, "")
+    fetched, complaint = result.stderr.splitlines()
+    assert fetched == "mlm_dist: fetched 11: Book Eleven"
+    assert complaint.startswith(f"mlm_dist: error: Project Gutenberg's number 99: {mirror.url}/cache/epub/99/pg99.txt ")
+    assert "check the number" in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    result = gutenberg(11, *options, cache=tmp_path / "cache")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(mirror.requests) == 2
+
+
+def test_nothing_is_fetched_for_a_corpus_that_exists_already(mirror: Mirror, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    result = gutenberg(11, "--mirror", mirror.url, "--out", tmp_path / "out", cache=tmp_path / "cache")
+    check_mistake(result, "out exists already")
+    assert mirror.requests == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_broken_download_leaves_nothing(mirror: Mirror, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    mirror.add(11, mirror.stalled_page(file_of("Eleven came down to the sea.\n" * 50_000)))
+    process = start_preparing(
+        "--gutenberg",
+        11,
+        "--mirror",
+        mirror.url,
+        "--out",
+        tmp_path / "out",
+        XDG_CACHE_HOME=str(tmp_path / "cache"),
+        NO_PROXY="127.0.0.1",
+    )
+    while not mirror.requests:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    time.sleep(0.2)  # the half of the book that comes
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert errors == ("mlm_dist: interrupted\n" if number == signal.SIGINT else "")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_book_for_which_the_disk_has_no_room_leaves_nothing(mirror: Mirror, tmp_path: Path) -> None:
+    mirror.add(11, file_of("Eleven came down to the sea.\n" * 5000))
+    command = [
+        sys.executable,
+        "-m",
+        "mlm_dist.prepare",
+        "--gutenberg",
+        11,
+        "--mirror",
+        mirror.url,
+        "--out",
+        "out",
+        *BPE,
+    ]
+    limited = ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh", *map(str, command)]
+    result = start(limited, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"), NO_PROXY="127.0.0.1")
+    check_mistake(result, "pg11.txt: cannot be written: File too large")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from mlm_dist.config import SAMPLE, DataConfig
+from mlm_dist.data.cache import cache_folder
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Manifest, token_dtype
 from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, find_documents, read_pieces
 from mlm_dist.data.tokenizer import Tokenizer
@@ -79,8 +80,7 @@ def encode_corpus(documents: list[Document], folder: Path, tokenizer: Tokenizer,
 def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
     """The corpus that `data.path` names; where it names text, the text is prepared into the user's cache first.
 
-    The cache is `$XDG_CACHE_HOME/mlm_dist`, by default `~/.cache/mlm_dist`. Text that lies there already, of the same
-    files unchanged, cut and encoded in the same way, is not prepared again.
+    Text that lies there already, of the same files unchanged, cut and encoded in the same way, is not prepared again.
 
     Args:
         config: where the text is and how to prepare it.
@@ -100,7 +100,7 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
     recipe = [FORMAT_VERSION, config.tokenizer, config.tokenizer == "bpe" and vocab_size, config.encoding]
     files = [[d.name, str(d.path.resolve()), d.size, d.val_start, d.path.stat().st_mtime_ns] for d in documents]
     digest = hashlib.sha256(json.dumps([recipe, files]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlm_dist" / digest
+    folder = cache_folder() / digest
     if not (folder / MANIFEST).exists():
         try:
             prepare_corpus(documents, folder, config.tokenizer, vocab_size, config.encoding)
@@ -110,13 +110,18 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
     return folder
 
 
+def refuse_existing(out: Path) -> None:
+    """Raise a UserError if there is something already where a corpus is to go."""
+    if out.exists():
+        raise UserError(f"{out} exists already: delete it or name another folder")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that becomes `out` if all goes well, and otherwise vanishes."""
     partial = out.absolute().with_name(f".{out.absolute().name}.partial-{os.getpid()}")
     try:
-        if out.exists():
-            raise UserError(f"{out} exists already: delete it or name another folder")
+        refuse_existing(out)
         partial.mkdir(parents=True)
         yield partial
         partial.rename(out)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from mlm_dist.errors import UserError, warn
 
@@ -33,6 +33,10 @@ class Document:
     path: Path
     size: int
     val_start: int
+
+    def open(self) -> BinaryIO:
+        """Open its `size` bytes."""
+        return self.path.open("rb")
 
 
 class Piece(NamedTuple):
@@ -68,7 +72,8 @@ def find_documents(paths: list[Path], val_paths: list[Path], val_fraction: float
         val_start = 0 if file.resolve() in held_out else round(size * (1 - val_fraction))
         documents.setdefault(file.resolve(), Document(name, file, size, val_start))
     if not documents:
-        raise UserError(f"no text in {', '.join(map(str, paths))}: give text files, or folders with *.txt files")
+        given = ", ".join(map(str, paths + val_paths))
+        raise UserError(f"no text in {given}: give text files, or folders with *.txt files")
     return list(documents.values())
 
 
@@ -126,7 +131,7 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
         raise UserError(f"there is no text encoding '{encoding}': utf-8, latin-1, cp1252, utf-16 are some") from error
     start = 0
     try:
-        with document.path.open("rb") as file:
+        with document.open() as file:
             while True:
                 bound = block_bytes if start >= document.val_start else min(block_bytes, document.val_start - start)
                 block = file.read(bound)

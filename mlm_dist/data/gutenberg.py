@@ -1,0 +1,229 @@
+"""Books of Project Gutenberg: fetched politely, kept in the user's cache, read without the licence around them.
+
+Project Gutenberg asks programs to go slowly and to use mirrors:
+https://www.gutenberg.org/policy/robot_access.html
+"""
+
+import io
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3 import exceptions
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import Retry
+
+from mlm_dist.data.cache import cache_folder
+from mlm_dist.data.texts import Document
+from mlm_dist.errors import UserError, say
+
+# In seconds.
+PAUSE = 2.0  # between two books
+TIMEOUT = 20.0  # for a connection, and for the next bytes to come
+BACKOFF = 1.0  # before the second time that a request is repeated; it doubles from one time to the next
+LONGEST_WAIT = 120.0  # that a server may ask for
+
+RETRIES = 4
+PASSING_TROUBLES = [429, 500, 502, 503, 504]
+
+# The title in a marker may go on over the next line. In older texts a line that names the book stands before the END.
+START = re.compile(r"^\*\*\* *START OF TH(?:E|IS) PROJECT GUTENBERG(?:.|\n(?!\n))*?\*\*\*[ \t]*$", re.M | re.I)
+END = re.compile(
+    r"^(?:End of (?:the |this )?Project Gutenberg.*\n(?:.+\n)*?\s*)?\*\*\* *END OF TH(?:E|IS) PROJECT GUTENBERG",
+    re.M | re.I,
+)
+TITLE = re.compile(r"^Title:(.*(?:\n(?![A-Z][\w ]*:).*\S.*)*)", re.M)
+
+WHY_NOTHING_CAME: list[tuple[type[Exception], str]] = [
+    (exceptions.NameResolutionError, "the name of the server is not known here: is there a network?"),
+    (exceptions.NewConnectionError, "the server takes no connection"),
+    (exceptions.TimeoutError, "the server is too slow"),
+    (exceptions.ProtocolError, "the connection broke off"),
+    (exceptions.ProxyError, "the proxy takes no connection"),
+]
+
+
+class Contents(NamedTuple):
+    """What a file of Project Gutenberg holds: the title, empty where the header names none, and the text."""
+
+    title: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Book(Document):
+    """A file of Project Gutenberg, of which the text alone is the document."""
+
+    def open(self) -> BinaryIO:
+        """Open the text, as UTF-8."""
+        return io.BytesIO(read_book(self.path).text.encode())
+
+
+def fetch_books(numbers: list[int], mirror: str, user_agent: str, val_fraction: float) -> list[Document]:
+    """The books of these numbers, one document each, from the cache or else from the network, one after the other.
+
+    The cache is the folder `gutenberg` in `cache_folder()`, where each book lies as it came.
+
+    Args:
+        numbers: as in https://www.gutenberg.org/ebooks/NUMBER. One that is given twice counts once.
+        mirror: base address of Project Gutenberg or a mirror of it, below which there is cache/epub/N/pgN.txt.
+        user_agent: what to call oneself.
+        val_fraction: the tail of every book that is held out, as a fraction of its bytes.
+
+    Raises:
+        UserError: a book is not to be had, or is no plain text with Project Gutenberg's markers. Those before it stay
+            in the cache.
+    """
+    paths = {number: cache_folder() / "gutenberg" / f"pg{number}.txt" for number in numbers}
+    missing = [number for number, path in paths.items() if not path.exists()]
+    with polite_session(user_agent) as session:
+        for number in missing:
+            if number != missing[0]:
+                time.sleep(PAUSE)
+            title = fetch_book(
+                session, number, f"{mirror.rstrip('/')}/cache/epub/{number}/pg{number}.txt", paths[number]
+            )
+            say(f"fetched {number}: {title}")
+    return [describe(path, val_fraction) for path in paths.values()]
+
+
+def describe(path: Path, val_fraction: float) -> Book:
+    """A book in the cache as a document, named by its title."""
+    title, text = read_book(path)
+    size = len(text.encode())
+    return Book(title or path.stem, path, size, round(size * (1 - val_fraction)))
+
+
+def read_book(path: Path) -> Contents:
+    """Read a book in the cache.
+
+    Raises:
+        UserError: it cannot be read, or was damaged there.
+    """
+    try:
+        return cut_out(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} {error}: delete it, and it is fetched anew") from error
+
+
+def cut_out(content: bytes) -> Contents:
+    """Take title and text out of a file of Project Gutenberg; header, footer, byte order mark and CRs are left behind.
+
+    Raises:
+        ValueError: it is no such text; its message goes on after the file's name.
+    """
+    try:
+        whole = content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 at byte {error.start}") from error
+    if whole.lstrip().startswith("<"):
+        raise ValueError("is an HTML page and no plain text")
+    if not (start := START.search(whole)):
+        raise ValueError("has no line '*** START OF THE PROJECT GUTENBERG EBOOK'")
+    if not (end := END.search(whole, start.end())):
+        raise ValueError("has no line '*** END OF THE PROJECT GUTENBERG EBOOK'")
+    text = whole[start.end() : end.start()].strip()
+    if not text:
+        raise ValueError("has no text between the licence's header and footer")
+    title = TITLE.search(whole, 0, start.start())
+    return Contents(" ".join(title[1].split()) if title else "", text + "\n")
+
+
+def fetch_book(session: requests.Session, number: int, address: str, path: Path) -> str:
+    """Fetch a book into the file `path`, which appears when it is whole, and return its title.
+
+    Raises:
+        UserError: it is not to be had, is no text of Project Gutenberg, or cannot be written.
+    """
+    book = f"Project Gutenberg's number {number}: {address}"
+    try:
+        answer = download(session, address)
+        if answer.status_code == requests.codes.not_found:
+            raise UserError(f"{book} does not exist: check the number, or name another mirror with --mirror")
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise UserError(
+            f"{book} could not be fetched ({in_plain_words(error)}): run the same command again later, or name another "
+            f"mirror with --mirror; the books fetched so far are kept"
+        ) from error
+    try:
+        title, _ = cut_out(answer.content)
+    except ValueError as error:
+        raise UserError(f"{book} {error}: leave the number out, or name another mirror with --mirror") from error
+    keep(answer.content, path)
+    return title or path.stem
+
+
+def polite_session(user_agent: str) -> requests.Session:
+    """A session that says who is asking, and asks again when that may help, waiting longer each time."""
+    patience = Patience(
+        RETRIES,
+        backoff_factor=BACKOFF,
+        status_forcelist=PASSING_TROUBLES,
+        allowed_methods=["GET"],
+        raise_on_status=False,
+    )
+    session = requests.Session()
+    session.headers["User-Agent"] = user_agent
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=patience))
+    return session
+
+
+class Patience(Retry):
+    """Waits before a request is repeated as long as the server asks, up to `LONGEST_WAIT`."""
+
+    def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
+        """Wait as the server asks; whether it did.
+
+        Raises:
+            requests.exceptions.RetryError: it asks for longer than `LONGEST_WAIT`.
+        """
+        seconds = self.get_retry_after(response) or 0
+        if seconds > LONGEST_WAIT:
+            raise requests.exceptions.RetryError(f"the server asks to wait {seconds:.0f} s")
+        return super().sleep_for_retry(response)
+
+
+def download(session: requests.Session, address: str) -> requests.Response:
+    """Get an answer with its whole body. The session sees to it that one begins, this that it does not break off."""
+    for attempt in range(RETRIES):
+        try:
+            return session.get(address, timeout=TIMEOUT)
+        except requests.exceptions.ChunkedEncodingError:
+            time.sleep(BACKOFF * 2**attempt)
+    return session.get(address, timeout=TIMEOUT)
+
+
+def in_plain_words(error: requests.RequestException) -> str:
+    """Why no good answer came."""
+    if isinstance(error, requests.HTTPError):
+        return f"{error.response.status_code} {error.response.reason}"
+    cause = error.args[0] if error.args else error
+    cause = getattr(cause, "reason", cause)  # after the last repetition, of what went wrong there
+    return next((words for kind, words in WHY_NOTHING_CAME if isinstance(cause, kind)), str(cause))
+
+
+def keep(content: bytes, path: Path) -> None:
+    """Write a file that appears when it is whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
