@@ -85,11 +85,103 @@ def fetch_books(numbers: list[int], mirror: str, user_agent: str, val_fraction: 
         for number in missing:
             if number != missing[0]:
                 time.sleep(PAUSE)
-            title = fetch_book(
-                session, number, f"{mirror.rstrip('/')}/cache/epub/{number}/pg{number}.txt", paths[number]
-            )
+            title = fetch_book(session, mirror, number, paths[number])
             say(f"fetched {number}: {title}")
     return [describe(path, val_fraction) for path in paths.values()]
+
+
+def polite_session(user_agent: str) -> requests.Session:
+    """A session that says who is asking, and asks again when that may help, waiting longer each time."""
+    patience = Patience(
+        RETRIES,
+        backoff_factor=BACKOFF,
+        status_forcelist=PASSING_TROUBLES,
+        allowed_methods=["GET"],
+        raise_on_status=False,
+    )
+    session = requests.Session()
+    session.headers["User-Agent"] = user_agent
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=patience))
+    return session
+
+
+class Patience(Retry):
+    """Waits before a request is repeated as long as the server asks, up to `LONGEST_WAIT`."""
+
+    def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
+        """Wait as the server asks; whether it did.
+
+        Raises:
+            requests.exceptions.RetryError: it asks for longer than `LONGEST_WAIT`.
+        """
+        seconds = self.get_retry_after(response) or 0
+        if seconds > LONGEST_WAIT:
+            raise requests.exceptions.RetryError(f"the server asks to wait {seconds:.0f} s")
+        return super().sleep_for_retry(response)
+
+
+def fetch_book(session: requests.Session, mirror: str, number: int, path: Path) -> str:
+    """Fetch a book into the file `path`, which appears when it is whole, and return its title.
+
+    Raises:
+        UserError: it is not to be had, is no text of Project Gutenberg, or cannot be written.
+    """
+    address = f"{mirror.rstrip('/')}/cache/epub/{number}/pg{number}.txt"
+    book = f"Project Gutenberg's number {number}: {address}"
+    try:
+        answer = download(session, address)
+        if answer.status_code == requests.codes.not_found:
+            raise UserError(f"{book} does not exist: check the number, or name another mirror with --mirror")
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise UserError(
+            f"{book} could not be fetched ({in_plain_words(error)}): run the same command again later, or name another "
+            f"mirror with --mirror; the books fetched so far are kept"
+        ) from error
+    try:
+        title, _ = cut_out(answer.content)
+    except ValueError as error:
+        raise UserError(f"{book} {error}: leave the number out, or name another mirror with --mirror") from error
+    keep(answer.content, path)
+    return title or path.stem
+
+
+def download(session: requests.Session, address: str) -> requests.Response:
+    """Get an answer with its whole body. The session sees to it that one begins, this that it does not break off."""
+    for attempt in range(RETRIES):
+        try:
+            return session.get(address, timeout=TIMEOUT)
+        except requests.exceptions.ChunkedEncodingError:
+            time.sleep(BACKOFF * 2**attempt)
+    return session.get(address, timeout=TIMEOUT)
+
+
+def in_plain_words(error: requests.RequestException) -> str:
+    """Why no good answer came."""
+    if isinstance(error, requests.HTTPError):
+        return f"{error.response.status_code} {error.response.reason}"
+    cause = error.args[0] if error.args else error
+    cause = getattr(cause, "reason", cause)  # after the last repetition, of what went wrong there
+    return next((words for kind, words in WHY_NOTHING_CAME if isinstance(cause, kind)), str(cause))
+
+
+def keep(content: bytes, path: Path) -> None:
+    """Write a file that appears when it is whole.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def describe(path: Path, val_fraction: float) -> Book:
@@ -134,96 +226,3 @@ def cut_out(content: bytes) -> Contents:
         raise ValueError("has no text between the licence's header and footer")
     title = TITLE.search(whole, 0, start.start())
     return Contents(" ".join(title[1].split()) if title else "", text + "\n")
-
-
-def fetch_book(session: requests.Session, number: int, address: str, path: Path) -> str:
-    """Fetch a book into the file `path`, which appears when it is whole, and return its title.
-
-    Raises:
-        UserError: it is not to be had, is no text of Project Gutenberg, or cannot be written.
-    """
-    book = f"Project Gutenberg's number {number}: {address}"
-    try:
-        answer = download(session, address)
-        if answer.status_code == requests.codes.not_found:
-            raise UserError(f"{book} does not exist: check the number, or name another mirror with --mirror")
-        answer.raise_for_status()
-    except requests.RequestException as error:
-        raise UserError(
-            f"{book} could not be fetched ({in_plain_words(error)}): run the same command again later, or name another "
-            f"mirror with --mirror; the books fetched so far are kept"
-        ) from error
-    try:
-        title, _ = cut_out(answer.content)
-    except ValueError as error:
-        raise UserError(f"{book} {error}: leave the number out, or name another mirror with --mirror") from error
-    keep(answer.content, path)
-    return title or path.stem
-
-
-def polite_session(user_agent: str) -> requests.Session:
-    """A session that says who is asking, and asks again when that may help, waiting longer each time."""
-    patience = Patience(
-        RETRIES,
-        backoff_factor=BACKOFF,
-        status_forcelist=PASSING_TROUBLES,
-        allowed_methods=["GET"],
-        raise_on_status=False,
-    )
-    session = requests.Session()
-    session.headers["User-Agent"] = user_agent
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=patience))
-    return session
-
-
-class Patience(Retry):
-    """Waits before a request is repeated as long as the server asks, up to `LONGEST_WAIT`."""
-
-    def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
-        """Wait as the server asks; whether it did.
-
-        Raises:
-            requests.exceptions.RetryError: it asks for longer than `LONGEST_WAIT`.
-        """
-        seconds = self.get_retry_after(response) or 0
-        if seconds > LONGEST_WAIT:
-            raise requests.exceptions.RetryError(f"the server asks to wait {seconds:.0f} s")
-        return super().sleep_for_retry(response)
-
-
-def download(session: requests.Session, address: str) -> requests.Response:
-    """Get an answer with its whole body. The session sees to it that one begins, this that it does not break off."""
-    for attempt in range(RETRIES):
-        try:
-            return session.get(address, timeout=TIMEOUT)
-        except requests.exceptions.ChunkedEncodingError:
-            time.sleep(BACKOFF * 2**attempt)
-    return session.get(address, timeout=TIMEOUT)
-
-
-def in_plain_words(error: requests.RequestException) -> str:
-    """Why no good answer came."""
-    if isinstance(error, requests.HTTPError):
-        return f"{error.response.status_code} {error.response.reason}"
-    cause = error.args[0] if error.args else error
-    cause = getattr(cause, "reason", cause)  # after the last repetition, of what went wrong there
-    return next((words for kind, words in WHY_NOTHING_CAME if isinstance(cause, kind)), str(cause))
-
-
-def keep(content: bytes, path: Path) -> None:
-    """Write a file that appears when it is whole.
-
-    Raises:
-        UserError: it cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from error

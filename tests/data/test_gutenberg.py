@@ -128,7 +128,8 @@ def test_what_looks_like_a_footer_in_the_text_is_text() -> None:
 )
 def test_the_title_is_the_headers(header: str, title: str) -> None:
     markers = [f"*** {edge} OF THE PROJECT GUTENBERG EBOOK X ***" for edge in ("START", "END")]
-    assert cut_out("\n".join([header, "", markers[0], WHALE, markers[1]]).encode()) == (title, WHALE)
+    text = f"Title: not that of the header\n\n{WHALE}"
+    assert cut_out("\n".join([header, "", markers[0], text, markers[1]]).encode()) == (title, text)
 
 
 def test_a_book_without_a_title_is_named_by_its_number(mirror: Mirror, capsys: pytest.CaptureFixture[str]) -> None:
@@ -171,9 +172,8 @@ def test_books_are_asked_for_one_at_a_time_with_a_pause(mirror: Mirror, monkeypa
 
 
 def test_a_slash_after_the_mirrors_address_does_no_harm(mirror: Mirror) -> None:
-    mirror.add(7, file_of(WHALE))
-    fetch_books([7], f"{mirror.url}/", "tests/1.0", 0.0)
-    assert mirror.requests[0].path == "/cache/epub/7/pg7.txt"
+    with pytest.raises(UserError, match=f"number 7: {mirror.url}/cache/epub/7/pg7.txt does not exist"):
+        fetch_books([7], f"{mirror.url}/", "tests/1.0", 0.0)
 
 
 def test_redirects_are_followed(mirror: Mirror) -> None:
