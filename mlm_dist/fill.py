@@ -46,13 +46,18 @@ def main(arguments: list[str]) -> None:
             return
         print(text)
         for mask in filling.masks:
-            print("   ", "  ".join(f"{candidate.text!r} {candidate.probability:.0%}" for candidate in mask))
+            print("   ", "  ".join(f"{candidate.text!r} {percent(candidate.probability)}" for candidate in mask))
         if len(filling.masks) > 1:
-            print(f"    together, {filling.probability:.2%}: {filling.text}")
+            print(f"    together, {percent(filling.probability)}: {filling.text}")
 
     model = load(given.run)
     for text, filling in [(text, model.fill(text, given.top)) for text in texts]:
         show(text, filling)
+
+
+def percent(probability: float) -> str:
+    """A probability in percent, with two digits where it is small."""
+    return f"{probability:.0%}" if probability >= 0.01 else f"{100 * probability:.2g}%"
 
 
 if __name__ == "__main__":

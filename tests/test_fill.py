@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import mlm_dist
+from mlm_dist.fill import percent
 from tests.conftest import verb
 
 
@@ -38,6 +39,14 @@ def test_json_holds_what_the_model_says(run_dir: Path) -> None:
     assert [[word["text"] for word in mask] for mask in told["masks"]] == [
         [word.text for word in mask] for mask in filling.masks
     ]
+
+
+@pytest.mark.parametrize(
+    ("probability", "printed"),
+    [(1.0, "100%"), (0.126, "13%"), (0.01, "1%"), (0.00994, "0.99%"), (0.000123, "0.012%"), (1e-9, "1e-07%")],
+)
+def test_no_probability_is_printed_as_nothing(probability: float, printed: str) -> None:
+    assert percent(probability) == printed
 
 
 @pytest.mark.parametrize(
