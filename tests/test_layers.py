@@ -1,6 +1,6 @@
 """Imports go only downward.
 
-Verbs -> trained, measuring -> training -> model, data -> command_line -> config -> errors.
+Verbs -> exporting -> trained, measuring -> training -> model, data -> command_line -> config -> errors.
 """
 
 import ast
@@ -13,7 +13,15 @@ import pytest
 from tests.conftest import REPOSITORY, start
 
 PACKAGE = REPOSITORY / "mlm_dist"
-LAYERS = [{"errors"}, {"config"}, {"command_line"}, {"data", "model"}, {"training"}, {"trained", "measuring"}]
+LAYERS = [
+    {"errors"},
+    {"config"},
+    {"command_line"},
+    {"data", "model"},
+    {"training"},
+    {"trained", "measuring"},
+    {"exporting"},
+]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 
 

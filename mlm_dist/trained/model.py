@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from mlm_dist.command_line import read_config
+from mlm_dist.config import Config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
@@ -17,7 +18,7 @@ from mlm_dist.trained.embedding import embed
 from mlm_dist.trained.filling import Filling, fill
 from mlm_dist.trained.predictor import Predictor
 from mlm_dist.trained.scoring import Score, score
-from mlm_dist.training.checkpoint import find_newest, list_checkpoints, load_checkpoint
+from mlm_dist.training.checkpoint import find_newest, list_checkpoints, load_checkpoint, step_of
 from mlm_dist.training.run_dir import RunDir
 
 
@@ -30,6 +31,8 @@ class TrainedModel:
 
     Attributes:
         config: of the run.
+        run_dir: the run.
+        step: how many steps the weights were trained for; None where the run directory does not say.
         tokenizer: of its texts.
         encoder: on `device`, in evaluation mode.
 
@@ -38,15 +41,16 @@ class TrainedModel:
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        run_dir = RunDir(path)
+        self.run_dir = run_dir = RunDir(path)
         if not run_dir.config.exists():
             raise UserError(f"{path} is no run directory: it has no {run_dir.config.name}")
         self.device = device
         self.config = read_config(run_dir.config)
         self.tokenizer = Tokenizer.load(run_dir.tokenizer)
         self.encoder = Encoder(self.config.model)
+        weights, self.step = load_weights(run_dir, self.config)
         try:
-            self.encoder.load_state_dict(load_weights(run_dir))
+            self.encoder.load_state_dict(weights)
         except RuntimeError as error:
             raise UserError(
                 f"{run_dir.config} describes a model of another shape than the weights in {path}"
@@ -82,8 +86,8 @@ class TrainedModel:
         return embed(self._predictor, texts)
 
 
-def load_weights(run_dir: RunDir) -> dict[str, Any]:
-    """The final weights of a run, or, where it goes on beyond them, those of its newest checkpoint.
+def load_weights(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int | None]:
+    """The final weights of a run, or, where it goes on beyond them, those of its newest checkpoint; and their step.
 
     Raises:
         UserError: there are neither, or `model.pth` is damaged.
@@ -93,10 +97,9 @@ def load_weights(run_dir: RunDir) -> dict[str, Any]:
         place = find_newest(run_dir.checkpoints)
         if place is None:
             raise UserError(f"{run_dir.path} holds neither {run_dir.model.name} nor a checkpoint yet")
-        weights: dict[str, Any] = load_checkpoint(place)["model"]
-        return weights
+        return load_checkpoint(place)["model"], step_of(place)
     try:
-        weights = torch.load(run_dir.model, map_location="cpu", weights_only=True)
+        weights: dict[str, Any] = torch.load(run_dir.model, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{run_dir.model} cannot be read as weights: it is damaged, or of another program") from error
-    return weights
+    return weights, config.train.max_iters if run_dir.done.exists() else None

@@ -1,0 +1,51 @@
+"""A trained model as a folder that transformers reads.
+
+config.json            its shape
+model.safetensors      its weights
+tokenizer.json         its tokenizer
+tokenizer_config.json  the roles of the special tokens
+README.md              the model card
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from mlm_dist.data.preparation import new_folder
+from mlm_dist.errors import UserError
+from mlm_dist.exporting.megatron_bert import convert_weights, describe_model
+from mlm_dist.exporting.model_card import write_card
+from mlm_dist.exporting.tokenizer_file import convert_tokenizer, describe_tokenizer
+from mlm_dist.trained.model import TrainedModel
+
+
+def export_model(model: TrainedModel, out: Path) -> None:
+    """Write a model into the folder `out`, which must not exist yet. It is there when it is whole.
+
+    Args:
+        model: on the CPU.
+        out: the folder.
+
+    Raises:
+        UserError: `out` exists or cannot be written, or the model's tokenizer cannot be exported.
+    """
+    shape = model.config.model
+    with new_folder(out) as folder:
+        convert_tokenizer(model.tokenizer).save(str(folder / "tokenizer.json"))
+        write_json(describe_tokenizer(shape.block_size), folder / "tokenizer_config.json")
+        write_json(describe_model(shape, model.tokenizer), folder / "config.json")
+        (folder / "README.md").write_text(write_card(model, out.absolute().name), encoding="utf-8")
+        weights = convert_weights(model.encoder.state_dict(), shape)
+        try:
+            # transformers asks who wrote the tensors: "pt" is torch.
+            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        except SafetensorError as error:  # the disk is full
+            raise UserError(f"{out}: cannot be written: {error}") from error
+
+
+def write_json(content: dict[str, Any], file: Path) -> None:
+    """Write JSON for people to read, too."""
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
