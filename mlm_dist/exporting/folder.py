@@ -34,7 +34,8 @@ def export_model(model: TrainedModel, out: Path) -> None:
     """
     shape = model.config.model
     with new_folder(out) as folder:
-        convert_tokenizer(model.tokenizer).save(str(folder / "tokenizer.json"))
+        tokenizer = convert_tokenizer(model.tokenizer)
+        (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
         write_json(describe_tokenizer(shape.block_size), folder / "tokenizer_config.json")
         write_json(describe_model(shape, model.tokenizer), folder / "config.json")
         (folder / "README.md").write_text(write_card(model, out.absolute().name), encoding="utf-8")

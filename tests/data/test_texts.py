@@ -1,5 +1,6 @@
 """Finding texts, and reading them in pieces that tokenize as the whole would."""
 
+import functools
 import itertools
 import random
 import re
@@ -64,8 +65,8 @@ def read(document: Document, piece_bytes: int, encoding: str = "utf-8") -> str:
     return "".join(piece.text for piece in read_pieces(document, encoding, piece_bytes))
 
 
-@pytest.fixture(scope="module")
-def ranks() -> dict[bytes, int]:
+@functools.cache
+def ranks_across_words() -> dict[bytes, int]:
     """A vocabulary with tokens across words and white space, so that any other cut shows in the ids."""
     draw = random.Random(1)
     texts = [*HARD_TEXTS.values(), *(random_text(draw, 300) for _ in range(100))]
@@ -79,16 +80,21 @@ def ranks() -> dict[bytes, int]:
     return {bytes(to_byte[c] for c in token): rank for token, rank in trained.get_vocab().items()}
 
 
+def pattern_of(name: str) -> str:
+    """The pattern of one of tiktoken's encodings, or ours, without tiktoken's vocabulary, which is not everywhere."""
+    if name == "bpe":
+        return GPT2_PATTERN
+    with pytest.MonkeyPatch.context() as patch:
+        for loader in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
+            patch.setattr(tiktoken_ext.openai_public, loader, lambda *_, **__: {})
+        return str(getattr(tiktoken_ext.openai_public, name)()["pat_str"])
+
+
 @pytest.fixture(scope="module", params=["gpt2", "cl100k_base", "o200k_base", "bpe"])
-def encoding(request: pytest.FixtureRequest, ranks: dict[bytes, int]) -> tiktoken.Encoding:
-    """An encoding that splits text as tiktoken's does, without tiktoken's vocabulary, which is not everywhere."""
-    pattern = GPT2_PATTERN
-    if request.param != "bpe":
-        with pytest.MonkeyPatch.context() as patch:
-            for loader in ("load_tiktoken_bpe", "data_gym_to_mergeable_bpe_ranks"):
-                patch.setattr(tiktoken_ext.openai_public, loader, lambda *_, **__: {})
-            pattern = getattr(tiktoken_ext.openai_public, request.param)()["pat_str"]
-    return tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+def encoding(request: pytest.FixtureRequest) -> tiktoken.Encoding:
+    """An encoding that splits text as tiktoken's does."""
+    ranks = ranks_across_words()
+    return tiktoken.Encoding("test", pat_str=pattern_of(request.param), mergeable_ranks=ranks, special_tokens={})
 
 
 def check_tokens(document: Document, text: str, piece_bytes: int, encoding: tiktoken.Encoding) -> None:
