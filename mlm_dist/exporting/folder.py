@@ -11,11 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from mlm_dist.data.preparation import new_folder
-from mlm_dist.errors import UserError
 from mlm_dist.exporting.megatron_bert import convert_weights, describe_model
 from mlm_dist.exporting.model_card import write_card
 from mlm_dist.exporting.tokenizer_file import convert_tokenizer, describe_tokenizer
@@ -40,11 +38,8 @@ def export_model(model: TrainedModel, out: Path) -> None:
         write_json(describe_model(shape, model.tokenizer), folder / "config.json")
         (folder / "README.md").write_text(write_card(model, out.absolute().name), encoding="utf-8")
         weights = convert_weights(model.encoder.state_dict(), shape)
-        try:
-            # transformers asks who wrote the tensors: "pt" is torch.
-            save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-        except SafetensorError as error:  # the disk is full
-            raise UserError(f"{out}: cannot be written: {error}") from error
+        # transformers asks who wrote the tensors: "pt" is torch.
+        (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:
