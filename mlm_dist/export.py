@@ -2,28 +2,25 @@
 
 from pathlib import Path
 
-from mlm_dist.command_line import OneLineParser
+from mlm_dist.command_line import run_parser
 from mlm_dist.errors import run_verb, tell
 
 
 def main(arguments: list[str]) -> None:
     """Write a trained model into a folder that transformers loads."""
-    parser = OneLineParser(
-        prog="python -m mlm_dist.export",
-        description="Write a trained model into a folder that transformers loads as it is: weights, tokenizer, model "
-        "card. Of a run that is not done the newest checkpoint is taken.",
-        epilog="Example: python -m mlm_dist.export --run runs/novels --out exported/novels",
-        allow_abbrev=False,
+    parser = run_parser(
+        "export",
+        "Write a trained model into a folder that transformers loads as it is: weights, tokenizer, model card. Of a "
+        "run that is not done the newest checkpoint is taken.",
+        "--run runs/novels --out exported/novels",
     )
-    parser.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="folder of a training run")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist yet")
     given = parser.parse_args(arguments)
     # Only now, so that --help and mistakes are answered without waiting for torch.
+    from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.exporting.folder import export_model  # noqa: PLC0415
-    from mlm_dist.trained.model import TrainedModel  # noqa: PLC0415
 
-    model = TrainedModel(given.run, device="cpu")
-    export_model(model, given.out)
+    export_model(load(given.run, "cpu"), given.out)
     size = sum(file.stat().st_size for file in given.out.iterdir())
     tell(f"{given.out}: {size / 1e6:.1f} MB, for AutoModelForMaskedLM.from_pretrained({str(given.out)!r})")
 

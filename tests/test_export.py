@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from mlm_dist.trained.model import TrainedModel
+import mlm_dist
 from tests.conftest import Result, start, verb
 
 
@@ -31,8 +31,8 @@ def test_of_an_unfinished_run_the_newest_checkpoint_is_taken(run_dir: Path, tmp_
     (tmp_path / "run/DONE").unlink()
     shutil.rmtree(tmp_path / "run/checkpoints/step-00000030")
     assert verb("export", "--run", tmp_path / "run", "--out", tmp_path / "out").returncode == 0
-    expected = TrainedModel(tmp_path / "run", device="cpu").encoder.final_norm.bias
-    assert not expected.equal(TrainedModel(run_dir, device="cpu").encoder.final_norm.bias)
+    expected = mlm_dist.load(tmp_path / "run", "cpu").encoder.final_norm.bias
+    assert not expected.equal(mlm_dist.load(run_dir, "cpu").encoder.final_norm.bias)
     with safe_open(tmp_path / "out/model.safetensors", "pt") as weights:
         assert weights.get_tensor("cls.predictions.transform.LayerNorm.bias").equal(expected)
         assert weights.metadata() == {"format": "pt"}

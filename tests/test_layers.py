@@ -57,7 +57,7 @@ def part_of(name: str) -> str:
     return [*name.split("."), ""][1]
 
 
-OURS = {name: {other for other in imports(name) if other.split(".")[0] == "mlm_dist"} for name in FILES}
+OURS = {name: {other for other in imports(name) if other.startswith("mlm_dist.")} for name in FILES}
 VERBS = [name for name in FILES if is_verb(name)]
 NOUNS = [name for name in FILES if name not in VERBS and name != "mlm_dist"]
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mlm_dist
 from mlm_dist.config import Config, ModelConfig
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.exporting.folder import export_model
@@ -17,7 +18,7 @@ from mlm_dist.training.run_dir import RunDir
 def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny run, exported."""
     folder = tmp_path_factory.mktemp("exported") / "tiny"
-    export_model(TrainedModel(run_dir, device="cpu"), folder)
+    export_model(mlm_dist.load(run_dir, "cpu"), folder)
     return folder
 
 
@@ -28,4 +29,4 @@ def make_run(path: Path, model: ModelConfig, tokenizer: Tokenizer, encoder: Enco
     run_dir.take()
     run_dir.begin(Config(model=model), tokenizer)
     torch.save((encoder or Encoder(model)).state_dict(), run_dir.model)
-    return TrainedModel(path, device="cpu")
+    return mlm_dist.load(path, "cpu")

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+import mlm_dist
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.texts import find_documents
 from mlm_dist.exporting.folder import export_model
-from mlm_dist.trained.model import TrainedModel
 from tests.conftest import tiny_flags, verb
 
 SEEDS = 3
@@ -67,7 +67,7 @@ def pretrain(authors: Authors, folder: Path) -> Path:
     overrides = {f"model__{key}": value for key, value in shape.items()} | pace | rates
     result = verb("train", *tiny_flags(folder / "corpus", folder / "run", **overrides))
     assert result.returncode == 0, result.stderr
-    export_model(TrainedModel(folder / "run", device="cpu"), folder / "out")
+    export_model(mlm_dist.load(folder / "run", "cpu"), folder / "out")
     return folder / "out"
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
+import mlm_dist
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
 from mlm_dist.exporting import folder as exporting
@@ -24,7 +25,7 @@ TEXTS = ["The ferry [MASK] late.", "He", "  two  [MASK]\n", "Ned sat on [MASK] b
 
 @pytest.fixture(scope="module")
 def model(run_dir: Path) -> TrainedModel:
-    return TrainedModel(run_dir, device="cpu")
+    return mlm_dist.load(run_dir, "cpu")
 
 
 def test_it_holds_what_transformers_reads_and_no_more(exported: Path) -> None:
@@ -73,7 +74,7 @@ def test_padding_in_a_batch_changes_nothing(exported: Path, model: TrainedModel)
 def test_the_pipeline_fills_a_mask_as_we_do(exported: Path, model: TrainedModel) -> None:
     special = {model.tokenizer.mask_id, model.tokenizer.end_id}
     guesses = [g for g in pipeline("fill-mask", str(exported), top_k=300)(TEXTS[0]) if g["token"] not in special]
-    (expected,) = model.fill(TEXTS[0], top=298)
+    (expected,) = model.fill(TEXTS[0], top=298).masks
     share = sum(guess["score"] for guess in guesses)  # ours leave the special tokens out
     assert [guess["score"] / share for guess in guesses] == pytest.approx([c.probability for c in expected], rel=1e-4)
     assert [guess["token_str"] for guess in guesses[:5]] == [candidate.text for candidate in expected[:5]]
@@ -103,5 +104,5 @@ def test_a_tokenizer_that_cannot_be_exported_leaves_nothing(run_dir: Path, tmp_p
     content = json.loads(description.read_text(encoding="utf-8"))
     description.write_text(json.dumps(content | {"pattern": r"(?s:.)"}), encoding="utf-8")
     with pytest.raises(UserError, match="cannot be exported"):
-        export_model(TrainedModel(copy, device="cpu"), tmp_path / "out")
+        export_model(mlm_dist.load(copy, "cpu"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

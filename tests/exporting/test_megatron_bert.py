@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM, MegatronBertForMaskedLM
 
+import mlm_dist
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.exporting.folder import export_model
@@ -48,14 +49,14 @@ def check_tying(theirs: MegatronBertForMaskedLM, tied: bool) -> None:
 
 def test_a_trained_model_has_our_logits(run_dir: Path, exported: Path) -> None:
     theirs = load(exported)
-    check_logits(TrainedModel(run_dir, device="cpu"), theirs)
+    check_logits(mlm_dist.load(run_dir, "cpu"), theirs)
     check_tying(theirs, tied=True)
 
 
 def test_a_trained_model_with_two_embeddings_has_our_logits(corpus_folder: Path, tmp_path: Path) -> None:
     result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", model__tie_embeddings=False))
     assert result.returncode == 0, result.stderr
-    model = TrainedModel(tmp_path / "run", device="cpu")
+    model = mlm_dist.load(tmp_path / "run", "cpu")
     export_model(model, tmp_path / "out")
     theirs = load(tmp_path / "out")
     check_logits(model, theirs)

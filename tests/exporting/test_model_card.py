@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import yaml
 
+import mlm_dist
 from mlm_dist import __version__
 from mlm_dist.exporting.model_card import write_card
 from mlm_dist.model.encoder import Encoder
-from mlm_dist.trained.model import TrainedModel
 from mlm_dist.training.run_dir import RunDir
 
 
 def card_of(run_dir: Path, name: str = "novels") -> str:
-    return write_card(TrainedModel(run_dir, device="cpu"), name)
+    return write_card(mlm_dist.load(run_dir, "cpu"), name)
 
 
 def figures(card: str) -> dict[str, str]:
@@ -37,7 +37,7 @@ def evaluations(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_every_figure_is_the_runs(run_dir: Path) -> None:
-    encoder: Encoder = TrainedModel(run_dir, device="cpu").encoder
+    encoder: Encoder = mlm_dist.load(run_dir, "cpu").encoder
     last = evaluations(run_dir)[-1]
     assert last["step"] == 30
     assert figures(card_of(run_dir)) == {
