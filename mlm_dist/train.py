@@ -41,6 +41,7 @@ def main(arguments: list[str]) -> None:
         with processes.together():
             if processes.is_first:  # now that nothing can be wrong with what was given any more
                 run_dir.begin(config, corpus.tokenizer)
+                run_dir.record_machine(trainer.machine())
         if processes.is_first:
             tell(trainer.describe())
         trainer.train()

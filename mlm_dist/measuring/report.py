@@ -4,14 +4,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlm_dist.drawing import BLUE, GREEN, GREY, SKY, VERMILLION, picture, render
 from mlm_dist.measuring.suite import Results
-from mlm_dist.training.curves import BLUE, GREEN, ORANGE
+from mlm_dist.training.run_dir import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-GREY, SKY = "#999999", "#56B4E9"
-PART_COLORS = {"input": GREY, "forward": BLUE, "backward": ORANGE, "optimizer": GREEN, "all-reduce": SKY}
+PART_COLORS = {"input": GREY, "forward": BLUE, "backward": VERMILLION, "optimizer": GREEN, "all-reduce": SKY}
 
 
 def table(results: Results) -> str:
@@ -97,24 +98,26 @@ def share(seconds: float, total: float) -> str:
     return f"{milliseconds(seconds)}, {seconds / total:.0%}"
 
 
-def draw(results: Results, picture: Path) -> None:
-    """Draw where a step's time goes, the peers beside each other, and what more processes bring, into a PNG."""
-    import matplotlib  # noqa: PLC0415
+def draw(results: Results, file: Path) -> None:
+    """Draw the results into a PNG; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with picture(9, 8) as figure, replacing(file) as content:
+        lay_out(figure, results)
+        content.write(render(figure, "png"))
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: PLC0415
 
+def lay_out(figure: "Figure", results: Results) -> None:
+    """Draw where a step's time goes, the peers beside each other, and what more processes bring."""
     machine, step, peers, scaling = (results.get(key, []) for key in ("machine", "step", "peers", "scaling"))
-    figure, (split, speeds, memory, worlds) = pyplot.subplots(
-        4, 1, figsize=(9, 8), height_ratios=[1.2, len(peers), len(peers), max(1, len(scaling))], layout="constrained"
-    )
+    heights = [1.2, len(peers), len(peers), max(1, len(scaling))]
+    split, speeds, memory, worlds = figure.subplots(4, 1, height_ratios=heights)
     figure.suptitle(f"{machine['device']}, {machine['precision']}, torch {machine['torch']}, {machine['date']}")
     left = 0.0
     for part, seconds in step["parts"].items():
         if seconds:
             split.barh(0, seconds * 1e3, left=left, color=PART_COLORS[part], label=part)
             left += seconds * 1e3
-    split.legend(ncols=5, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    split.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     split.set(yticks=[], xlabel=f"ms, a step of {step['rows']} rows on one process")
     names = [peer["name"] for peer in peers]
     labels = [f"{peer['tokens_per_second']:,.0f}" for peer in peers]
@@ -129,11 +132,6 @@ def draw(results: Results, picture: Path) -> None:
         worlds.set(ylabel="processes", xlabel="speed-up over one process, same global batch")
     else:
         worlds.set_axis_off()
-    for axes in (split, speeds, memory, worlds):
-        axes.spines[["top", "right"]].set_visible(False)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=120)
-    pyplot.close(figure)
 
 
 def bars(axes: "Axes", names: list[str], values: Iterable[float], labels: list[str]) -> None:

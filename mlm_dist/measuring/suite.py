@@ -1,7 +1,6 @@
 """The whole benchmark: what is measured, in which order, with which settings."""
 
 import dataclasses
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from mlm_dist.measuring.parts import encoding_rates, matrix_ceiling, random_corp
 from mlm_dist.measuring.peers import Peer
 from mlm_dist.measuring.runner import WARM_UP, Runner, running, take_turns
 from mlm_dist.training.distributed import choose_device
+from mlm_dist.training.machine import describe_machine
 from mlm_dist.training.precision import choose_dtype
 
 OURS = "mlm_dist"
@@ -144,29 +144,6 @@ def measure_stall(runner: Runner, rounds: int) -> Results:
         beside.append(runner.slowest("run 1"))
         runner.ask("finish_saving")
     return {"wait": statistics.median(waits), "slower": statistics.median(beside) - statistics.median(alone)}
-
-
-def describe_machine(device: torch.device, dtype: torch.dtype) -> Results:
-    """What the figures were measured on."""
-    on_gpu = device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
-        "cores": usable_cores(),
-        "threads": torch.get_num_threads(),
-        "precision": str(dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def world_sizes(device: torch.device, batch_size: int) -> list[int]:

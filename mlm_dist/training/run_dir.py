@@ -1,9 +1,10 @@
 """The run directory: where each file of a run lies, and which config may continue it."""
 
 import dataclasses
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +22,7 @@ class RunDir:
 
     Attributes:
         config: config.yaml, every key written out.
+        machine: machine.json, what the run is trained on; if it was continued elsewhere, the last of them.
         metrics: metrics.jsonl, a line an event.
         checkpoints: folder of step-00001000/ and so on.
         model: model.pth, the final `state_dict`.
@@ -34,6 +36,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "config.yaml"
+        self.machine = path / "machine.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.pth"
@@ -86,6 +89,15 @@ class RunDir:
                 file.write(config.to_yaml().encode())
             self.done.unlink(missing_ok=True)
             self.stopped.unlink(missing_ok=True)
+
+    def record_machine(self, machine: Mapping[str, str | int]) -> None:
+        """Store what the run is trained on.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with self.written(), replacing(self.machine) as file:
+            file.write((json.dumps(machine, indent=1) + "\n").encode())
 
     @contextmanager
     def written(self) -> Iterator[None]:

@@ -24,6 +24,7 @@ from mlm_dist.training.checkpoint import find_newest, load_checkpoint, write
 from mlm_dist.training.curves import draw_curves
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import HeldOut
+from mlm_dist.training.machine import describe_machine
 from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
 from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
 from mlm_dist.training.precision import autocast, choose_dtype
@@ -375,6 +376,10 @@ class Trainer:
             raise RunError(f"{self.run_dir.path} has no checkpoint of step {self.step}: {MAKE_ROOM}")
         if not self.stopping:
             self.run_dir.done.touch()
+
+    def machine(self) -> dict[str, str | int]:
+        """What it is trained on."""
+        return describe_machine(self.device, self.dtype, self.processes.world_size)
 
     def describe(self) -> str:
         """What is about to be trained, in a line."""
