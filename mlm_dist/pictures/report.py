@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -70,7 +71,7 @@ def write_report(run: Path, history: History, sentences: Sequence[Sentence], not
         rows=losses_at_round_steps(history),
         sentences=sentences,
         note=note,
-        config=run_dir.config.read_text(encoding="utf-8", errors="replace") if run_dir.config.exists() else "",
+        config=sections_of(run_dir.config),
         machine=read_machine(run_dir.machine),
     )
     with replacing(file) as content:
@@ -94,7 +95,7 @@ def figures_of(history: History) -> list[Figure]:
     evaluated = last(evaluations["step"])
     when = "no evaluation" if math.isnan(evaluated) else f"at step {evaluated:,.0f}"
     return [
-        Figure("steps", number(last(np.append(evaluations["step"], training["step"])), ",.0f")),
+        Figure("steps", number(last(np.append(evaluations["step"], training["step"])), ",.0f"), "as far as recorded"),
         Figure("tokens", amount(tokens), "of training text, all epochs"),
         Figure("held-out loss", number(loss, ".3f"), f"nats per masked token, {when}"),
         Figure("accuracy", number(last(evaluations["val_accuracy"]), ".1%"), f"masked tokens guessed, {when}"),
@@ -172,6 +173,14 @@ def as_address(svg: str) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
+def sections_of(config: Path) -> list[str]:
+    """The text of a config.yaml, cut into its sections; empty if there is none."""
+    if not config.exists():
+        return []
+    text = config.read_text(encoding="utf-8", errors="replace")
+    return re.split(r"^(?=\w+:$)", text, flags=re.MULTILINE)
+
+
 def read_machine(file: Path) -> dict[str, Any]:
     """What the run was trained on; empty if that was not recorded."""
     try:
@@ -207,5 +216,5 @@ def perplexity(loss: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time in a unit in which it has few digits."""
-    unit, name = unit_of_time([seconds])
-    return f"{number(seconds / unit, '.0f')} {name}"
+    unit, symbol = unit_of_time([seconds])
+    return f"{seconds / unit:.3g} {symbol}" if math.isfinite(seconds) else UNKNOWN

@@ -30,6 +30,7 @@ EARLY = 1 / 10  # of the longest run: losses from before need not fit into the p
 WORTH_CUTTING = 1.5  # the fall at the start is cut off if it would make the picture so many times as high
 HIGHEST_OUTLIER = 2.0  # times the 98th percentile; what is above goes out of the picture
 MOST_MARKERS = 25
+MOST_WRITTEN_OUT = 50_000  # steps and tokens; more are counted in k, M, G
 LONGEST_NAME = 90
 LEGEND_WIDTH = 120  # characters
 
@@ -129,13 +130,11 @@ def finish_axes(axes: "Axes", against: str, label: str) -> None:
     axes.set_xlabel(label)
     right = max(axes.get_xlim()[1], 1)
     axes.set_xlim(-0.01 * right, right)
-    if against == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 2.5, 5, 10]))
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-    elif against == "tokens":
-        axes.xaxis.set_major_formatter(EngFormatter())
-    else:
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=against != "seconds", steps=[1, 2, 2.5, 5, 10]))
+    if against == "seconds":
         axes.xaxis.set_major_formatter("{x:g}")
+    else:
+        axes.xaxis.set_major_formatter(EngFormatter() if right > MOST_WRITTEN_OUT else "{x:,.0f}")
     if not any(np.isfinite(line.get_xydata()).all(axis=1).any() for line in axes.lines):
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=GREY)
@@ -163,7 +162,7 @@ def cut_off_the_start(axes: "Axes", histories: Sequence[History]) -> None:
 def add_legend_of_kinds(axes: "Axes", histories: Sequence[History]) -> None:
     """Say above the axes which lines are of the training and which of the held-out text."""
     (look,) = looks(1) if len(histories) == 1 else [Look(GREY, GREY, "-")]
-    lines, kinds = [new_line(look.training, "-", 1.2)], ["training (faint: single steps)"]
+    lines, kinds = [new_line(look.training, "-", 1.2)], ["training"]
     if any(history.evaluations["step"].size for history in histories):
         lines.append(new_line(look.held_out, "-", 2, marker="o", markersize=4))
         kinds.append("held out")
@@ -205,9 +204,9 @@ def running_mean(values: Column) -> Column:
 
 
 def unit_of_time(seconds: Sequence[float]) -> tuple[float, str]:
-    """A unit, in seconds and by name, in which the longest of some times has few digits."""
+    """A unit, in seconds and by its symbol, in which the longest of some times has few digits."""
     longest = max((second for second in seconds if np.isfinite(second)), default=0.0)
-    units = [(1.0, "seconds"), (60.0, "minutes"), (3600.0, "hours")]
+    units = [(1.0, "s"), (60.0, "min"), (3600.0, "h")]
     return next((unit for unit in units if longest < 180 * unit[0]), units[-1])
 
 

@@ -219,3 +219,10 @@ def test_a_stop_file_that_comes_after_the_last_step_stops_no_later_run(
     trainer.train()
     assert trainer.run_dir.done.exists()
     assert not trainer.run_dir.stop.exists()
+
+
+def test_the_machine_is_described_with_the_processes_and_the_precision_of_the_run(make: Make) -> None:
+    trainer = make(precision="bf16")
+    trainer.processes.world_size = 4
+    machine = trainer.machine()
+    assert (machine["processes"], machine["precision"]) == (4, "bfloat16")

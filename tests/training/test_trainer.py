@@ -98,6 +98,7 @@ def test_a_run_leaves_what_the_readme_lists(run_dir: Path) -> None:
     assert {
         "DONE",
         "config.yaml",
+        "machine.json",
         "metrics.jsonl",
         "model.pth",
         "plots/curves.png",
