@@ -20,7 +20,7 @@ def texts_of(svg: bytes) -> list[str]:
 
 
 def test_a_text_stays_text_whatever_signs_it_has() -> None:
-    for title in ("$x$ costs $5", "a_b^c \\frac{1}{2}", '<b>&amp;"', "😀 שלום 日本"):
+    for title in ("$x$", "a_b^c \\frac{1}{2}", '<b>&amp;"', "😀 שלום 日本"):
         assert title in texts_of(drawn(title))
 
 
