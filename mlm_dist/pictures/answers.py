@@ -33,6 +33,4 @@ def answer(model: TrainedModel, text: str | None, words: Sequence[str], texts: S
     """
     attention = attend(model, text) if text is not None else None
     neighbourhoods = [find_neighbours(model, word) for word in words]
-    sentences = fill_sentences(model, texts)
-    short = f"Our sentences are longer than the {model.encoder.config.block_size} tokens that the model sees at once."
-    return Answers(attention, neighbourhoods, sentences, "" if sentences else short)
+    return Answers(attention, neighbourhoods, fill_sentences(model, texts), note="")

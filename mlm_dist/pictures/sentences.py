@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.pictures.tokens import visible
+from mlm_dist.trained.filling import MASKED_WORD
 from mlm_dist.trained.model import TrainedModel
 
 SENTENCES = (
@@ -20,7 +21,7 @@ class Sentence(NamedTuple):
 
     Attributes:
         parts: of the text, between its masks.
-        masks: for each mask the likeliest tokens, each with its probability in percent.
+        masks: for each mask the likeliest words, each with its probability in percent.
     """
 
     parts: list[str]
@@ -28,20 +29,18 @@ class Sentence(NamedTuple):
 
 
 def fill_sentences(model: TrainedModel, texts: Sequence[str]) -> list[Sentence]:
-    """Fill the masks of texts; if there are none, of some English sentences, as far as the model sees so much at once.
+    """Fill the masks of texts; of some English sentences if there are none.
 
     Raises:
-        UserError: a text cannot be filled.
+        UserError: a text has no mask.
     """
-    block_size = model.encoder.config.block_size
-    fitting = [text for text in SENTENCES if len(model.tokenizer.encode_with_masks(text)) <= block_size]
     return [
         Sentence(
-            text.split(MASK),
+            MASKED_WORD.sub("\0", text).split("\0"),
             [
                 [(visible(candidate.text), 100 * candidate.probability) for candidate in candidates]
-                for candidates in model.fill(text, CANDIDATES)
+                for candidates in model.fill(text, CANDIDATES).masks
             ],
         )
-        for text in texts or fitting
+        for text in texts or SENTENCES
     ]

@@ -140,7 +140,7 @@ def test_the_curves_are_whole_pictures_that_need_nothing_else(page: Page) -> Non
 
 
 def test_the_candidates_of_the_model_are_there(model: TrainedModel, page: Page) -> None:
-    (candidates,) = model.fill(SENTENCE, 5)
+    (candidates,) = model.fill(SENTENCE, 5).masks
     assert page.texts("span") == [f"{100 * candidate.probability:.1f} %" for candidate in candidates]
     assert len(page.texts("code")) == 5
 
