@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
     import numpy as np  # noqa: PLC0415
 
     from mlm_dist import load  # noqa: PLC0415
-    from mlm_dist.training.run_dir import replacing  # noqa: PLC0415
+    from mlm_dist.files import replacing  # noqa: PLC0415
 
     vectors = load(given.run).embed(lines)
     try:

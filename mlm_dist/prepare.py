@@ -6,9 +6,10 @@ from pathlib import Path
 
 from mlm_dist import __version__
 from mlm_dist.command_line import OneLineParser
-from mlm_dist.data.preparation import prepare_corpus, refuse_existing
+from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.texts import find_documents
 from mlm_dist.errors import UserError, run_verb
+from mlm_dist.files import refuse_existing
 
 
 def build_parser() -> ArgumentParser:

@@ -1,7 +1,7 @@
 """Imports go only downward.
 
-Verbs -> exporting, pictures -> trained, measuring -> training -> model, data -> command_line -> config -> errors,
-drawing.
+Verbs -> exporting, pictures -> trained, measuring -> training -> model, data -> command_line -> config, files ->
+errors, drawing.
 """
 
 import ast
@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, start
 PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
     {"errors", "drawing"},
-    {"config"},
+    {"config", "files"},
     {"command_line"},
     {"data", "model"},
     {"training"},

@@ -5,7 +5,6 @@ https://www.gutenberg.org/policy/robot_access.html
 """
 
 import io
-import os
 import re
 import time
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from urllib3.util import Retry
 from mlm_dist.data.cache import cache_folder
 from mlm_dist.data.texts import Document
 from mlm_dist.errors import UserError, say
+from mlm_dist.files import replacing
 
 # In seconds.
 PAUSE = 2.0  # between two books
@@ -172,14 +172,10 @@ def keep(content: bytes, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as file:
+            file.write(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -3,11 +3,9 @@
 import hashlib
 import json
 import os
-import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Ma
 from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, find_documents, read_pieces
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
+from mlm_dist.files import new_folder
 
 UNDER_WAY_PER_CORE = 4
 BPE_TRAINING_BYTES = 256 << 20
@@ -108,27 +107,6 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
             if not (folder / MANIFEST).exists():  # else another run has just put the same there
                 raise
     return folder
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise a UserError if there is something already where a corpus is to go."""
-    if out.exists():
-        raise UserError(f"{out} exists already: delete it or name another folder")
-
-
-@contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` that becomes `out` if all goes well, and otherwise vanishes."""
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial-{os.getpid()}")
-    try:
-        refuse_existing(out)
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(out)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_all(documents: list[Document], encoding: str, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[int, Piece]]:

@@ -13,10 +13,10 @@ from typing import Any
 
 from safetensors.torch import save
 
-from mlm_dist.data.preparation import new_folder
 from mlm_dist.exporting.megatron_bert import convert_weights, describe_model
 from mlm_dist.exporting.model_card import write_card
 from mlm_dist.exporting.tokenizer_file import convert_tokenizer, describe_tokenizer
+from mlm_dist.files import new_folder
 from mlm_dist.trained.model import TrainedModel
 
 

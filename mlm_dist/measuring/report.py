@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_dist.drawing import BLUE, GREEN, GREY, SKY, VERMILLION, picture, render
+from mlm_dist.files import replacing
 from mlm_dist.measuring.suite import Results
-from mlm_dist.training.run_dir import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

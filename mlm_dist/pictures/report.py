@@ -13,10 +13,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mlm_dist.drawing import BLUE, INK, SKY, picture, printable, render
+from mlm_dist.files import replacing
 from mlm_dist.pictures.sentences import Sentence
 from mlm_dist.training.curves import LABELS, add_legend_of_kinds, draw_figure, draw_losses, unit_of_time
 from mlm_dist.training.history import Column, History
-from mlm_dist.training.run_dir import RunDir, replacing
+from mlm_dist.training.run_dir import RunDir
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mlm_dist.drawing import picture, render
 from mlm_dist.errors import UserError
-from mlm_dist.training.run_dir import replacing
+from mlm_dist.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from mlm_dist.drawing import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, picture, render, shortened
+from mlm_dist.files import replacing
 from mlm_dist.training.history import Column, History, read_history
-from mlm_dist.training.run_dir import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,8 @@ from typing import Any
 from tqdm import tqdm
 
 from mlm_dist.errors import tell, warn
-from mlm_dist.training.run_dir import RunDir, replacing
+from mlm_dist.files import replacing
+from mlm_dist.training.run_dir import RunDir
 from mlm_dist.training.tensorboard import TensorBoard
 
 Event = dict[str, Any]

@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlm_dist.command_line import read_config
 from mlm_dist.config import Config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
+from mlm_dist.files import replacing
 from mlm_dist.training.checkpoint import list_checkpoints
 from mlm_dist.training.lock import lock
 
@@ -128,20 +128,3 @@ def lasting_values(config: Config) -> list[tuple[str, Any]]:
         *[(f"model.{key}", value) for key, value in dataclasses.asdict(config.model).items()],
         *[(f"masking.{key}", value) for key, value in dataclasses.asdict(config.masking).items()],
     ]
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes `path`'s place, whole and on disk, when the block ends well; if not, nothing changes.
-
-    Its name until then is always the same, so that what a kill leaves behind is overwritten the next time.
-    """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

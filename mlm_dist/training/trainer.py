@@ -18,6 +18,7 @@ from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.randomness import salt
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.errors import RunError, UserError
+from mlm_dist.files import replacing
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.training.checkpoint import find_newest, load_checkpoint, write
@@ -28,7 +29,7 @@ from mlm_dist.training.machine import describe_machine
 from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
 from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
 from mlm_dist.training.precision import autocast, choose_dtype
-from mlm_dist.training.run_dir import RunDir, replacing
+from mlm_dist.training.run_dir import RunDir
 from mlm_dist.training.saving import BackgroundSaver
 from mlm_dist.training.stopping import StopRequest
 

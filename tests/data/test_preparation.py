@@ -18,7 +18,6 @@ from mlm_dist.data.preparation import (
     CorpusWriter,
     encode_in_order,
     find_or_prepare,
-    new_folder,
     prepare_corpus,
 )
 from mlm_dist.data.texts import Document, Piece, find_documents
@@ -185,22 +184,6 @@ def test_out_must_not_exist(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="out exists already"):
         prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), tmp_path / "out", "bpe", vocab_size=300)
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
-    with new_folder(tmp_path / "deep" / "out") as folder:
-        (folder / "file").write_bytes(b"content")
-        assert not (tmp_path / "deep" / "out").exists()
-        assert folder.parent == tmp_path / "deep"  # on the same file system, so that it can be renamed
-    assert (tmp_path / "deep" / "out" / "file").read_bytes() == b"content"
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, RuntimeError])
-def test_nothing_is_left_of_a_folder_that_failed(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), new_folder(tmp_path / "out") as folder:
-        (folder / "file").write_bytes(b"content")
-        raise error
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_broken_document_after_good_ones_leaves_nothing(tmp_path: Path) -> None:

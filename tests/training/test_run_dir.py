@@ -5,34 +5,7 @@ import pytest
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
-from mlm_dist.training.run_dir import RunDir, check_same_run, replacing
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("before")
-    with replacing(path) as file:
-        file.write(b"after")
-        assert path.read_text() == "before"
-    assert path.read_text() == "after"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("before")
-    with pytest.raises(ZeroDivisionError), replacing(path) as file:
-        file.write(b"half")
-        raise ZeroDivisionError
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_that_was_replaced_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
-    (tmp_path / "other").touch()
-    with replacing(tmp_path / "file") as file:
-        file.write(b"after")
-    assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
+from mlm_dist.training.run_dir import RunDir, check_same_run
 
 
 def test_a_run_that_goes_on_is_neither_done_nor_stopped_any_more(tmp_path: Path, corpus: Corpus) -> None:

@@ -1,0 +1,48 @@
+"""Files and folders that appear when they are whole."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from mlm_dist.errors import UserError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes `path`'s place, whole and on disk, when the block ends well; if not, nothing changes.
+
+    Its name until then is always the same, so that what a kill leaves behind is overwritten the next time.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise a UserError if there is something already where a new folder is to go."""
+    if out.exists():
+        raise UserError(f"{out} exists already: delete it or name another folder")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` that becomes `out` if all goes well, and otherwise vanishes."""
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial-{os.getpid()}")
+    try:
+        refuse_existing(out)
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
