@@ -1,7 +1,7 @@
 """Imports go only downward.
 
-Verbs -> exporting, pictures -> trained, measuring -> training -> model, data -> command_line -> config, files ->
-errors, drawing.
+Verbs -> exporting, pictures -> mlm_dist -> trained, measuring -> training -> model, data -> command_line -> config,
+files -> errors, drawing.
 """
 
 import ast
@@ -21,6 +21,7 @@ LAYERS = [
     {"data", "model"},
     {"training"},
     {"trained", "measuring"},
+    {""},  # the package itself: its version, and `load`
     {"exporting", "pictures"},
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
@@ -58,9 +59,9 @@ def part_of(name: str) -> str:
     return [*name.split("."), ""][1]
 
 
-OURS = {name: {other for other in imports(name) if other.startswith("mlm_dist.")} for name in FILES}
+OURS = {name: {other for other in imports(name) if other.split(".")[0] == "mlm_dist"} for name in FILES}
 VERBS = [name for name in FILES if is_verb(name)]
-NOUNS = [name for name in FILES if name not in VERBS and name != "mlm_dist"]
+NOUNS = [name for name in FILES if name not in VERBS]
 
 
 def test_there_are_verbs_and_nouns():

@@ -42,6 +42,7 @@ def check_logits(model: TrainedModel, theirs: MegatronBertForMaskedLM) -> None:
 
 
 def check_tying(theirs: MegatronBertForMaskedLM, tied: bool) -> None:
+    assert theirs.config.tie_word_embeddings == tied
     decoder = theirs.get_output_embeddings()
     assert (decoder.weight is theirs.get_input_embeddings().weight) == tied
     assert torch.equal(decoder.bias, theirs.cls.predictions.bias)
