@@ -6,6 +6,7 @@ import mlm_dist
 from mlm_dist.config import Config
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.trained.model import TrainedModel
+from mlm_dist.training.machine import read_machine
 from mlm_dist.training.metrics import Event, read_events
 
 CARD = """\
@@ -93,7 +94,7 @@ def training_figures(model: TrainedModel) -> dict[str, str]:
         "tokens that were hidden": f"{config.masking.mask_prob:.1%}, {masked}",
         "dropout": f"{config.model.dropout}",
         "optimizer": f"{config.optim.name}",
-        "precision": "auto (what the device computes in)" if config.precision == "auto" else config.precision,
+        "precision": str(read_machine(model.run_dir.machine).get("precision", "not recorded")),
         "seed": f"{config.seed}",
         **evaluation_figures(last_evaluation(model)),
     }

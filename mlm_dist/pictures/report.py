@@ -1,13 +1,12 @@
 """A page about a run: one file, which needs no other and no network."""
 
 import base64
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,6 +16,7 @@ from mlm_dist.files import replacing
 from mlm_dist.pictures.sentences import Sentence
 from mlm_dist.training.curves import LABELS, add_legend_of_kinds, draw_figure, draw_losses, unit_of_time
 from mlm_dist.training.history import Column, History
+from mlm_dist.training.machine import read_machine
 from mlm_dist.training.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -180,15 +180,6 @@ def sections_of(config: Path) -> list[str]:
         return []
     text = config.read_text(encoding="utf-8", errors="replace")
     return re.split(r"^(?=\w+:$)", text, flags=re.MULTILINE)
-
-
-def read_machine(file: Path) -> dict[str, Any]:
-    """What the run was trained on; empty if that was not recorded."""
-    try:
-        machine = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return machine if isinstance(machine, dict) else {}
 
 
 def last(values: Column) -> float:

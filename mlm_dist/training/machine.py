@@ -1,8 +1,10 @@
 """What a run was trained on, or a benchmark measured on."""
 
+import json
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,3 +36,12 @@ def processor() -> str:
     except OSError:
         return platform.machine()
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def read_machine(file: Path) -> dict[str, Any]:
+    """What a run's machine.json says; empty if it was not recorded."""
+    try:
+        machine = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return machine if isinstance(machine, dict) else {}

@@ -56,7 +56,7 @@ def test_every_figure_is_the_runs(run_dir: Path) -> None:
         "tokens that were hidden": "15.0%, always by the mask token",
         "dropout": "0.0",
         "optimizer": "adamw",
-        "precision": "fp32",
+        "precision": "float32",
         "seed": "1337",
         "held-out loss": f"{last['val_loss']:.4f} nats for each hidden token, at step 30",
         "held-out accuracy": f"{last['val_accuracy']:.1%}",
@@ -128,7 +128,6 @@ def test_of_bare_weights_the_steps_are_unknown(copy: Path) -> None:
 def test_what_the_config_says_is_told(copy: Path) -> None:
     config = (copy / "config.yaml").read_text(encoding="utf-8")
     for before, after in [
-        ("precision: fp32", "precision: auto"),
         ("replacement: mask", "replacement: 80/10/10"),
         ("mask_prob: 0.15", "mask_prob: 0.3"),
         ("dropout: 0.0", "dropout: 0.1"),
@@ -139,6 +138,15 @@ def test_what_the_config_says_is_told(copy: Path) -> None:
         config = config.replace(before, after)
     (copy / "config.yaml").write_text(config, encoding="utf-8")
     told = figures(card_of(copy))
-    assert told["precision"] == "auto (what the device computes in)"
     assert told["tokens that were hidden"] == "30.0%, 80/10/10"
     assert (told["dropout"], told["seed"], told["optimizer"]) == ("0.1", "7", "muon")
+
+
+def test_the_precision_is_what_the_device_computed_in(copy: Path) -> None:
+    config = (copy / "config.yaml").read_text(encoding="utf-8")
+    (copy / "config.yaml").write_text(config.replace("precision: fp32", "precision: auto"), encoding="utf-8")
+    machine = (copy / "machine.json").read_text(encoding="utf-8")
+    (copy / "machine.json").write_text(machine.replace("float32", "bfloat16"), encoding="utf-8")
+    assert figures(card_of(copy))["precision"] == "bfloat16"
+    (copy / "machine.json").unlink()
+    assert figures(card_of(copy))["precision"] == "not recorded"
