@@ -38,7 +38,11 @@ def describe_arguments() -> ArgumentParser:
         help="with --lines: hide with a token also those that follow in its word",
     )
     parser.add_argument(
-        "--batch_size", type=int, default=64, metavar="N", help="rows at a time on each process (default: %(default)s)"
+        "--batch_size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="rows of held-out text that each process reads at a time (default: %(default)s)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
