@@ -60,6 +60,13 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
     return parser
 
 
+def named_path(text: str) -> Path:
+    """Read a path on the command line; an empty one, which a shell makes of a variable that is not set, is none."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return Path(text)
+
+
 def read_lines(file: str) -> list[str]:
     """The lines of a UTF-8 file, or of standard input for `-`.
 

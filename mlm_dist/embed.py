@@ -17,8 +17,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, such as vectors.npy")
     parser.add_argument("lines", nargs="?", default="-", metavar="LINES", help="UTF-8 text (default: standard input)")
     given = parser.parse_args(arguments)
-    if given.out.is_dir() or not given.out.parent.is_dir():
+    if not given.out.parent.is_dir() or (given.out.exists() and not given.out.is_file()):
         raise UserError(f"--out {given.out}: it has to be a file in a folder that is there")
+    if given.out.resolve() == Path(given.lines).resolve():
+        raise UserError(f"--out {given.out}: that is the text itself")
     lines = read_lines(given.lines)
     # Only now, so that --help and mistakes are answered without waiting for torch.
     import numpy as np  # noqa: PLC0415

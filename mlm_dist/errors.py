@@ -81,6 +81,7 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
     """
     try:
         main(sys.argv[1:])
+        sys.stdout.flush()
     except UserError as error:
         refuse(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -90,6 +91,8 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
         let_go_of_output()  # its reader (`| head`) has gone
         sys.exit(141)
     except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            refuse(f"where the output goes: {error.strerror}", RunError.exit_code)
         if error.errno not in PATH_ERRORS or error.filename is None:
             raise
         refuse(f"{error.filename}: {error.strerror}")

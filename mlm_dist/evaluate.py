@@ -3,11 +3,10 @@
 import json
 import math
 from argparse import ArgumentParser
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import read_lines, run_parser
-from mlm_dist.errors import UserError, run_verb, tell
+from mlm_dist.command_line import named_path, read_lines, run_parser
+from mlm_dist.errors import UserError, run_verb
 
 if TYPE_CHECKING:
     from mlm_dist.training.evaluation import Evaluation
@@ -24,13 +23,16 @@ def describe_arguments() -> ArgumentParser:
     )
     parser.add_argument(
         "--data",
-        type=Path,
+        type=named_path,
         metavar="PATH",
         help="a prepared corpus, of which the held-out part is taken, or a text file or folder of texts, taken whole "
         "(default: the run's own corpus)",
     )
     parser.add_argument(
-        "--lines", metavar="FILE", help="score each line of this UTF-8 file instead; - for standard input"
+        "--lines",
+        type=named_path,
+        metavar="FILE",
+        help="score each line of this UTF-8 file instead; - for standard input",
     )
     parser.add_argument(
         "--within_word",
@@ -53,9 +55,9 @@ def main(arguments: list[str]) -> None:
     given = describe_arguments().parse_args(arguments)
     if given.batch_size < 1:
         raise UserError(f"--batch_size is {given.batch_size}: it must be at least 1")
-    if given.lines and given.data:
+    if given.lines is not None and given.data is not None:
         raise UserError("--lines and --data: give one of them")
-    if given.within_word and not given.lines:
+    if given.within_word and given.lines is None:
         raise UserError("--within_word goes with --lines")
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from mlm_dist.trained.held_out import evaluate  # noqa: PLC0415
@@ -67,8 +69,8 @@ def main(arguments: list[str]) -> None:
     with processes.together():
         model = TrainedModel(given.run, processes.device)
     with processes.naming_the_lost():
-        if given.lines:
-            lines: list[str] = json.loads(processes.first_alone(lambda: json.dumps(read_lines(given.lines))))
+        if given.lines is not None:
+            lines: list[str] = json.loads(processes.first_alone(lambda: json.dumps(read_lines(str(given.lines)))))
             scores = score_together(lambda texts: model.score(texts, given.within_word), lines, processes)
             report = [
                 json.dumps({"text": line} | score._asdict(), ensure_ascii=False)
@@ -80,8 +82,7 @@ def main(arguments: list[str]) -> None:
             result = evaluate(model, given.data, processes, given.batch_size)
             report = [json.dumps(in_json(result)) if given.json else in_words(result)]
     if processes.is_first:
-        for line in report:
-            tell(line)
+        print(*report, sep="\n", flush=True)
     processes.leave()
 
 

@@ -21,7 +21,13 @@ def build_parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--run", nargs="+", type=Path, required=True, metavar="RUN_DIR", help="folders of training runs"
+        "--run",
+        nargs="+",
+        action="extend",
+        type=Path,
+        required=True,
+        metavar="RUN_DIR",
+        help="folders of training runs",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for the files (default, of one run: RUN_DIR/plots)"
@@ -75,7 +81,7 @@ def ask(given: Namespace) -> "Answers":
     try:
         model = load(given.run[0])
     except UserError as error:
-        if given.attention is not None or given.neighbours:
+        if given.attention is not None or given.neighbours or given.fill:
             raise
         return Answers(None, [], [], str(error))
     return answer(model, given.attention, given.neighbours, given.fill)

@@ -1,5 +1,6 @@
 """`python -m mlm_dist.embed`, as a person runs it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ def test_lines_come_from_standard_input_too(run_dir: Path, tmp_path: Path) -> No
     [
         ("nowhere/v.npy", "lines.txt", "has to be a file in a folder that is there"),
         (".", "lines.txt", "has to be a file in a folder that is there"),
+        ("pipe", "lines.txt", "has to be a file in a folder that is there"),
+        ("lines.txt", "./lines.txt", "that is the text itself"),
         ("v.npy", "gone.txt", "gone.txt: No such file"),
         ("v.npy", "latin.txt", "latin.txt: not UTF-8 at byte 3"),
         ("v.npy", "empty.txt", "empty.txt: it holds no line"),
@@ -42,9 +45,12 @@ def test_mistakes_are_one_line_and_write_nothing(
     (tmp_path / "lines.txt").write_text("a\n")
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
     (tmp_path / "empty.txt").write_text("")
+    os.mkfifo(tmp_path / "pipe")
     before = sorted(tmp_path.iterdir())
     result = verb("embed", "--run", run_dir, "--out", out, lines, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert complaint in result.stderr
     assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "lines.txt").read_text() == "a\n"
+    assert (tmp_path / "pipe").is_fifo()

@@ -2,13 +2,15 @@
 
 import json
 import math
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 import mlm_dist
 from mlm_dist.data.preparation import SAMPLE_TEXT
-from tests.conftest import torchrun, verb
+from tests.conftest import start, torchrun, verb
 
 LINES = ["The lamp went out.", "", "Aunt Zoë went up the stairs to the hall, unbelievably."]
 
@@ -61,6 +63,8 @@ def test_lines_in_json(run_dir: Path) -> None:
     [
         (["--data", "nowhere.txt"], "nowhere.txt: there is no such file or folder"),
         (["--lines", "nowhere.txt"], "nowhere.txt: No such file"),
+        (["--lines", ""], "argument --lines: it is empty"),
+        (["--data", ""], "argument --data: it is empty"),
         (["--within_word"], "--within_word goes with --lines"),
         (["--lines", "-", "--data", "x"], "--lines and --data: give one of them"),
         (["--batch_size", "0"], "--batch_size is 0: it must be at least 1"),
@@ -71,3 +75,13 @@ def test_mistakes_are_one_line(run_dir: Path, arguments: list[str], complaint: s
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert complaint in result.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["evaluate", "--lines", "lines.txt"], ["fill", "a [MASK]"]])
+def test_results_that_cannot_be_written_are_no_success(run_dir: Path, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(LINES))
+    command = shlex.join([sys.executable, "-m", f"mlm_dist.{arguments[0]}", "--run", str(run_dir), *arguments[1:]])
+    result = start(["bash", "-c", f"{command} >/dev/full"], cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr == "mlm_dist: error: where the output goes: No space left on device\n"

@@ -34,7 +34,7 @@ def test_a_run_gets_its_pictures_and_its_page(run: Path) -> None:
 
 def test_several_runs_are_laid_over_each_other(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other" / "tiny")
-    result = verb("plot", "--run", run, other, "--out", tmp_path / "out")
+    result = verb("plot", "--run", run, "--run", other, "--out", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["curves.png", "curves.svg"]
     curves = (tmp_path / "out" / "curves.svg").read_text(encoding="utf-8")
@@ -54,10 +54,10 @@ def test_the_page_has_the_sentences_that_were_given(run: Path, tmp_path: Path) -
 def test_a_run_without_weights_yet_has_curves_and_a_page_that_says_so(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "model.pth").unlink()
-    result = verb("plot", "--run", run, "--fill", "A [MASK]")
+    result = verb("plot", "--run", run)
     assert result.returncode == 0, result.stderr
     assert "holds neither model.pth nor a checkpoint yet" in (run / "plots" / PAGE).read_text(encoding="utf-8")
-    for question in (["--attention", "The"], ["--neighbours", "the"]):
+    for question in (["--attention", "The"], ["--neighbours", "the"], ["--fill", "A [MASK]"]):
         result = verb("plot", "--run", run, *question)
         assert result.returncode == 2
         assert "holds neither model.pth nor a checkpoint yet" in result.stderr

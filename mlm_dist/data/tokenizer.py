@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +119,12 @@ class Tokenizer:
                 raise ValueError(f"{RANKS_FILE} is not the file that {ENCODING_FILE} describes")
             lines = content.splitlines()
             ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+            if not {END_OF_TEXT, MASK} <= parts["special_tokens"].keys():
+                raise ValueError(f"{END_OF_TEXT} or {MASK} is missing")
             return cls.build(parts["name"], parts["pattern"], ranks, parts["special_tokens"])
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}; the tokenizer is stored there by prepare") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{folder}: the tokenizer stored there is damaged ({error}); prepare anew") from error
 
     def save(self, folder: Path) -> None:
@@ -147,6 +150,11 @@ class Tokenizer:
     def end_id(self) -> int:
         """The id of `<|endoftext|>`, which separates documents."""
         return self.special_tokens[END_OF_TEXT]
+
+    @cached_property
+    def ids_without_text(self) -> list[int]:
+        """The ids of special tokens, and those that no token has: some encodings have gaps."""
+        return sorted(set(range(self.vocab_size)) - set(self.ranks.values()))
 
     @property
     def mask_id(self) -> int:

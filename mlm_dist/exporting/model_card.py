@@ -5,7 +5,9 @@ from pathlib import Path
 import mlm_dist
 from mlm_dist.config import Config
 from mlm_dist.data.tokenizer import MASK
+from mlm_dist.errors import UserError
 from mlm_dist.trained.model import TrainedModel
+from mlm_dist.training.history import EVALUATION
 from mlm_dist.training.machine import read_machine
 from mlm_dist.training.metrics import Event, read_events
 
@@ -105,7 +107,7 @@ def evaluation_figures(event: Event | None) -> dict[str, str]:
     if event is None:
         return {"held-out loss": "not measured"}
     return {
-        "held-out loss": f"{event['val_loss']:.4f} nats for each hidden token, at step {event['step']:,}",
+        "held-out loss": f"{event['val_loss']:.4f} nats for each hidden token, at step {event['step']:,.0f}",
         "held-out accuracy": f"{event['val_accuracy']:.1%}",
     }
 
@@ -114,8 +116,13 @@ def last_evaluation(model: TrainedModel) -> Event | None:
     """The last evaluation of the run up to the step of the weights; None if there was none."""
     if model.step is None or not model.run_dir.metrics.exists():
         return None
-    events = [event for event in read_events(model.run_dir.metrics) if event["step"] <= model.step]
-    return next((event for event in reversed(events) if event.get("val_loss") is not None), None)
+    try:
+        events = [event for event in read_events(model.run_dir.metrics) if event["step"] <= model.step]
+        evaluated = [event for event in events if event.get("val_loss") is not None]
+        evaluations = [{key: float(event[key]) for key in EVALUATION} for event in evaluated]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{model.run_dir.metrics} is damaged: {error}") from error
+    return evaluations[-1] if evaluations else None
 
 
 def corpus_name(config: Config) -> str:

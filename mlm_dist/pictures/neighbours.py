@@ -50,7 +50,7 @@ def find_neighbours(model: TrainedModel, word: str, count: int = NEIGHBOURS) -> 
     pieces = tokenizer.encode(f" {word.strip()}").tolist()
     embeddings = model.encoder.token_embedding.weight[: tokenizer.vocab_size]
     similarities = torch.cosine_similarity(embeddings[pieces].mean(0), embeddings, dim=-1)
-    similarities[[*pieces, tokenizer.mask_id, tokenizer.end_id]] = -torch.inf
+    similarities[[*pieces, *tokenizer.ids_without_text]] = -torch.inf
     others = int(similarities.isfinite().sum())
     nearest = similarities.topk(min(count, others))
     neighbours = zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)

@@ -44,8 +44,9 @@ def draw(
         lay_out(figure, content)
         for kind in ("png", "svg"):
             path = stem.with_name(f"{stem.name}.{kind}")
-            with replacing(path) as file:
-                file.write(render(figure, kind))
+            drawn = render(figure, kind)
+            with replacing(path) as file:  # at once: the run itself may be at it too
+                file.write(drawn)
             paths.append(path)
             figure.set_layout_engine("none")  # what lies where is known now; to find it out takes long
     return paths

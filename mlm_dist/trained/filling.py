@@ -11,7 +11,9 @@ from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
 from mlm_dist.trained.predictor import Predictor
 
-MASKED_WORD = re.compile(r"\[MASK(?:\*(\d+))?\]")
+MASKED_WORD = re.compile(r"\[MASK(?:\*0*(\d+))?\]")
+DIGITS = 6  # of n in `[MASK*n]`; more are more than any model sees all the same
+WIDEST_BEAM = 1000
 
 
 class Candidate(NamedTuple):
@@ -48,11 +50,15 @@ def fill(predictor: Predictor, text: str, top: int) -> Filling:
     Raises:
         UserError: the text has no mask.
     """
-    sizes = [int(number or 1) for number in MASKED_WORD.findall(text)]
+    sizes = [int(number[:DIGITS] or 1) for number in MASKED_WORD.findall(text)]
     if not sizes:
         raise UserError(f"there is no {MASK} in the text: {text}")
     if 0 in sizes:
         raise UserError(f"[MASK*0] stands for no token at all; [MASK*1] is the least: {text}")
+    if max(sizes) > predictor.block_size:
+        raise UserError(f"[MASK*n] is at most [MASK*{predictor.block_size}], as many tokens as the model sees: {text}")
+    if max(sizes) > 1 and top > WIDEST_BEAM:
+        raise UserError(f"of a word of several tokens at most {WIDEST_BEAM} candidates are looked for, not {top}")
     ids = predictor.tokenizer.encode_with_masks(MASKED_WORD.sub(lambda found: MASK * int(found[1] or 1), text))
     places = iter([place for place, token in enumerate(ids) if token == predictor.tokenizer.mask_id])
     words = [[next(places) for _ in range(size)] for size in sizes]
@@ -90,24 +96,30 @@ def fill_together(predictor: Predictor, ids: list[int]) -> tuple[list[int], floa
         The filled text, and the logarithm of the filling's probability.
     """
     total = 0.0
-    masked = [place for place, token in enumerate(ids) if token == predictor.tokenizer.mask_id]
+    masked = {place for place, token in enumerate(ids) if token == predictor.tokenizer.mask_id}
+    best: dict[int, tuple[float, int]] = {}  # by place: the likeliest token, and the logarithm of its probability
+    changed = sorted(masked)  # places that have something new to see
     while masked:
-        best = log_probabilities(predictor, [(ids, place) for place in masked]).max(1)
-        surest = int(best.values.argmax())
-        ids = replace(ids, masked.pop(surest), int(best.indices[surest]))
-        total += best.values[surest].item()
+        found = log_probabilities(predictor, [(ids, place) for place in changed]).max(1)
+        best |= zip(changed, zip(found.values.tolist(), found.indices.tolist(), strict=True), strict=True)
+        filled = max(sorted(masked), key=lambda place: best[place][0])
+        masked.remove(filled)
+        total += best[filled][0]
+        ids = replace(ids, filled, best[filled][1])
+        windows = {place: predictor.window(len(ids), place) for place in sorted(masked)}
+        changed = [place for place, window in windows.items() if window.start <= filled < window.stop]
     return ids, total
 
 
 def log_probabilities(predictor: Predictor, questions: Sequence[tuple[list[int], int]]) -> torch.Tensor:
-    """Log-probabilities of every token of the vocabulary but the special ones, for a place of each text.
+    """Log-probabilities of every token of the vocabulary that stands for text, for a place of each text.
 
     Args:
         predictor: the model.
         questions: the ids of a text, and the index of the token that is asked for.
 
     Returns:
-        (questions, vocabulary of the tokenizer), on the CPU; minus infinity for special tokens.
+        (questions, vocabulary of the tokenizer), on the CPU; minus infinity for the others.
     """
     tokenizer = predictor.tokenizer
     found = torch.empty(len(questions), tokenizer.vocab_size)
@@ -116,7 +128,7 @@ def log_probabilities(predictor: Predictor, questions: Sequence[tuple[list[int],
     for numbers, tokens in predictor.in_batches(rows):
         logits = predictor.logits(tokens, [questions[i][1] - windows[i].start for i in numbers])
         logits = logits[:, : tokenizer.vocab_size].float()
-        logits[:, list(tokenizer.special_tokens.values())] = -torch.inf
+        logits[:, tokenizer.ids_without_text] = -torch.inf
         found[numbers] = logits.log_softmax(-1).cpu()
     return found
 

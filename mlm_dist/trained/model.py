@@ -55,6 +55,8 @@ class TrainedModel:
             raise UserError(
                 f"{run_dir.config} describes a model of another shape than the weights in {path}"
             ) from error
+        if not all(weight.isfinite().all() for weight in self.encoder.parameters()):
+            raise UserError(f"the weights in {path} are no finite numbers: the run has gone wrong")
         self.encoder.to(device).eval()
         self._predictor = Predictor(self.encoder, self.tokenizer, device)
 
@@ -102,4 +104,6 @@ def load_weights(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int |
         weights: dict[str, Any] = torch.load(run_dir.model, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{run_dir.model} cannot be read as weights: it is damaged, or of another program") from error
+    if not isinstance(weights, dict):
+        raise UserError(f"{run_dir.model} cannot be read as weights: it holds something else")
     return weights, config.train.max_iters if run_dir.done.exists() else None

@@ -54,9 +54,11 @@ def draw_curves(metrics: Path, file: Path) -> None:
     """
     history = read_history(metrics, metrics.parent.resolve().name)
     file.parent.mkdir(exist_ok=True)
-    with picture(*SIZE) as figure, replacing(file) as content:
+    with picture(*SIZE) as figure:
         lay_out_curves(figure, [history])
-        content.write(render(figure, "png"))
+        drawn = render(figure, "png")
+    with replacing(file) as content:  # at once: `plot` may be at it too
+        content.write(drawn)
 
 
 def lay_out_curves(figure: "Figure", histories: Sequence[History]) -> None:

@@ -46,6 +46,8 @@ def read_history(metrics: Path, name: str) -> History:
         raise UserError(f"{metrics.parent} is no run directory: {metrics.name}: {error.strerror}") from error
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{metrics} is damaged: {error}") from error
+    if not all(np.isfinite(found["step"]).all() for found in (training, evaluations)):
+        raise UserError(f"{metrics} is damaged: an event has no step")
     if not len(training["step"]) and not len(evaluations["step"]):
         raise UserError(f"{metrics} holds nothing yet: neither a step nor an evaluation")
     for key in ("tokens", "seconds"):  # recorded with steps alone; a run begins with none used

@@ -157,13 +157,21 @@ class PatientFile:
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a metrics.jsonl; a last line that was cut off when its writer was killed is left out."""
+    """The events of a metrics.jsonl; a last line that was cut off when its writer was killed is left out.
+
+    So is, with a warning, any other line that is no event.
+    """
     events = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate([*lines, last], start=1):
         try:
-            events.append(json.loads(line))
+            event = json.loads(line)
         except json.JSONDecodeError:
-            break
+            event = None
+        if isinstance(event, dict):
+            events.append(event)
+        elif number <= len(lines):
+            warn(f"{path} line {number} is left out: it is no event")
     return events
 
 

@@ -17,7 +17,7 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.randomness import salt
 from mlm_dist.data.sampler import GlobalBatchSampler
-from mlm_dist.errors import RunError, UserError
+from mlm_dist.errors import RunError, UserError, warn
 from mlm_dist.files import replacing
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import MaskedLoss
@@ -370,13 +370,22 @@ class Trainer:
             else:
                 with replacing(self.run_dir.model) as file:
                     write({name: weight.cpu() for name, weight in self.encoder.state_dict().items()}, file)
-                draw_curves(self.run_dir.metrics, self.run_dir.curves)
         except OSError as error:
             raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
         if self.saver.failed:
             raise RunError(f"{self.run_dir.path} has no checkpoint of step {self.step}: {MAKE_ROOM}")
         if not self.stopping:
+            self.draw()
             self.run_dir.done.touch()
+
+    def draw(self) -> None:
+        """Draw the run's curves. If the disk does not take them, the run has its weights all the same."""
+        try:
+            draw_curves(self.run_dir.metrics, self.run_dir.curves)
+        except OSError as error:
+            warn(
+                f"{self.run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` draws it again"
+            )
 
     def machine(self) -> dict[str, str | int]:
         """What it is trained on."""

@@ -14,7 +14,7 @@ from tiktoken.load import load_tiktoken_bpe
 from tokenizers import models, pre_tokenizers, trainers
 
 from mlm_dist.data.preparation import SAMPLE_TEXT
-from mlm_dist.data.tokenizer import ENCODING_FILE, RANKS_FILE, Tokenizer, byte_characters
+from mlm_dist.data.tokenizer import ENCODING_FILE, GPT2_PATTERN, RANKS_FILE, Tokenizer, byte_characters
 from mlm_dist.errors import UserError
 from tests.data.test_texts import HARD_TEXTS, random_text
 
@@ -232,4 +232,21 @@ def test_a_missing_file_is_the_users_mistake(bpe: Tokenizer, tmp_path: Path, nam
     bpe.save(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name}: No such file"):
+        Tokenizer.load(tmp_path)
+
+
+def test_ids_without_text_are_special_or_gaps() -> None:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    tokenizer = Tokenizer.build("gaps", GPT2_PATTERN, ranks, {"<|endoftext|>": 258, "<|other|>": 259, "[MASK]": 262})
+    assert tokenizer.ids_without_text == [256, 257, 258, 259, 260, 261, 262]
+
+
+@pytest.mark.parametrize("special_tokens", [{"[MASK]": 299}, {"<|endoftext|>": 298}, []])
+def test_a_tokenizer_without_its_special_tokens_is_damaged(
+    bpe: Tokenizer, tmp_path: Path, special_tokens: object
+) -> None:
+    bpe.save(tmp_path)
+    parts = json.loads((tmp_path / ENCODING_FILE).read_text())
+    (tmp_path / ENCODING_FILE).write_text(json.dumps(parts | {"special_tokens": special_tokens}))
+    with pytest.raises(UserError, match="is damaged"):
         Tokenizer.load(tmp_path)

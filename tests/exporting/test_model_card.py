@@ -10,6 +10,7 @@ import yaml
 
 import mlm_dist
 from mlm_dist import __version__
+from mlm_dist.errors import UserError
 from mlm_dist.exporting.model_card import write_card
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.training.run_dir import RunDir
@@ -150,3 +151,17 @@ def test_the_precision_is_what_the_device_computed_in(copy: Path) -> None:
     assert figures(card_of(copy))["precision"] == "bfloat16"
     (copy / "machine.json").unlink()
     assert figures(card_of(copy))["precision"] == "not recorded"
+
+
+@pytest.mark.parametrize("event", ['{"step": 5, "val_loss": 3.0}', '{"val_loss": 3.0}', '{"step": "x"}'])
+def test_damaged_metrics_are_said(copy: Path, event: str) -> None:
+    (copy / "metrics.jsonl").write_text(event + "\n")
+    with pytest.raises(UserError, match=r"metrics.jsonl is damaged"):
+        card_of(copy)
+
+
+def test_an_evaluation_that_was_no_number_is_passed_over(copy: Path) -> None:
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 30, "val_loss": null, "val_accuracy": null}\n')
+    before = evaluations(copy)[-2]
+    assert figures(card_of(copy))["held-out loss"].startswith(f"{before['val_loss']:.4f} ")

@@ -1,7 +1,10 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 
 from mlm_dist.errors import UserError
+from mlm_dist.trained import filling
 from mlm_dist.trained.filling import fill, fill_together
 from mlm_dist.trained.predictor import Predictor
 
@@ -119,3 +122,32 @@ def test_filling_in_an_endless_text_sees_what_was_filled_nearby(predictor: Predi
 def test_a_text_without_masks_is_refused(predictor: Predictor, text: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         fill(predictor, text, 3)
+
+
+def test_a_word_longer_than_the_model_sees_is_refused(predictor: Predictor) -> None:
+    assert fill(predictor, "a [MASK*016]", 1).text.startswith("a")
+    for size in ("17", "99999999999999999999", "9" * 5000):
+        with pytest.raises(UserError, match=r"at most \[MASK\*16\]"):
+            fill(predictor, f"a [MASK*{size}]", 1)
+
+
+def test_a_word_of_several_tokens_has_not_endless_candidates(predictor: Predictor) -> None:
+    with pytest.raises(UserError, match="at most 1000 candidates"):
+        fill(predictor, "a [MASK*2]", 10**9)
+
+
+def test_far_masks_are_looked_at_once(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    plainly = filling.log_probabilities
+
+    def count(predictor: Predictor, questions: Sequence[tuple[list[int], int]]) -> torch.Tensor:
+        asked.append(len(questions))
+        return plainly(predictor, questions)
+
+    monkeypatch.setattr(filling, "log_probabilities", count)
+    mask = predictor.tokenizer.mask_id
+    fill_together(predictor, [mask, *[5] * 40, mask, *[5] * 40, mask])
+    assert asked == [3, 0, 0]
+    asked.clear()
+    fill_together(predictor, [mask, 5, mask, 5, mask])
+    assert asked == [3, 2, 1]

@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import mlm_dist
 from mlm_dist.errors import UserError
@@ -54,3 +55,21 @@ def test_damaged_weights_are_said(run_dir: Path, tmp_path: Path) -> None:
     (damaged / "model.pth").write_bytes(b"PK no weights")
     with pytest.raises(UserError, match=r"model.pth cannot be read"):
         mlm_dist.load(damaged, "cpu")
+
+
+def test_weights_of_another_kind_are_said(run_dir: Path, tmp_path: Path) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(run_dir, other)
+    torch.save([1], other / "model.pth")
+    with pytest.raises(UserError, match=r"model.pth cannot be read as weights: it holds something else"):
+        mlm_dist.load(other, "cpu")
+
+
+def test_weights_that_are_no_numbers_are_said(run_dir: Path, tmp_path: Path) -> None:
+    spoilt = tmp_path / "run"
+    shutil.copytree(run_dir, spoilt)
+    weights = torch.load(spoilt / "model.pth", weights_only=True)
+    weights["output.bias"][3] = torch.nan
+    torch.save(weights, spoilt / "model.pth")
+    with pytest.raises(UserError, match="are no finite numbers"):
+        mlm_dist.load(spoilt, "cpu")

@@ -140,3 +140,13 @@ def test_a_stopwatch_leaves_out_its_pauses() -> None:
     assert 10.05 <= watch.read() < 10.15
     time.sleep(0.05)
     assert watch.read() >= 10.1
+
+
+def test_a_line_that_is_no_event_is_left_out_with_a_warning(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    folder.metrics.write_text('{"step": 1}\n{"ste\n[2]\n{"step": 3}\n{"step": 4')
+    assert read_events(folder.metrics) == [{"step": 1}, {"step": 3}]
+    warnings = capsys.readouterr().err.splitlines()
+    assert [line.split(" line ")[1] for line in warnings] == [
+        "2 is left out: it is no event",
+        "3 is left out: it is no event",
+    ]

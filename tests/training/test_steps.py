@@ -228,3 +228,11 @@ def test_the_machine_is_described_with_the_processes_and_the_precision_of_the_ru
     trainer.processes.world_size = 4
     machine = trainer.machine()
     assert (machine["processes"], machine["precision"]) == (4, "bfloat16")
+
+
+def test_a_run_whose_picture_cannot_be_written_is_done(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make(train__max_iters=2)
+    (trainer.run_dir.path / "plots").write_text("in the way")
+    trainer.train()
+    assert trainer.run_dir.done.exists()
+    assert "plots/curves.png cannot be written" in capsys.readouterr().err
