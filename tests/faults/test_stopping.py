@@ -67,7 +67,7 @@ def test_a_signal_while_torch_is_imported_stops_a_run_before_its_first_step(corp
 
 def test_a_second_interrupt_does_not_wait_for_the_end_of_a_step(corpus_folder, tmp_path):
     run_dir = tmp_path / "run"
-    long_steps = {"train__batch_size": 2560, "train__eval_interval": 0}  # of 640 micro-batches
+    long_steps = {"train__batch_size": 2560, "train__micro_batch_size": 1, "train__eval_interval": 0}
     with running(train_command(corpus_folder, run_dir, **long_steps)) as process:
         wait_until(process, has_reached(run_dir, 1))
         process.send_signal(signal.SIGINT)
