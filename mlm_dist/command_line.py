@@ -14,7 +14,7 @@ from typing import Any, Literal, NoReturn, TypeGuard
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
-from mlm_dist.config import Config, find_problems
+from mlm_dist.config import Config, MaskProb, find_problems
 from mlm_dist.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
@@ -228,10 +228,14 @@ def leaf_of(section: str, leaves: list[str]) -> str:
 def flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """The dotted keys of nested mappings, with their values; a section that is no mapping is left out."""
     pairs: list[tuple[str, Any]] = []
+    sections, leaves = section_keys(), known_keys().keys() - section_keys()
     for name, value in content.items():
-        pairs += flatten(value, f"{prefix}{name}.") if is_mapping(value) else [(f"{prefix}{name}", value)]
-    sections = section_keys()
-    return [(key, value) for key, value in pairs if key not in sections]
+        key = f"{prefix}{name}"
+        if is_mapping(value) and key not in leaves:
+            pairs += flatten(value, f"{key}.")
+        elif key not in sections:
+            pairs.append((key, value))
+    return pairs
 
 
 @functools.cache
@@ -264,5 +268,7 @@ def describe_type(kind: Any) -> str:
     """A config field's type in words."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
+    if kind == MaskProb:
+        return "a number, a course {from: A, to: B} or a range [LOW, HIGH]"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return words[kind] if kind in words else f"{words[typing.get_args(kind)[0]]} or null"

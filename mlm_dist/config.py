@@ -52,12 +52,19 @@ class ModelConfig:
     """Use one matrix for the token embedding and the output layer."""
 
 
+MaskProb = float | dict[str, float] | list[float]
+
+
 @dataclass
 class MaskingConfig:
     """What the model has to guess."""
 
-    mask_prob: float = 0.15
-    """Fraction of the tokens that are predicted, between 0 and 1."""
+    mask_prob: MaskProb = 0.15
+    """Fraction of the tokens that are predicted: a number between 0 and 1; a course over the run, `{from: 0.3, to:
+    0.15}`; or a range, `[0, 1]`, from which each row draws its own, its loss weighted with the inverse, which makes a
+    generator (masked diffusion)."""
+    unit: Literal["token", "word", "span"] = "token"
+    """What is hidden as a whole: single tokens, words, or spans of words."""
     replacement: Literal["mask", "80/10/10"] = "mask"
     """What stands in the place of a predicted token: always the mask token, or BERT's mixture (80 % mask token,
     10 % a random token, 10 % the token itself)."""
@@ -196,7 +203,7 @@ def find_problems(config: Config) -> list[str]:
             ("data.path", "empty", "a corpus, a text file or a folder", config.data.path != ""),
             ("model.vocab_size", model.vocab_size, "at least 3", model.vocab_size >= 3),
             ("model.dropout", model.dropout, "at least 0 and below 1", 0 <= model.dropout < 1),
-            ("masking.mask_prob", config.masking.mask_prob, "between 0 and 1", 0 < config.masking.mask_prob < 1),
+            ("masking.mask_prob", config.masking.mask_prob, *bound_of(config.masking.mask_prob)),
             (
                 "data.val_fraction",
                 config.data.val_fraction,
@@ -213,11 +220,24 @@ def find_problems(config: Config) -> list[str]:
     ]
     if not problems and model.embedding_dim % model.heads:
         problems.append(f"model.embedding_dim {model.embedding_dim} is not a multiple of model.heads {model.heads}")
+    if isinstance(config.masking.mask_prob, list) and config.masking.replacement != "mask":
+        problems.append("masking.mask_prob is a range: masking.replacement must be mask, for the weights count on it")
     if not problems and train.batch_size % (train.micro_batch_size or 1):
         problems.append(
             f"train.batch_size {train.batch_size} is not a multiple of train.micro_batch_size {train.micro_batch_size}"
         )
     return problems
+
+
+def bound_of(mask_prob: MaskProb) -> tuple[str, bool]:
+    """What a mask probability of its kind has to be, and whether it is."""
+    if isinstance(mask_prob, dict):
+        fits = mask_prob.keys() == {"from", "to"} and all(0 < value < 1 for value in mask_prob.values())
+        return "{from: A, to: B}, both between 0 and 1", fits
+    if isinstance(mask_prob, list):
+        fits = len(mask_prob) == 2 and 0 <= mask_prob[0] < mask_prob[1] <= 1
+        return "[LOW, HIGH], a range between 0 and 1", fits
+    return "between 0 and 1", 0 < mask_prob < 1
 
 
 def positive_keys(config: Config) -> dict[str, int]:

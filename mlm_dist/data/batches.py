@@ -4,23 +4,22 @@ import torch
 
 from mlm_dist.data.corpus import Tokens
 from mlm_dist.data.masking import MaskedBatch, Masker
-from mlm_dist.data.sampler import Rows
+from mlm_dist.data.sampler import Selection
 
 
-def load_batch(matrix: Tokens, rows: Rows, epoch: int, masker: Masker, device: torch.device) -> MaskedBatch:
+def load_batch(matrix: Tokens, selection: Selection, masker: Masker, device: torch.device) -> MaskedBatch:
     """Read rows and hide some of their tokens.
 
     Args:
         matrix: (rows of the corpus, T) token ids.
-        rows: (B,) which of them to read.
-        epoch: for the masker, which hides other tokens of a row in each.
+        selection: which of them to read, and when: the masker hides other tokens of a row at another time.
         masker: works on `device`.
         device: where the batch is wanted.
     """
-    tokens = torch.from_numpy(matrix[rows].astype("int64"))
-    numbers = torch.from_numpy(rows)
+    rows = selection.rows
+    parts = [torch.from_numpy(part) for part in (matrix[rows].astype("int64"), rows, masker.rate(selection))]
     if device.type == "cuda":
         # From pinned memory the copy runs while the GPU still works on the step before.
-        tokens = tokens.pin_memory().to(device, non_blocking=True)
-        numbers = numbers.pin_memory().to(device, non_blocking=True)
-    return masker(tokens, numbers, epoch)
+        parts = [part.pin_memory().to(device, non_blocking=True) for part in parts]
+    tokens, numbers, rates = parts
+    return masker(tokens, numbers, selection.epoch, rates)

@@ -1,22 +1,42 @@
-"""Which tokens a row hides: a fixed number of places a row, chosen by hashing (seed, epoch, row, position).
+"""Which tokens a row hides: chosen by hashing (seed, epoch, row, position), in a shape that never changes.
 
-A row of n maskable tokens hides mask_prob * n of them on average: the whole part of that number always, one more
-with the probability that is left over. That one more is computed in every row and has weight 0 where it is not
-wanted, so that shapes never change. `<|endoftext|>` is never hidden.
+The tokens of a row, or its words, or spans of words, are put in an order by their hashes, and hidden from the first on
+up to a cut.
+
+With a rate p that is a number, n maskable tokens are cut at p * n. What the cut goes through is hidden with the
+probability that is the part of it before the cut, so p * n tokens are hidden on average.
+
+With a rate t that is drawn from a range, so many tokens (or words) are hidden that they are the part t of them,
+rounded up, and each counts with the inverse of the part that they are. With t uniform over (0, 1] their number is
+uniform over 1 to n then, and the expected loss of a row is exactly the negative log-likelihood of its tokens written
+in a random order, a bound of their likelihood: the masked-diffusion objective (MDLM, arXiv 2406.07524, whose integral
+over t comes to the same), without its variance at small t.
+
+`<|endoftext|>` is never hidden.
 """
 
-import math
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch.nn.functional import pad
 
-from mlm_dist.config import MaskingConfig
-from mlm_dist.data.randomness import GOLDEN, mix, salt, threshold, uniform
+from mlm_dist.config import Config
+from mlm_dist.data.mask_rate import MaskRate
+from mlm_dist.data.randomness import BITS, GOLDEN, mix, salt, threshold, uniform
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.data.words import WordTable, last_true
 
 LARGEST = 2**31 - 1
+ROUNDING = 1e-9  # what floating point may add to a number of tokens that is a whole one: 0.29 * 100
+
+# Spans of words have lengths that are distributed geometrically, with the mean of SpanBERT's (Joshi et al. 2020).
+MEAN_SPAN = 3.8
+
+# A word that lies across the cut, where a row has hidden enough, is hidden whole if that takes so many places more.
+OVERHANG = 3
 
 
 @dataclass(frozen=True)
@@ -27,7 +47,8 @@ class MaskedBatch:
         inputs: (B, T) int64, tokens with the hidden ones replaced.
         positions: (B, K) int64, where tokens are predicted; 0 where the weight is 0.
         targets: (B, K) int64, the tokens that belong there.
-        weights: (B, K) float32, 1 for a place that counts, 0 for one that is there to keep the shape.
+        weights: (B, K) float32, how much a place counts: 0 if it is there to keep the shape, else 1, or where rates
+            are drawn the inverse of the share of the row that is hidden.
     """
 
     inputs: torch.Tensor
@@ -43,7 +64,7 @@ class MaskedBatch:
         columns = torch.arange(self.inputs.shape[1], dtype=torch.int32, device=self.inputs.device) * GOLDEN
         seen = mix(self.inputs.to(torch.int32) ^ columns).sum(1, dtype=torch.int32)
         hidden = mix(mix(self.targets.to(torch.int32)) ^ (self.positions.to(torch.int32) * GOLDEN))
-        rows = mix(seen) ^ mix((hidden * self.weights.to(torch.int32)).sum(1, dtype=torch.int32))
+        rows = mix(seen) ^ mix((hidden * (self.weights > 0)).sum(1, dtype=torch.int32))
         return (mix(rows) & LARGEST).sum(dtype=torch.int64)
 
     def micro_batches(self, size: int) -> list["MaskedBatch"]:
@@ -56,70 +77,125 @@ class Masker:
     """Hides tokens of rows.
 
     Args:
-        mask_prob: the probability of every maskable token to be predicted.
+        rate: the share of each row that is hidden.
         replacement: `mask` puts the mask token in the place of all predicted tokens; `80/10/10` does so for 80 %,
             puts a random token for 10 % and leaves the rest as they are (BERT, Devlin et al. 2018).
+        unit: what is hidden as a whole.
         block_size: tokens in a row, T.
-        mask_id, end_id: the special tokens. Random tokens are drawn from the ids below `end_id`.
+        tokenizer: of the rows.
         seed: of the run.
         device: where rows come from and batches stay.
+
+    Attributes:
+        masked_places: K, places where a row may have a predicted token.
     """
 
     def __init__(
         self,
-        mask_prob: float,
+        rate: MaskRate,
         replacement: Literal["mask", "80/10/10"],
+        unit: Literal["token", "word", "span"],
         block_size: int,
-        mask_id: int,
-        end_id: int,
+        tokenizer: Tokenizer,
         seed: int,
         device: torch.device,
     ) -> None:
+        self.rate = rate
         self.replacement = replacement
-        self.mask_id = mask_id
-        self.end_id = end_id
+        self.unit = unit
+        self.block_size = block_size
+        self.mask_id, self.end_id = tokenizer.mask_id, tokenizer.end_id
         self.seed = seed
-        # By the number of maskable tokens in a row: how many are hidden at least, and the bound for one more.
-        # Fractions, because 0.15 * 20 has to be 3 and not 3 and a rounding error.
-        expected = [Fraction(str(mask_prob)) * count for count in range(block_size + 1)]
-        self.masked_places = math.ceil(expected[-1])
-        self.at_least = torch.tensor([math.floor(e) for e in expected], device=device)
-        self.one_more = torch.tensor([threshold(float(e % 1)) for e in expected], device=device)
+        self.words = WordTable(tokenizer, device) if unit != "token" else None
+        self.masked_places = int(self.most_hidden().max())
         self.columns = torch.arange(block_size + 1, dtype=torch.int32, device=device) * GOLDEN
         self.ranking = torch.arange(self.masked_places, device=device)
 
     @classmethod
     def of(
-        cls, config: MaskingConfig, block_size: int, tokenizer: Tokenizer, seed: int, device: torch.device
+        cls, config: Config, block_size: int, tokenizer: Tokenizer, seed: int, batch_size: int, device: torch.device
     ) -> "Masker":
-        """Make a masker for a tokenizer's ids."""
-        return cls(config.mask_prob, config.replacement, block_size, tokenizer.mask_id, tokenizer.end_id, seed, device)
+        """Make a masker for rows of a tokenizer's ids, so many of which are drawn together."""
+        masking = config.masking
+        rate = MaskRate(masking.mask_prob, seed, batch_size, config.train.max_iters)
+        return cls(rate, masking.replacement, masking.unit, block_size, tokenizer, seed, device)
 
-    def __call__(self, tokens: torch.Tensor, rows: torch.Tensor, epoch: int) -> MaskedBatch:
+    def most_hidden(self) -> npt.NDArray[np.int64]:
+        """How many tokens the row at each place of a global batch may have hidden, (batch_size,)."""
+        tokens = np.ceil(self.rate.highest_by_place() * self.block_size - ROUNDING).astype(np.int64)
+        if self.words is None:
+            return tokens
+        # Of words that are counted, and not their tokens, all tokens may be in those that are hidden.
+        return (
+            np.minimum(tokens + OVERHANG, self.block_size) if not self.rate.is_drawn else 0 * tokens + self.block_size
+        )
+
+    def __call__(self, tokens: torch.Tensor, rows: torch.Tensor, epoch: int, rates: torch.Tensor) -> MaskedBatch:
         """Hide tokens.
 
         Args:
             tokens: (B, T) int64.
             rows: (B,) int64, the rows' numbers in the corpus.
             epoch: a row is masked anew in each.
+            rates: (B,) float64, what `rate` gives for them.
         """
         maskable = tokens != self.end_id
-        count = maskable.sum(1)
         row_hashes = mix(mix(rows.to(torch.int32)) ^ salt(self.seed, epoch, "mask"))[:, None]
         # No value stands twice in a row of these: `mix` is one to one, and so are steps of an odd number.
         hashes = mix(row_hashes + self.columns)
-        keys = hashes[:, 1:].clamp(max=LARGEST - 1).masked_fill(~maskable, LARGEST)
-        positions = keys.topk(self.masked_places, dim=1, largest=False, sorted=True).indices
-        one_more = uniform(hashes[:, 0]) < self.one_more[count]
-        wanted = self.ranking < (self.at_least[count] + one_more)[:, None]
+        positions, before, length, words = self._order(tokens, hashes[:, 1:], maskable)
+        if self.rate.is_drawn:
+            hidden_words = (rates * words - ROUNDING).ceil()
+            number = (before == 0).cumsum(1)  # of the word that a token is in
+            wanted = (number <= hidden_words[:, None]) & (self.ranking < maskable.sum(1, keepdim=True))
+            weights = wanted * (words / hidden_words.clamp(min=1))[:, None]
+        else:
+            start = self.ranking - before
+            cut = (rates * maskable.sum(1))[:, None]
+            before_cut = ((cut - start) / length).clamp(0, 1)
+            wanted = uniform(hashes[:, :1]) < (before_cut * (1 << BITS)).round()
+            wanted &= start + length <= self.masked_places
+            weights = wanted
         targets = tokens.gather(1, positions)
         replaced = torch.where(wanted, self._replace(targets, row_hashes, positions), targets)
         return MaskedBatch(
             inputs=tokens.scatter(1, positions, replaced),
             positions=positions.masked_fill(~wanted, 0),
             targets=targets,
-            weights=wanted.float(),
+            weights=weights.float(),
         )
+
+    def _order(
+        self, tokens: torch.Tensor, hashes: torch.Tensor, maskable: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The order in which a row's tokens are hidden, as far as they may be.
+
+        Returns:
+            Their positions, (B, K); how many tokens of its word stand before each, (B, K); how many its word has,
+            (B, K); and the number of words that may be hidden in each row, (B,). A token for itself is a word.
+        """
+        keys = hashes.clamp(max=LARGEST - 1)
+        if self.words is None:
+            positions = self._first(keys.masked_fill(~maskable, LARGEST))
+            return positions, torch.zeros_like(positions), torch.ones_like(positions), maskable.sum(1)
+        columns = torch.arange(self.block_size, device=tokens.device)
+        begins = self.words.begins(tokens)
+        first = last_true(begins)
+        length = torch.zeros_like(tokens).scatter_add(1, first, torch.ones_like(tokens)).gather(1, first)
+        if self.unit == "span":
+            ended = pad(~maskable, (1, -1), value=True)
+            begins_span = begins & (ended | (uniform(mix(hashes ^ salt("span"))) < threshold(1 / MEAN_SPAN)))
+            keys = keys.gather(1, last_true(begins_span))
+        else:
+            keys = keys.gather(1, first)
+        in_order = keys * self.block_size + columns
+        positions = self._first(in_order.masked_fill(~maskable, LARGEST * self.block_size))
+        before = positions - first.gather(1, positions)
+        return positions, before, length.gather(1, positions), (begins & maskable).sum(1)
+
+    def _first(self, keys: torch.Tensor) -> torch.Tensor:
+        """Where the K smallest keys of a row stand, in their order."""
+        return keys.topk(self.masked_places, dim=1, largest=False, sorted=True).indices
 
     def _replace(self, targets: torch.Tensor, row_hashes: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """What stands in the inputs where `targets` are hidden, (B, K)."""

@@ -1,7 +1,7 @@
 """Which rows a step reads: a function of the seed and the step, whatever the number of ranks."""
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,22 @@ from mlm_dist.data.randomness import permute, salt
 from mlm_dist.errors import UserError
 
 Rows = npt.NDArray[np.int64]
+
+
+class Selection(NamedTuple):
+    """The rows that one rank reads at a step.
+
+    Attributes:
+        step: counted from 0 at the start of the run.
+        epoch: that the step falls in.
+        rows: (B,) numbers of rows of the corpus.
+        places: (B,) where each of them stands in the global batch.
+    """
+
+    step: int
+    epoch: int
+    rows: Rows
+    places: Rows
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
@@ -46,19 +62,19 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             cast(Dataset[Any], rows_per_epoch), num_replicas=world_size, rank=rank, seed=seed, drop_last=True
         )
 
-    def rows(self, step: int) -> tuple[int, Rows]:
-        """The epoch that a step falls in, and the rows that this rank reads at it."""
+    def select(self, step: int) -> Selection:
+        """The rows that this rank reads at a step."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        first = step_of_epoch * self.batch_size
-        places = np.arange(first + self.rank, first + self.batch_size, self.num_replicas)
-        return epoch, permute(places, self.row_count, salt(self.seed, epoch, "order"))
+        places = np.arange(self.rank, self.batch_size, self.num_replicas)
+        key = salt(self.seed, epoch, "order")
+        return Selection(step, epoch, permute(step_of_epoch * self.batch_size + places, self.row_count, key), places)
 
     def __len__(self) -> int:
         """Steps in an epoch."""
         return self.steps_per_epoch
 
-    def __iter__(self) -> Iterator[tuple[int, Rows]]:
+    def __iter__(self) -> Iterator[Selection]:
         step = self.start_step
         while True:
-            yield self.rows(step)
+            yield self.select(step)
             step += 1

@@ -131,8 +131,7 @@ class Theirs:
 
     def step(self) -> None:
         """Take one step."""
-        _, rows = next(self.batches)
-        tokens = torch.from_numpy(self.rows[rows].astype("int64"))
+        tokens = torch.from_numpy(self.rows[next(self.batches).rows].astype("int64"))
         inputs, labels = mask_from_the_global_generator(tokens, self.config, self.mask_id)
         with autocast(self.device, self.dtype):
             loss = self.model(inputs.to(self.device), labels.to(self.device))

@@ -11,6 +11,7 @@ import torch
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import TOKENIZER, Corpus
+from mlm_dist.data.mask_rate import mean_rate
 from mlm_dist.data.preparation import SAMPLE_TEXT, CorpusWriter, encode_corpus
 from mlm_dist.data.texts import find_documents
 from mlm_dist.data.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ def step_flops(config: Config) -> float:
     """
     model = config.model
     width, tokens = model.embedding_dim, config.train.batch_size * model.block_size
-    predicted = tokens * config.masking.mask_prob
+    predicted = tokens * mean_rate(config.masking.mask_prob)
     keys_and_values = 2 * tokens * 2 * width**2
     all_else = 2 * 10 * width**2 + 4 * model.block_size * width
     blocks = model.blocks * keys_and_values + ((model.blocks - 1) * tokens + predicted) * all_else

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlm_dist.config import Config, ModelConfig
+from mlm_dist.data.mask_rate import mean_rate
 from mlm_dist.model.encoder import Head
 
 Peer = Literal["seed", "transformers"]
@@ -83,7 +84,7 @@ def mask_from_the_global_generator(
     tokens: torch.Tensor, config: Config, mask_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and labels as the peers make them: a draw a token, 80/10/10, with what the global generator gives."""
-    drawn = torch.rand(tokens.shape, device=tokens.device) < config.masking.mask_prob
+    drawn = torch.rand(tokens.shape, device=tokens.device) < mean_rate(config.masking.mask_prob)
     labels = tokens.masked_fill(~drawn, IGNORED)
     lot = torch.rand(tokens.shape, device=tokens.device)
     inputs = tokens.masked_fill(drawn & (lot < 0.8), mask_id)

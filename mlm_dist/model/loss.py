@@ -25,13 +25,16 @@ FP16_SCALE = 2.0**10
 class MaskedLoss(nn.Module):
     """An encoder and its loss as one module, which is what exchanges gradients between ranks.
 
-    Attributes:
+    Args:
         encoder: the model.
+        most_hidden: how many places count at most in a batch of the largest size. If it has more, as where rows hide
+            different numbers of tokens, the output layer runs on so many alone: a shape that does not change.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, most_hidden: int) -> None:
         super().__init__()
         self.encoder = encoder
+        self.most_hidden = most_hidden
 
     def forward(
         self, inputs: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor
@@ -47,7 +50,12 @@ class MaskedLoss(nn.Module):
             targets: (B, K) the token ids that belong there.
             weights: (B, K), 0 for places that do not count.
         """
-        return masked_cross_entropy(self.encoder.encode(inputs, positions), self.encoder.output, targets, weights)
+        hidden = self.encoder.encode(inputs, positions)
+        if self.most_hidden < targets.numel():
+            counting = (weights.flatten() > 0).to(torch.uint8).argsort(descending=True, stable=True)[: self.most_hidden]
+            hidden = hidden.flatten(0, 1).index_select(0, counting)[None]
+            targets, weights = (part.flatten()[None, counting] for part in (targets, weights))
+        return masked_cross_entropy(hidden, self.encoder.output, targets, weights)
 
 
 def masked_cross_entropy(

@@ -11,6 +11,7 @@ from mlm_dist.data.batches import load_batch
 from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, token_dtype
 from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.preparation import encode_in_order, find_or_prepare, read_all
+from mlm_dist.data.sampler import Selection
 from mlm_dist.data.texts import find_documents
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
@@ -81,6 +82,8 @@ def masked_batches(
         stretches.append((tokens[None, count * length :], range(1)))
     for matrix, numbers in stretches:
         rows = np.array(numbers, dtype=np.int64)
-        masker = Masker.of(config.masking, matrix.shape[1], tokenizer, SEED, processes.device)
+        masker = Masker.of(config, matrix.shape[1], tokenizer, SEED, max(1, len(matrix)), processes.device)
         for start in range(0, len(rows), batch_size):
-            yield load_batch(matrix, rows[start : start + batch_size], EPOCH, masker, processes.device)
+            places = rows[start : start + batch_size]
+            selection = Selection(config.train.max_iters, EPOCH, places, places)
+            yield load_batch(matrix, selection, masker, processes.device)

@@ -12,6 +12,7 @@ from mlm_dist.config import Config
 from mlm_dist.data.batches import load_batch
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker
+from mlm_dist.data.sampler import Selection
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import loss_and_hits
@@ -42,10 +43,13 @@ class HeldOut:
                 f"val_fraction, or turn evaluation off with train.eval_interval 0"
             )
         count = min(config.train.eval_rows, len(self.matrix))
-        evenly = np.linspace(0, len(self.matrix), count, endpoint=False).astype(np.int64)
-        self.rows = evenly[processes.rank :: processes.world_size]
+        self.rows = np.linspace(0, len(self.matrix), count, endpoint=False).astype(np.int64)
+        self.places = np.arange(processes.rank, count, processes.world_size)
         self.turns = math.ceil(count / processes.world_size / self.batch_size)  # batches of the rank that has most
-        self.masker = Masker.of(config.masking, config.model.block_size, corpus.tokenizer, SEED, processes.device)
+        self.last_step = config.train.max_iters
+        self.masker = Masker.of(
+            config, config.model.block_size, corpus.tokenizer, SEED, max(1, count), processes.device
+        )
 
     def is_due(self, step: int) -> bool:
         """Whether to evaluate after a step."""
@@ -53,9 +57,10 @@ class HeldOut:
 
     def batches(self) -> Iterator[MaskedBatch]:
         """Read and mask the rows of this rank."""
-        for start in range(0, len(self.rows), self.batch_size):
-            rows = self.rows[start : start + self.batch_size]
-            yield load_batch(self.matrix, rows, EPOCH, self.masker, self.processes.device)
+        for start in range(0, len(self.places), self.batch_size):
+            places = self.places[start : start + self.batch_size]
+            selection = Selection(self.last_step, EPOCH, self.rows[places], places)
+            yield load_batch(self.matrix, selection, self.masker, self.processes.device)
 
     def evaluate(self, encoder: Encoder, stops: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Measure `val_loss`, in nats per masked token, and `val_accuracy`, on all ranks' rows.
@@ -124,4 +129,4 @@ def measure(
     encoder.train(was_training)
     loss, top_1, top_5, count = processes.sum_(sums).tolist()
     tokens = max(count, 1)
-    return Evaluation(loss / tokens, top_1 / tokens, top_5 / tokens, int(count))
+    return Evaluation(loss / tokens, top_1 / tokens, top_5 / tokens, round(count))

@@ -85,13 +85,15 @@ class Trainer:
                 len(self.rows), config.train.batch_size, config.seed, processes.rank, processes.world_size
             )
             self.held_out = HeldOut(config, corpus, processes, self.dtype)
-        self.masker = Masker.of(config.masking, config.model.block_size, corpus.tokenizer, config.seed, self.device)
+        self.masker = Masker.of(
+            config, config.model.block_size, corpus.tokenizer, config.seed, config.train.batch_size, self.device
+        )
 
         torch.manual_seed(config.seed)
         self.encoder = Encoder(config.model).to(self.device)
         self.optimizers = build_optimizers(self.encoder, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.loss: MaskedLoss | DistributedDataParallel = MaskedLoss(self.encoder)
+        self.loss: MaskedLoss | DistributedDataParallel = MaskedLoss(self.encoder, self.most_hidden)
         if processes.exchanges:
             self.loss = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
         self.step = self.saved_step = 0
@@ -110,6 +112,13 @@ class Trainer:
     def rate(self) -> float:
         """The learning rate of the next step."""
         return learning_rate(self.step, self.config.train.max_iters, self.config.optim)
+
+    @property
+    def most_hidden(self) -> int:
+        """How many tokens a micro-batch may have hidden, on any rank."""
+        world_size = self.processes.world_size
+        by_place = self.masker.most_hidden().reshape(-1, self.config.micro_batch_size(world_size), world_size)
+        return int(by_place.sum(1).max())
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -173,11 +182,11 @@ class Trainer:
     def batches(self) -> Iterator[MaskedBatch]:
         """Read and mask this rank's part of one global batch after another, beginning with the next step's."""
         self.sampler.start_step = self.step
-        for epoch, rows in self.sampler:
+        for selection in self.sampler:
             if self.config.model.dropout:
                 # Seeded anew at every step, the generator needs no place in the checkpoint.
                 torch.manual_seed(salt(self.config.seed, self.step, self.processes.rank, "dropout"))
-            yield load_batch(self.rows, rows, epoch, self.masker, self.device)
+            yield load_batch(self.rows, selection, self.masker, self.device)
 
     def take_step(self, batch: MaskedBatch, rate: float) -> StepResult:
         """Take one optimizer step.
@@ -242,7 +251,7 @@ class Trainer:
         if math.isfinite(result.grad_norm):
             self.bad_steps = 0
             return
-        loss, (_, rows) = result.loss.item(), self.sampler.rows(self.step - 1)
+        loss, rows = result.loss.item(), self.sampler.select(self.step - 1).rows
         shares = [json.loads(note) for note in self.processes.exchange(json.dumps([loss, rows.tolist()]))]
         guilty = [rank for rank, (share, _) in enumerate(shares) if not math.isfinite(share)]
         if not guilty and self.scaler.is_enabled() and self.scaler.get_scale() > SMALLEST_SCALE:

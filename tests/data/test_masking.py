@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from mlm_dist.config import MaskingConfig
+from mlm_dist.config import Config, MaskingConfig, MaskProb
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.mask_rate import MaskRate
 from mlm_dist.data.masking import MaskedBatch, Masker
+from mlm_dist.data.sampler import Selection
+from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
+from mlm_dist.data.tokenizer import MASK as MASK_TOKEN
 
 CPU = torch.device("cpu")
 T = 64
@@ -18,14 +22,35 @@ END, MASK = 100, 101
 ROWS = 10_000
 
 
+TOKENIZER = Tokenizer.build(
+    "letters", GPT2_PATTERN, {bytes([n]): n for n in range(END)}, {END_OF_TEXT: END, MASK_TOKEN: MASK}
+)
+
+
+class Mask:
+    """A masker that draws the rates of the rows itself: as if they were one batch."""
+
+    def __init__(self, masker: Masker) -> None:
+        self.masker = masker
+
+    def __call__(self, tokens: torch.Tensor, rows: torch.Tensor, epoch: int, step: int = 0) -> MaskedBatch:
+        places = np.arange(len(rows)) % len(self.masker.rate.strata)
+        rates = self.masker.rate(Selection(step, epoch, rows.cpu().numpy(), places))
+        return self.masker(tokens, rows, epoch, torch.from_numpy(rates).to(tokens.device))
+
+
 def masker(
-    mask_prob: float = 0.15,
+    mask_prob: MaskProb = 0.15,
     replacement: Literal["mask", "80/10/10"] = "mask",
     block_size: int = T,
     seed: int = 1,
     device: torch.device = CPU,
-) -> Masker:
-    return Masker(mask_prob, replacement, block_size, MASK, END, seed, device)
+    unit: Literal["token", "word", "span"] = "token",
+    tokenizer: Tokenizer = TOKENIZER,
+    batch_size: int = ROWS,
+) -> Mask:
+    rate = MaskRate(mask_prob, seed, batch_size, max_iters=11)
+    return Mask(Masker(rate, replacement, unit, block_size, tokenizer, seed, device))
 
 
 def some_tokens(rows: int, end_share: float = 0.0, block_size: int = T) -> torch.Tensor:
@@ -243,10 +268,11 @@ def test_a_seed_keeps_its_meaning() -> None:
 
 
 def test_is_made_for_a_tokenizers_ids(corpus: Corpus) -> None:
-    made = Masker.of(MaskingConfig(mask_prob=0.2, replacement="80/10/10"), 16, corpus.tokenizer, 7, CPU)
+    config = Config(masking=MaskingConfig(mask_prob=0.2, replacement="80/10/10"))
+    made = Masker.of(config, 16, corpus.tokenizer, 7, 8, CPU)
     assert (made.mask_id, made.end_id, made.seed) == (corpus.tokenizer.mask_id, corpus.tokenizer.end_id, 7)
     assert made.replacement == "80/10/10"
-    assert made(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), 0).weights.shape == (1, 4)
+    assert Mask(made)(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), 0).weights.shape == (1, 4)
 
 
 def test_micro_batches_are_the_batch_cut(batch: MaskedBatch) -> None:
