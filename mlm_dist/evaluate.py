@@ -5,7 +5,8 @@ import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import named_path, read_lines, run_parser
+from mlm_dist.command_line import named_path, parse_config, read_lines, run_parser
+from mlm_dist.config import MaskProb
 from mlm_dist.errors import UserError, run_verb
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ def describe_arguments() -> ArgumentParser:
         metavar="PATH",
         help="a prepared corpus, of which the held-out part is taken, or a text file or folder of texts, taken whole "
         "(default: the run's own corpus)",
+    )
+    parser.add_argument(
+        "--mask_prob",
+        metavar="P",
+        help="hide this fraction of the tokens, each for itself, in place of what the run has hidden; with '[0, 1]' "
+        "every row another, and the loss is a bound of the negative log-likelihood by which generators can be compared",
     )
     parser.add_argument(
         "--lines",
@@ -59,6 +66,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("--lines and --data: give one of them")
     if given.within_word and given.lines is None:
         raise UserError("--within_word goes with --lines")
+    if given.mask_prob is not None and given.lines is not None:
+        raise UserError("--mask_prob and --lines: give one of them")
+    mask_prob = None if given.mask_prob is None else read_mask_prob(given.mask_prob)
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from mlm_dist.trained.held_out import evaluate  # noqa: PLC0415
     from mlm_dist.trained.model import TrainedModel  # noqa: PLC0415
@@ -79,11 +89,20 @@ def main(arguments: list[str]) -> None:
                 for line, score in zip(lines, scores, strict=True)
             ]
         else:
-            result = evaluate(model, given.data, processes, given.batch_size)
-            report = [json.dumps(in_json(result)) if given.json else in_words(result)]
+            result = evaluate(model, given.data, processes, given.batch_size, mask_prob)
+            is_drawn = isinstance(mask_prob or model.config.masking.mask_prob, list)
+            report = [json.dumps(in_json(result)) if given.json else in_words(result, is_drawn)]
     if processes.is_first:
         print(*report, sep="\n", flush=True)
     processes.leave()
+
+
+def read_mask_prob(text: str) -> MaskProb:
+    """A fraction, or a range such as [0, 1]."""
+    config = parse_config([f"--masking.mask_prob={text}"], verb="train")
+    if isinstance(config.masking.mask_prob, dict):
+        raise UserError(f"--mask_prob {text}: a course over a run cannot be measured; give a number or [LOW, HIGH]")
+    return config.masking.mask_prob
 
 
 def in_json(result: "Evaluation") -> dict[str, float | None]:
@@ -92,15 +111,16 @@ def in_json(result: "Evaluation") -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def in_words(result: "Evaluation") -> str:
-    """The figures, one a line."""
+def in_words(result: "Evaluation", is_drawn: bool) -> str:
+    """The figures, one a line; where shares are drawn, a row's hidden tokens stand for all of it."""
+    kind = "token" if is_drawn else "masked token"
     return "\n".join(
         [
-            f"loss            {result.loss:.4f} nats a masked token",
-            f"perplexity      {result.perplexity:,.2f} over masked tokens",
+            f"loss            {result.loss:.4f} nats a {kind}",
+            f"perplexity      {result.perplexity:,.2f} over {kind}s",
             f"accuracy        {result.accuracy:.2%}",
             f"among the top 5 {result.top5_accuracy:.2%}",
-            f"masked tokens   {result.tokens:,}",
+            f"{kind + 's':<15} {result.tokens:,}",
         ]
     )
 

@@ -2,7 +2,7 @@
 
 A word is a run of letters, of digits or of other signs, with a space before it: what the tokenizers' own patterns cut
 text into, but that an apostrophe counts as a letter. In scripts that put no spaces between words every token is a word,
-for want of a dictionary. Characters and accents that are cut into bytes stay whole.
+for want of a dictionary. Characters that are cut into bytes stay whole, and so do accents with their letters.
 """
 
 import unicodedata
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from mlm_dist.data.tokenizer import Tokenizer
 
 # Of the characters at the two ends of a token. From LETTER on, a word goes on with the kind that it has come to.
-ALONE, INSIDE, LETTER, DIGIT, SIGN = range(5)
+NOTHING, ALONE, INSIDE, SPACE, LETTER, DIGIT, SIGN = range(7)
 
 WITHOUT_SPACES = regex.compile(
     r"[\p{Han}\p{Hiragana}\p{Katakana}\N{KATAKANA-HIRAGANA PROLONGED SOUND MARK}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
@@ -37,7 +37,7 @@ class WordTable:
     """
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
-        table = np.full((4, tokenizer.vocab_size), ALONE)
+        table = np.full((4, tokenizer.vocab_size), NOTHING)
         for token, rank in tokenizer.ranks.items():
             cut_apostrophe = token == CUT_APOSTROPHE[0], token.startswith(CUT_APOSTROPHE[1])
             table[:, rank] = kind_at_begin(token), kind_at_end(token), *cut_apostrophe
@@ -49,7 +49,8 @@ class WordTable:
         begin, end = (kinds[tokens].masked_fill(is_apostrophe, LETTER) for kinds in (self.at_begin, self.at_end))
         # A token that holds but the last bytes of a character ends with what the token before it has begun.
         end = end.gather(1, last_true(end != INSIDE))
-        goes_on = (begin[:, 1:] == INSIDE) | ((begin[:, 1:] >= LETTER) & (begin[:, 1:] == end[:, :-1]))
+        now, before = begin[:, 1:], end[:, :-1]
+        goes_on = (now == INSIDE) & (before != NOTHING) | (now >= LETTER) & ((before == now) | (before == SPACE))
         return pad(~goes_on, (1, 0), value=True)
 
 
@@ -97,6 +98,8 @@ def kind_of(character: str) -> int:
     category = unicodedata.category(character)
     if category[0] == "M" or category == "Cf":  # accents, and what joins the parts of an emoji
         return INSIDE
+    if character == " ":
+        return SPACE
     if character.isspace() or WITHOUT_SPACES.match(character):
         return ALONE
     return LETTER if character in APOSTROPHES else {"L": LETTER, "N": DIGIT}.get(category[0], SIGN)

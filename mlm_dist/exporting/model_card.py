@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import mlm_dist
-from mlm_dist.config import Config
+from mlm_dist.config import Config, MaskingConfig
+from mlm_dist.data.mask_rate import endpoints
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
 from mlm_dist.trained.model import TrainedModel
@@ -93,21 +94,34 @@ def training_figures(model: TrainedModel) -> dict[str, str]:
         "steps": "unknown" if model.step is None else f"{model.step:,} of {config.train.max_iters:,}",
         "rows in a step": f"{rows:,}",
         "tokens seen": "unknown" if model.step is None else f"{model.step * rows * config.model.block_size:,}",
-        "tokens that were hidden": f"{config.masking.mask_prob:.1%}, {masked}",
+        "tokens that were hidden": f"{describe(config.masking)}, {masked}",
         "dropout": f"{config.model.dropout}",
         "optimizer": f"{config.optim.name}",
         "precision": str(read_machine(model.run_dir.machine).get("precision", "not recorded")),
         "seed": f"{config.seed}",
-        **evaluation_figures(last_evaluation(model)),
+        **evaluation_figures(last_evaluation(model), config.masking),
     }
 
 
-def evaluation_figures(event: Event | None) -> dict[str, str]:
+def describe(masking: MaskingConfig) -> str:
+    """What was hidden."""
+    low, high = (f"{rate:.1%}" for rate in endpoints(masking.mask_prob))
+    share = {
+        list: f"of each row another share, from {low} to {high}",
+        dict: f"{low} at first to {high} at last",
+        float: low,
+    }[type(masking.mask_prob)]
+    return share if masking.unit == "token" else f"{share}, whole {masking.unit}s"
+
+
+def evaluation_figures(event: Event | None, masking: MaskingConfig) -> dict[str, str]:
     """What an evaluation came to."""
     if event is None:
         return {"held-out loss": "not measured"}
+    is_drawn = isinstance(masking.mask_prob, list)
+    unit = "token, each hidden one standing for several" if is_drawn else "hidden token"
     return {
-        "held-out loss": f"{event['val_loss']:.4f} nats for each hidden token, at step {event['step']:,.0f}",
+        "held-out loss": f"{event['val_loss']:.4f} nats for each {unit}, at step {event['step']:,.0f}",
         "held-out accuracy": f"{event['val_accuracy']:.1%}",
     }
 

@@ -1,12 +1,13 @@
 """How well a trained model guesses masked tokens of texts, masked as they are in the evaluations of a run."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mlm_dist.config import Config
+from mlm_dist.config import Config, MaskingConfig, MaskProb
 from mlm_dist.data.batches import load_batch
 from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, token_dtype
 from mlm_dist.data.masking import MaskedBatch, Masker
@@ -20,7 +21,9 @@ from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import EPOCH, SEED, Evaluation, measure
 
 
-def evaluate(model: TrainedModel, path: Path | None, processes: Processes, batch_size: int) -> Evaluation:
+def evaluate(
+    model: TrainedModel, path: Path | None, processes: Processes, batch_size: int, mask_prob: MaskProb | None = None
+) -> Evaluation:
     """Measure a model on a text that the processes share.
 
     In fp32, and on all of the text, so the loss may differ a little from that of a run in bf16 on `train.eval_rows`.
@@ -31,13 +34,17 @@ def evaluate(model: TrainedModel, path: Path | None, processes: Processes, batch
             are taken whole. None: the corpus of the run.
         processes: that share the rows.
         batch_size: rows that each reads at a time.
+        mask_prob: what to hide, token by token and always by the mask token, in place of what the run has hidden. With
+            a range of [0, 1] the loss is a bound of the text's negative log-likelihood, in nats a token.
 
     Raises:
         UserError: there is no such corpus or text, nothing in it, or the corpus has other tokens than the run.
     """
     with processes.together():
         tokens = find_tokens(model.config, model.tokenizer, path)
-    batches = masked_batches(tokens, model.config, model.tokenizer, processes, batch_size)
+    masking = model.config.masking if mask_prob is None else MaskingConfig(mask_prob)
+    config = dataclasses.replace(model.config, masking=masking)
+    batches = masked_batches(tokens, config, model.tokenizer, processes, batch_size)
     result = measure(model.encoder, batches, processes, torch.float32)
     assert result is not None  # nothing has asked it to stop
     return result

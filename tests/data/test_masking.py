@@ -1,5 +1,6 @@
 """Masks: the rate that was asked for, evenly spread, and a pure function of (seed, epoch, row)."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Literal
@@ -15,6 +16,7 @@ from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.sampler import Selection
 from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
 from mlm_dist.data.tokenizer import MASK as MASK_TOKEN
+from mlm_dist.data.words import WordTable
 
 CPU = torch.device("cpu")
 T = 64
@@ -348,3 +350,164 @@ def test_masks_on_the_gpu_are_those_on_the_cpu(replacement: Literal["mask", "80/
     for one, other in zip(parts(here), parts(there), strict=True):
         assert other.device.type == "cuda"
         assert torch.equal(one, other.cpu())
+
+
+def test_a_course_hides_less_and_less_in_one_shape() -> None:
+    tokens, mask = some_tokens(2000), masker({"from": 0.5, "to": 0.25}, batch_size=2000)
+    counts = [mask(tokens, torch.arange(2000), 0, step).weights.sum(1) for step in (0, 5, 10)]
+    assert [count.mean().item() for count in counts] == [32, pytest.approx(24, abs=0.1), 16]
+    assert mask(tokens, torch.arange(2000), 0, 10).weights.shape == (2000, 32)
+
+
+@pytest.mark.parametrize("end_share", [0.0, 0.2])
+def test_of_a_range_each_row_hides_its_share_rounded_up_and_its_weights_stand_for_all_of_it(end_share: float) -> None:
+    tokens, mask = some_tokens(256, end_share), masker([0.0, 1.0], batch_size=256)
+    rates = mask.masker.rate(Selection(0, 3, np.arange(256), np.arange(256)))
+    batch = mask(tokens, torch.arange(256), 3)
+    maskable, counts = (tokens != END).sum(1), (batch.weights > 0).sum(1)
+    assert counts.tolist() == [math.ceil(rate * count) for rate, count in zip(rates, maskable.tolist(), strict=True)]
+    torch.testing.assert_close(batch.weights.sum(1), maskable.float())
+    assert all(len(set(row[row > 0].tolist())) == 1 for row in batch.weights)
+    assert torch.equal(hidden(batch).sum(1), counts)  # no place stands twice
+
+
+def test_of_a_range_from_0_to_1_every_number_of_hidden_tokens_is_equally_likely() -> None:
+    mask, size = masker([0.0, 1.0], block_size=8, batch_size=50), 50
+    batches = [mask(some_tokens(size, 0, 8), torch.arange(size), epoch) for epoch in range(400)]
+    counts = torch.cat([(batch.weights > 0).sum(1) for batch in batches]).bincount(minlength=9)[1:].double()
+    expected = 400 * size / 8
+    assert ((counts - expected) ** 2 / expected).sum() < 7 + 5 * math.sqrt(2 * 7)
+
+
+@pytest.mark.parametrize(("mask_prob", "most"), [([0.1, 0.3], 20), ([0.25, 0.5], 32), ([0.0, 1.0], 64)])
+def test_a_range_hides_no_more_than_its_shape_has_room_for(mask_prob: list[float], most: int) -> None:
+    mask = masker(mask_prob, batch_size=64)
+    by_place = mask.masker.most_hidden()
+    assert by_place.max() == mask.masker.masked_places == most
+    for epoch in range(20):
+        counts = (mask(some_tokens(64), torch.arange(64), epoch).weights > 0).sum(1).numpy()
+        assert (counts <= by_place).all()
+        assert (counts >= math.ceil(mask_prob[0] * T)).all()
+
+
+def enumerated_bound(probabilities: torch.Tensor) -> float:
+    """The expected negative log-likelihood of a row that is written in a random order, over all orders.
+
+    Args:
+        probabilities: (2**n, n), by the set of hidden places as a binary number: of the true token at each place.
+    """
+    n = probabilities.shape[1]
+    orders = list(itertools.permutations(range(n)))
+    total = 0.0
+    for order in orders:
+        unseen = (1 << n) - 1
+        for place in order:
+            total -= math.log(probabilities[unseen, place])
+            unseen ^= 1 << place
+    return total / len(orders)
+
+
+@pytest.mark.parametrize("end_at", [None, 2])
+def test_the_weighted_loss_of_a_range_is_an_unbiased_estimate_of_the_bound(end_at: int | None) -> None:
+    # A model of a tiny vocabulary that is nothing but a table: for each set of hidden places, what it gives the truth.
+    n, size, epochs = 5, 40, 500
+    probabilities = torch.rand(1 << n, n, generator=torch.Generator().manual_seed(3)) * 0.9 + 0.05
+    tokens = torch.arange(n).expand(size, n).clone()
+    if end_at is not None:
+        tokens[:, end_at] = END
+        shown = [place for place in range(n) if place != end_at]
+        subsets = [sum(1 << place for k, place in enumerate(shown) if code >> k & 1) for code in range(1 << (n - 1))]
+        exact = enumerated_bound(probabilities[subsets][:, shown])
+    else:
+        exact = enumerated_bound(probabilities)
+    mask = masker([0.0, 1.0], block_size=n, batch_size=size)
+    estimates = []
+    for epoch in range(epochs):
+        batch = mask(tokens, torch.arange(size) + size * epoch, epoch)
+        unseen = ((batch.inputs == MASK) << torch.arange(n)).sum(1)
+        losses = -probabilities[unseen[:, None], batch.positions].log()
+        estimates.append((losses * batch.weights).sum(1).mean().item())
+    error = np.std(estimates) / math.sqrt(epochs)
+    assert error < 0.01 * exact
+    assert abs(np.mean(estimates) - exact) < 4 * error
+
+
+WORDS = "Aunt Zoë's naïve boys, 1234 in all, went up-stairs; 我们去 понедельник! unbelievably don't"
+
+
+@pytest.fixture(scope="module")
+def of_pieces() -> Tokenizer:
+    return Tokenizer.train_bpe([WORDS], 280)  # hardly more than bytes: words of many tokens
+
+
+def word_rows(tokenizer: Tokenizer, rows: int, block_size: int = T) -> torch.Tensor:
+    """Rows cut from a text anywhere, with an end of text in each."""
+    ids = torch.from_numpy(np.tile(tokenizer.encode(WORDS + " "), 3).astype(np.int64))
+    starts = torch.arange(rows) * 7 % (len(ids) - block_size)
+    tokens = ids[starts[:, None] + torch.arange(block_size)]
+    return tokens.scatter(1, (starts % block_size)[:, None], tokenizer.end_id)
+
+
+def words_of(tokenizer: Tokenizer, tokens: torch.Tensor) -> list[list[list[int]]]:
+    """The places of the words of each row."""
+    begins = WordTable(tokenizer, CPU).begins(tokens).tolist()
+    words: list[list[list[int]]] = []
+    for row in begins:
+        words.append([])
+        for place, begin in enumerate(row):
+            words[-1] += [[place]] if begin else []
+            if not begin:
+                words[-1][-1].append(place)
+    return words
+
+
+@pytest.mark.parametrize("mask_prob", [0.15, 0.6, [0.0, 1.0], [0.1, 0.5]], ids=str)
+@pytest.mark.parametrize("unit", ["word", "span"])
+def test_words_are_hidden_whole_or_not_at_all(
+    of_pieces: Tokenizer, unit: Literal["word", "span"], mask_prob: MaskProb
+) -> None:
+    tokens = word_rows(of_pieces, 500)
+    batch = masker(mask_prob, unit=unit, tokenizer=of_pieces, batch_size=500)(tokens, torch.arange(500), 0)
+    chosen = hidden(batch)
+    assert chosen.any(1).float().mean() > 0.9
+    for row, words in zip(chosen, words_of(of_pieces, tokens), strict=True):
+        assert all(row[word].all() or not row[word].any() for word in words)
+    assert not chosen[tokens == of_pieces.end_id].any()
+
+
+def test_words_are_hidden_at_the_rate_of_tokens() -> None:
+    # Words of one to four letters, none longer than what may hang over the cut.
+    tokenizer = Tokenizer.build("letters", GPT2_PATTERN, {b"a": 0, b" b": 1, b"c": 2}, {END_OF_TEXT: 3, MASK_TOKEN: 4})
+    tokens = torch.randint(0, 3, (ROWS, 2 * T), generator=torch.Generator().manual_seed(5))
+    tokens[:, ::4] = 1
+    for unit in ("word", "span"):
+        mask = masker(0.15, unit=unit, tokenizer=tokenizer, block_size=2 * T)  # type: ignore[arg-type]
+        weights = mask(tokens, torch.arange(ROWS), 0).weights
+        assert weights.sum(1).mean().item() == pytest.approx(0.15 * 2 * T, abs=0.05)
+
+
+def test_spans_are_runs_of_words(of_pieces: Tokenizer) -> None:
+    tokens = torch.full((2000, T), int(of_pieces.encode(" ")[0]))  # every token is a word
+    runs = {}
+    for unit in ("word", "span"):
+        mask = masker(0.15, unit=unit, tokenizer=of_pieces, batch_size=2000)  # type: ignore[arg-type]
+        chosen = hidden(mask(tokens, torch.arange(2000), 0)).int()
+        begins = (chosen - torch.nn.functional.pad(chosen, (1, -1))).clamp(min=0).sum(1)
+        runs[unit] = (chosen.sum(1) / begins).mean().item()
+    assert runs["word"] < 1.3
+    assert 2.5 < runs["span"] < 4.5  # the last span of a row is cut where enough is hidden
+
+
+def test_of_a_range_words_are_counted_and_weighed(of_pieces: Tokenizer) -> None:
+    tokens = word_rows(of_pieces, 64)
+    mask = masker([0.0, 1.0], unit="word", tokenizer=of_pieces, batch_size=64)
+    rates = mask.masker.rate(Selection(0, 0, np.arange(64), np.arange(64)))
+    batch = mask(tokens, torch.arange(64), 0)
+    chosen = hidden(batch)
+    for row, rate, weights, words, ids in zip(
+        chosen, rates, batch.weights, words_of(of_pieces, tokens), tokens, strict=True
+    ):
+        maskable = [word for word in words if ids[word[0]] != of_pieces.end_id]
+        count = sum(bool(row[word[0]]) for word in maskable)
+        assert count == math.ceil(rate * len(maskable))
+        assert weights[weights > 0].tolist() == pytest.approx([len(maskable) / count] * int(row.sum()))

@@ -16,7 +16,7 @@ STEPS_PER_EPOCH = ROWS // BATCH
 def steps(count: int, start_step: int = 0, seed: int = SEED) -> list[tuple[int, list[int]]]:
     """(epoch, rows) of some steps, as one rank reads them."""
     sampler = GlobalBatchSampler(ROWS, BATCH, seed, start_step=start_step)
-    return [(epoch, rows.tolist()) for epoch, rows in islice(sampler, count)]
+    return [(selection.epoch, selection.rows.tolist()) for selection in islice(sampler, count)]
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
@@ -26,10 +26,11 @@ def test_any_number_of_ranks_reads_the_same_rows_at_a_step(world_size: int) -> N
         for rank in range(world_size)
     ]
     for (epoch, alone), *parts in zip(steps(2 * STEPS_PER_EPOCH), *ranks, strict=True):
-        assert {part_epoch for part_epoch, _ in parts} == {epoch}
-        assert [len(rows) for _, rows in parts] == [BATCH // world_size] * world_size
+        assert {part.epoch for part in parts} == {epoch}
+        assert [len(part.rows) for part in parts] == [BATCH // world_size] * world_size
         # Rank r takes every world_size-th row from the r-th on, so that the ranks' rows interleave to the batch.
-        assert np.stack([rows for _, rows in parts], axis=1).ravel().tolist() == alone
+        assert np.stack([part.rows for part in parts], axis=1).ravel().tolist() == alone
+        assert np.stack([part.places for part in parts], axis=1).ravel().tolist() == list(range(BATCH))
 
 
 def test_no_row_comes_twice_in_an_epoch() -> None:
@@ -49,7 +50,7 @@ def test_an_epoch_holds_whole_global_batches_only() -> None:
 
 def test_an_epoch_of_one_batch_reads_all_rows() -> None:
     sampler = GlobalBatchSampler(BATCH, BATCH, SEED)
-    assert [sorted(rows.tolist()) for _, rows in islice(sampler, 3)] == [list(range(BATCH))] * 3
+    assert [sorted(selection.rows.tolist()) for selection in islice(sampler, 3)] == [list(range(BATCH))] * 3
 
 
 def test_every_row_gets_its_turn_though_epochs_leave_some_out() -> None:
@@ -62,14 +63,14 @@ def test_a_start_in_the_middle_is_the_tail_of_the_whole(start_step: int) -> None
 
 
 def test_a_start_far_into_a_run_is_found_at_once() -> None:
-    epoch, rows = next(iter(GlobalBatchSampler(ROWS, BATCH, SEED, start_step=10**12)))
-    assert epoch == 10**12 // STEPS_PER_EPOCH
-    assert len(set(rows.tolist())) == BATCH
+    selection = next(iter(GlobalBatchSampler(ROWS, BATCH, SEED, start_step=10**12)))
+    assert (selection.step, selection.epoch) == (10**12, 10**12 // STEPS_PER_EPOCH)
+    assert len(set(selection.rows.tolist())) == BATCH
 
 
 def test_iterating_again_begins_again() -> None:
     sampler = GlobalBatchSampler(ROWS, BATCH, SEED, start_step=5)
-    first, second = ([rows.tolist() for _, rows in islice(sampler, 4)] for _ in range(2))
+    first, second = ([selection.rows.tolist() for selection in islice(sampler, 4)] for _ in range(2))
     assert first == second
 
 

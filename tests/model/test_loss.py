@@ -166,4 +166,4 @@ def test_the_module_is_the_encoder_and_its_loss() -> None:
     inputs, positions = torch.randint(0, VOCABULARY, (5, 12)), torch.randint(0, 12, (5, 3))
     targets, weights = torch.randint(0, VOCABULARY, (5, 3)), torch.ones(5, 3)
     losses = F.cross_entropy(encoder(inputs, positions).flatten(0, 1), targets.flatten(), reduction="sum")
-    torch.testing.assert_close(MaskedLoss(encoder)(inputs, positions, targets, weights), losses)
+    torch.testing.assert_close(MaskedLoss(encoder, targets.numel())(inputs, positions, targets, weights), losses)

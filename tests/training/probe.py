@@ -48,13 +48,13 @@ def main() -> None:
     steps = []
     batches = trainer.batches()
     for _ in range(STEPS):
-        batch, (epoch, rows) = next(batches), trainer.sampler.rows(trainer.step)
+        batch, selection = next(batches), trainer.sampler.select(trainer.step)
         result = trainer.take_step(batch, rate=0.0)
         trainer.step += 1
         steps.append(
             {
-                "epoch": epoch,
-                "rows": torch.from_numpy(rows),
+                "epoch": selection.epoch,
+                "rows": torch.from_numpy(selection.rows),
                 "batch": vars(batch),
                 "loss": processes.sum_(result.loss).item(),
                 "grad_norm": result.grad_norm,
