@@ -91,6 +91,13 @@ def test_an_empty_path_is_refused(key):
         ("masking.mask_prob", 1.0, "between 0 and 1"),
         ("masking.mask_prob", 1.5, "between 0 and 1"),
         ("masking.mask_prob", -0.1, "between 0 and 1"),
+        ("masking.mask_prob", {"from": 0.3}, "{from: A, to: B}, both between 0 and 1"),
+        ("masking.mask_prob", {"from": 0.3, "to": 1.0}, "{from: A, to: B}, both between 0 and 1"),
+        ("masking.mask_prob", {"from": 0.3, "to": 0.1, "by": 0.1}, "{from: A, to: B}, both between 0 and 1"),
+        ("masking.mask_prob", [0.5], "[LOW, HIGH], a range between 0 and 1"),
+        ("masking.mask_prob", [0.5, 0.5], "[LOW, HIGH], a range between 0 and 1"),
+        ("masking.mask_prob", [0.5, 1.1], "[LOW, HIGH], a range between 0 and 1"),
+        ("masking.mask_prob", [-0.1, 0.5], "[LOW, HIGH], a range between 0 and 1"),
         ("model.dropout", 1.0, "at least 0 and below 1"),
         ("model.dropout", -0.1, "at least 0 and below 1"),
         ("data.val_fraction", 1.0, "at least 0 and below 1"),
@@ -111,6 +118,8 @@ def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
     [
         ("masking.mask_prob", 0.001),
         ("masking.mask_prob", 0.999),
+        ("masking.mask_prob", [0.0, 1.0]),
+        ("masking.mask_prob", {"from": 0.001, "to": 0.999}),
         ("model.dropout", 0.0),
         ("data.val_fraction", 0.0),
         ("optim.weight_decay", 0.0),
@@ -124,6 +133,33 @@ def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
 )
 def test_a_value_at_its_bound_is_taken(key, value):
     assert find_problems(config_with(key, value)) == []
+
+
+@pytest.mark.parametrize("value", [0.3, [0.0, 1.0], {"from": 0.3, "to": 0.15}], ids=str)
+def test_the_mask_probability_is_a_number_a_range_or_a_course_in_a_file_and_on_the_command_line(value, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"masking": {"mask_prob": value}}))
+    for arguments in (
+        ["--config", str(file)],
+        [f"--masking.mask_prob={yaml.safe_dump(value, default_flow_style=True)}"],
+    ):
+        config = parse_config(arguments, "train")
+        assert config.masking.mask_prob == value
+        file.write_text(config.to_yaml())
+        assert parse_config(["--config", str(file)], "train") == config
+
+
+@pytest.mark.parametrize("value", ["[a, 1]", "{from: a, to: b}", "{from: 0.1, to: [1]}", "much", "", "null", "true"])
+def test_a_mask_probability_that_is_none_of_these_is_refused(value, tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text(f"masking:\n  mask_prob: {value}\n")
+    for arguments in (["--config", str(file)], [f"--masking.mask_prob={value}"]):
+        assert "masking.mask_prob: " in complaint(arguments)
+
+
+def test_a_range_needs_tokens_that_are_really_hidden():
+    message = complaint(["--masking.mask_prob=[0, 1]", "--masking.replacement=80/10/10"])
+    assert message == "masking.mask_prob is a range: masking.replacement must be mask, for the weights count on it"
 
 
 def test_a_seed_that_torch_cannot_take_is_refused():

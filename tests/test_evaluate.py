@@ -24,6 +24,15 @@ def test_the_figures_of_held_out_text_are_printed(run_dir: Path) -> None:
         assert figure in words
 
 
+def test_the_bound_of_a_generator_is_over_all_tokens(run_dir: Path) -> None:
+    arguments = ("--run", run_dir, "--data", SAMPLE_TEXT, "--mask_prob", "[0, 1]")
+    told = json.loads(verb("evaluate", *arguments, "--json").stdout)
+    words = verb("evaluate", *arguments).stdout
+    assert f"{told['loss']:.4f} nats a token\n" in words
+    assert f"tokens          {told['tokens']:,}\n" in words
+    assert "masked" not in words
+
+
 @pytest.mark.multiprocess
 def test_the_figures_are_the_same_at_every_batch_size_and_world_size(run_dir: Path) -> None:
     arguments = ("--run_dir", run_dir, "--data", SAMPLE_TEXT)
@@ -68,6 +77,11 @@ def test_lines_in_json(run_dir: Path) -> None:
         (["--within_word"], "--within_word goes with --lines"),
         (["--lines", "-", "--data", "x"], "--lines and --data: give one of them"),
         (["--batch_size", "0"], "--batch_size is 0: it must be at least 1"),
+        (["--mask_prob", "15"], "masking.mask_prob is 15.0: it must be between 0 and 1"),
+        (["--mask_prob", "[1, 0]"], "masking.mask_prob is [1.0, 0.0]: it must be [LOW, HIGH], a range"),
+        (["--mask_prob", "much"], "masking.mask_prob: 'much' is not a number, a course"),
+        (["--mask_prob", "{from: 0.3, to: 0.1}"], "a course over a run cannot be measured"),
+        (["--mask_prob", "0.3", "--lines", "-"], "--mask_prob and --lines: give one of them"),
     ],
 )
 def test_mistakes_are_one_line(run_dir: Path, arguments: list[str], complaint: str) -> None:

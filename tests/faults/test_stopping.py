@@ -90,6 +90,19 @@ def test_a_stop_file_stops_a_run_and_is_gone_when_it_goes_on(corpus_folder, unbr
     assert_same_run(run_dir, unbroken)
 
 
+def test_a_generators_run_goes_on_with_the_rates_that_it_would_have_drawn(corpus_folder, tmp_path):
+    settings = {"train__max_iters": 90, "masking__mask_prob": "[0, 1]"}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    complete(train_command(corpus_folder, whole, **settings))
+    command = train_command(corpus_folder, stopped, **settings)
+    with running(command) as process:
+        wait_until(process, has_reached(stopped, 44))
+        process.send_signal(signal.SIGTERM)
+        assert_stopped(stopped, end(process), "SIGTERM")
+    complete(command)
+    assert_same_run(stopped, whole)
+
+
 def test_the_clock_stops_a_run(corpus_folder, unbroken, tmp_path):
     run_dir = tmp_path / "run"
     seconds = 0.0

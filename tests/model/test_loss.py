@@ -167,3 +167,38 @@ def test_the_module_is_the_encoder_and_its_loss() -> None:
     targets, weights = torch.randint(0, VOCABULARY, (5, 3)), torch.ones(5, 3)
     losses = F.cross_entropy(encoder(inputs, positions).flatten(0, 1), targets.flatten(), reduction="sum")
     torch.testing.assert_close(MaskedLoss(encoder, targets.numel())(inputs, positions, targets, weights), losses)
+
+
+@pytest.mark.parametrize("most_hidden", [11, 12, 14])
+def test_only_places_that_count_reach_the_output_layer_and_nothing_else_changes(most_hidden: int) -> None:
+    torch.manual_seed(4)
+    shape = ModelConfig(vocab_size=VOCABULARY, block_size=12, embedding_dim=WIDTH, heads=3, blocks=2)
+    encoder = Encoder(shape).double()
+    inputs, targets = (torch.randint(0, VOCABULARY, (5, width)) for width in (12, 3))
+    positions = torch.rand(5, 12).argsort(1)[:, :3]
+    weights = torch.full((15,), 1.5, dtype=torch.float64)
+    weights[torch.tensor([0, 4, 9, 14])] = 0  # 11 of 15 count
+    rows = {}
+    for most in (15, most_hidden):
+        encoder.zero_grad()
+        module = MaskedLoss(encoder, most)
+        loss = module(inputs, positions, targets, weights.view(5, 3))
+        loss.backward()
+        rows[most] = [loss.detach(), *(weight.grad.clone() for weight in encoder.parameters())]  # type: ignore[union-attr]
+    for whole, packed in zip(rows[15], rows[most_hidden], strict=True):
+        torch.testing.assert_close(packed, whole, rtol=1e-12, atol=1e-14)
+
+
+def test_the_output_layer_runs_on_as_many_places_as_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = Encoder(ModelConfig(vocab_size=VOCABULARY, block_size=12, embedding_dim=WIDTH, heads=3, blocks=1))
+    shapes = []
+
+    def record(hidden: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(hidden.shape))
+        return hidden.sum()
+
+    monkeypatch.setattr("mlm_dist.model.loss.masked_cross_entropy", record)
+    inputs, places = torch.zeros(5, 12, dtype=torch.int64), torch.zeros(5, 3, dtype=torch.int64)
+    MaskedLoss(encoder, 7)(inputs, places, places, torch.zeros(5, 3))
+    MaskedLoss(encoder, 15)(inputs, places, places, torch.ones(5, 3))
+    assert shapes == [(1, 7, WIDTH), (5, 3, WIDTH)]

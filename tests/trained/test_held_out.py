@@ -1,18 +1,24 @@
 import dataclasses
+import itertools
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import mlm_dist
+from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.texts import find_documents
 from mlm_dist.errors import UserError
+from mlm_dist.model.encoder import Encoder
 from mlm_dist.trained.held_out import encode_texts, evaluate, find_tokens, masked_batches
 from mlm_dist.trained.model import TrainedModel
 from mlm_dist.training.distributed import Processes
+from mlm_dist.training.evaluation import measure
 from mlm_dist.training.metrics import read_events
 from tests.conftest import tiny_flags, verb
 
@@ -110,3 +116,45 @@ def test_a_corpus_that_holds_nothing_out_is_refused(
 def test_a_text_that_is_not_there_is_said(model: TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.txt: there is no such file"):
         evaluate(model, tmp_path / "nowhere.txt", Processes("cpu"), 64)
+
+
+def test_with_a_range_the_loss_is_the_bound_that_all_orders_of_writing_come_to(model: TrainedModel) -> None:
+    # The exact figure: a row written token by token, in each order there is, by the model itself.
+    ids = model.tokenizer.encode("The lamp went out").tolist()[:5]
+    torch.manual_seed(6)
+    encoder = Encoder(dataclasses.replace(model.config.model, block_size=5)).eval()
+    for weight in encoder.parameters():
+        weight.data *= 5  # so that what is seen makes a difference
+    subsets = torch.arange(1 << 5)[:, None] >> torch.arange(5) & 1
+    inputs = torch.tensor(ids).where(subsets == 0, model.tokenizer.mask_id)
+    with torch.no_grad():
+        losses = -encoder(inputs).log_softmax(-1)[:, torch.arange(5), ids]
+    orders = list(itertools.permutations(range(5)))
+    exact = 0.0
+    for order in orders:
+        hidden = 31
+        for place in order:
+            exact += losses[hidden, place].item() / len(orders)
+            hidden ^= 1 << place
+
+    config = dataclasses.replace(model.config, model=encoder.config, masking=MaskingConfig([0.0, 1.0]))
+    processes, rows = Processes("cpu"), np.tile(np.array(ids, dtype=np.uint16), 20_000)
+    batches = masked_batches(rows, config, model.tokenizer, processes, 500)
+    found = measure(encoder, batches, processes, torch.float32)
+    assert found is not None
+    assert found.tokens == 5 * 20_000
+    unweighted = sum(losses[hidden] @ subsets[hidden].float() for hidden in range(32)) / subsets.sum()
+    assert unweighted.item() != pytest.approx(exact / 5, abs=0.1)
+    assert found.loss == pytest.approx(exact / 5, abs=0.02)  # three sigma
+    assert losses[31].mean().item() != pytest.approx(exact / 5, abs=0.1)  # not the loss of nothing but masks
+
+
+def test_another_share_can_be_hidden_than_the_run_has_hidden(model: TrainedModel) -> None:
+    processes = Processes("cpu")
+    assert evaluate(model, SAMPLE_TEXT, processes, 64, 0.15) == evaluate(model, SAMPLE_TEXT, processes, 64)
+    half, every = (evaluate(model, SAMPLE_TEXT, processes, 64, share) for share in (0.5, [0.0, 1.0]))
+    tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
+    maskable = int((tokens != model.tokenizer.end_id).sum())
+    assert half.tokens == pytest.approx(maskable / 2, rel=0.01)
+    assert every.tokens == maskable
+    assert every.loss == pytest.approx(evaluate(model, SAMPLE_TEXT, processes, 7, [0.0, 1.0]).loss, rel=1e-6)
