@@ -37,7 +37,7 @@ class WordTable:
     """
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:
-        table = np.full((4, tokenizer.vocab_size), NOTHING)
+        table = np.full((4, tokenizer.vocab_size), NOTHING, dtype=np.int8)
         for token, rank in tokenizer.ranks.items():
             cut_apostrophe = token == CUT_APOSTROPHE[0], token.startswith(CUT_APOSTROPHE[1])
             table[:, rank] = kind_at_begin(token), kind_at_end(token), *cut_apostrophe

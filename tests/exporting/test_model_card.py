@@ -143,6 +143,22 @@ def test_what_the_config_says_is_told(copy: Path) -> None:
     assert (told["dropout"], told["seed"], told["optimizer"]) == ("0.1", "7", "muon")
 
 
+@pytest.mark.parametrize(
+    ("mask_prob", "unit", "told"),
+    [
+        ("[0, 1]", "token", "of each row another share, from 0.0% to 100.0%, always by the mask token"),
+        ("{from: 0.3, to: 0.15}", "word", "30.0% at first to 15.0% at last, whole words, always by the mask token"),
+    ],
+)
+def test_where_the_masking_dial_stood_is_told(copy: Path, mask_prob: str, unit: str, told: str) -> None:
+    config = (copy / "config.yaml").read_text(encoding="utf-8")
+    config = config.replace("mask_prob: 0.15", f"mask_prob: {mask_prob}").replace("unit: token", f"unit: {unit}")
+    (copy / "config.yaml").write_text(config, encoding="utf-8")
+    found = figures(card_of(copy))
+    assert found["tokens that were hidden"] == told
+    assert ("each token," in found["held-out loss"]) == (mask_prob == "[0, 1]")
+
+
 def test_the_precision_is_what_the_device_computed_in(copy: Path) -> None:
     config = (copy / "config.yaml").read_text(encoding="utf-8")
     (copy / "config.yaml").write_text(config.replace("precision: fp32", "precision: auto"), encoding="utf-8")
