@@ -121,15 +121,12 @@ def log_probabilities(predictor: Predictor, questions: Sequence[tuple[list[int],
     Returns:
         (questions, vocabulary of the tokenizer), on the CPU; minus infinity for the others.
     """
-    tokenizer = predictor.tokenizer
-    found = torch.empty(len(questions), tokenizer.vocab_size)
+    found = torch.empty(len(questions), predictor.tokenizer.vocab_size)
     windows = [predictor.window(len(ids), place) for ids, place in questions]
     rows = ((i, ids[slice(*window)]) for i, ((ids, _), window) in enumerate(zip(questions, windows, strict=True)))
     for numbers, tokens in predictor.in_batches(rows):
         logits = predictor.logits(tokens, [questions[i][1] - windows[i].start for i in numbers])
-        logits = logits[:, : tokenizer.vocab_size].float()
-        logits[:, tokenizer.ids_without_text] = -torch.inf
-        found[numbers] = logits.log_softmax(-1).cpu()
+        found[numbers] = predictor.log_probabilities(logits).cpu()
     return found
 
 

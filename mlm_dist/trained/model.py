@@ -16,7 +16,9 @@ from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.trained.embedding import embed
 from mlm_dist.trained.filling import Filling, fill
+from mlm_dist.trained.generating import Generation, Watch, generate
 from mlm_dist.trained.predictor import Predictor
+from mlm_dist.trained.request import Order, Request
 from mlm_dist.trained.scoring import Score, score
 from mlm_dist.training.checkpoint import find_newest, list_checkpoints, load_checkpoint, step_of
 from mlm_dist.training.run_dir import RunDir
@@ -72,6 +74,44 @@ class TrainedModel:
             UserError: the text has no mask.
         """
         return fill(self._predictor, text, top)
+
+    def generate(
+        self,
+        text: str = "",
+        *,
+        length: int | None = None,
+        samples: int = 1,
+        order: Order = "random",
+        steps: int | None = None,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        remask: float = 0.0,
+        seed: int = 0,
+        watch: Watch | None = None,
+    ) -> list[Generation]:
+        """Write text: from nothing, after a prompt, or in the gaps of a text.
+
+        Args:
+            text: what is fixed, of any length. `[GAP:n]` in it stands for n tokens to be written, and the space before
+                it for a part of them; a text without gaps is continued.
+            length: tokens to be written after a text without gaps; None: as many as the model sees at once.
+            samples: how often to write it. Up to rounding, a sample is the same whatever their number.
+            order: `random` draws the places to be written and a token for each, as the model's own distribution asks.
+                `confidence` draws a token for every hidden place and keeps those that the model finds likeliest.
+            steps: forward passes in which the tokens that are seen together are written; None: one for each token, and
+                as many are the most.
+            temperature: by which logits are divided; 0 takes the likeliest token always.
+            top_p: tokens are drawn of the fewest that have this much probability together.
+            remask: fraction of the written tokens that each pass hides again, to be written anew.
+            seed: the same seed gives the same text, on the same machine.
+            watch: is called after each pass with the text so far, hidden tokens shaded. The samples are then written
+                one after the other.
+
+        Raises:
+            UserError: a value is out of bounds, or the text has gaps that cannot be read.
+        """
+        request = Request(text, length, samples, order, steps, temperature, top_p, remask, seed)
+        return generate(self._predictor, request, watch)
 
     def score(self, texts: Sequence[str], within_word: bool = False) -> list[Score]:
         """Measure the pseudo-log-likelihood of texts: each token hidden in turn, in nats.

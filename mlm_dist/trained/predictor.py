@@ -72,6 +72,14 @@ class Predictor:
         out: torch.Tensor = self.encoder(tokens, positions)[:, 0]
         return out
 
+    def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the tokens that stand for text, minus infinity for the others.
+
+        (B, V) logits -> (B, vocabulary of the tokenizer).
+        """
+        without_text = torch.tensor(self.tokenizer.ids_without_text, device=logits.device)
+        return logits[:, : self.tokenizer.vocab_size].float().index_fill(1, without_text, -torch.inf).log_softmax(1)
+
     @torch.no_grad()
     def states(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the output layer reads: (B, T) ids -> (B, T, C)."""

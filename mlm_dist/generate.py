@@ -1,0 +1,109 @@
+"""Text written by a trained model: `python -m mlm_dist.generate --run RUN_DIR "It was [GAP:20] and then."`."""
+
+import contextlib
+import json
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+
+from mlm_dist.command_line import run_parser
+from mlm_dist.errors import run_verb
+from mlm_dist.trained.request import Request
+
+SEPARATOR = "---"
+
+
+def describe_arguments() -> ArgumentParser:
+    """Describe the command line."""
+    parser = run_parser(
+        "generate",
+        "Write text with a trained model: from nothing, after a prompt, or in the gaps of a text, [GAP:20] standing "
+        "for 20 tokens to be written. All of them are hidden at first, and each forward pass writes some. What is "
+        f"given stays as it is. Between samples a line {SEPARATOR} is printed.",
+        '--run runs/novels "It was [GAP:20] and then he [GAP:10]."',
+    )
+    parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="prompt, or text with gaps")
+    parser.add_argument(
+        "--length", type=int, metavar="N", help="tokens after a text without gaps (default: as many as the model sees)"
+    )
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
+    parser.add_argument(
+        "--order",
+        choices=["random", "confidence"],
+        default="random",
+        help="random: draw the places to be written, and a token for each, which follows the model's own distribution; "
+        "confidence: draw a token for every hidden place and keep those that the model finds likeliest (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="forward passes for the tokens that are seen together (default: one for each token)",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="divides logits; 0: always the likeliest token (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top_p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="draw of the fewest tokens that have this probability together (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--remask",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="fraction of the written tokens that each pass hides again, to be written anew (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: %(default)s)"
+    )
+    parser.add_argument("--watch", action="store_true", help="on a terminal, show the text as it is written")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a sample")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Print what the model writes."""
+    given = vars(describe_arguments().parse_args(arguments))
+    run, watched, as_json = (given.pop(name) for name in ("run", "watch", "json"))
+    Request(**given)  # so that a mistake is answered without waiting for torch
+    from mlm_dist import load  # noqa: PLC0415
+
+    model = load(run)
+    with screen() if watched and sys.stdout.isatty() else contextlib.nullcontext() as watch:
+        generations = model.generate(**given, watch=watch)
+    for sample, generation in enumerate(generations):
+        if as_json:
+            print(json.dumps({"sample": sample} | generation._asdict(), ensure_ascii=False))
+        else:
+            print(*[SEPARATOR] * (sample > 0), generation.text, sep="\n")
+
+
+@contextlib.contextmanager
+def screen() -> Iterator[Callable[[str], None]]:
+    """A place on the terminal for a text that changes, which is cleared in the end. Of a tall one the end is shown."""
+    from rich.console import Console  # noqa: PLC0415 (only those who watch wait for it)
+    from rich.live import Live  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console()
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def show(text: str) -> None:
+            printable = "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
+            lines = Text(printable).wrap(console, console.width)
+            live.update(Text("\n").join(lines[-console.height :]), refresh=True)
+
+        yield show
+
+
+if __name__ == "__main__":
+    run_verb(main)
