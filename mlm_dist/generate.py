@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import signal
 import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
@@ -80,11 +81,10 @@ def main(arguments: list[str]) -> None:
     model = load(run)
     with screen() if watched and sys.stdout.isatty() else contextlib.nullcontext() as watch:
         generations = model.generate(**given, watch=watch)
-    for sample, generation in enumerate(generations):
-        if as_json:
-            print(json.dumps({"sample": sample} | generation._asdict(), ensure_ascii=False))
-        else:
-            print(*[SEPARATOR] * (sample > 0), generation.text, sep="\n")
+    if as_json:
+        print(*[json.dumps(generation._asdict(), ensure_ascii=False) for generation in generations], sep="\n")
+    else:
+        print(*[generation.text for generation in generations], sep=f"\n{SEPARATOR}\n")
 
 
 @contextlib.contextmanager
@@ -95,14 +95,23 @@ def screen() -> Iterator[Callable[[str], None]]:
     from rich.text import Text  # noqa: PLC0415
 
     console = Console()
-    with Live(console=console, auto_refresh=False, transient=True) as live:
+    interrupts: list[int] = []
+    # Ctrl-C waits for the frame to be whole: one that is cut short could not be cleared.
+    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
 
-        def show(text: str) -> None:
-            printable = "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
-            lines = Text(printable).wrap(console, console.width)
-            live.update(Text("\n").join(lines[-console.height :]), refresh=True)
+            def show(text: str) -> None:
+                printable = "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
+                lines = Text(printable).wrap(console, console.width)
+                room = max(1, console.height - 1)  # the cursor goes below
+                live.update(Text("\n").join(lines[-room:]), refresh=True)
+                if interrupts:
+                    raise KeyboardInterrupt
 
-        yield show
+            yield show
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ class Request:
         self._check_gaps()
         if self.samples * (sum(self.gaps) or self.length or 1) > MOST_TOKENS:
             raise UserError(
-                f"--samples {self.samples} of that length: at most {MOST_TOKENS:,} tokens are written at once; ask for fewer"
+                f"at most {MOST_TOKENS:,} tokens are written at once, in all --samples together: ask for fewer"
             )
 
     @property
