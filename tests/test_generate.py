@@ -122,7 +122,8 @@ def test_json_is_one_object_a_sample(run_dir: Path) -> None:
 
 def test_watching_changes_nothing_in_a_pipe(run_dir: Path) -> None:
     arguments = ["--run", run_dir, "--samples", 2, GAPS]
-    assert verb("generate", *arguments, "--watch").stdout == verb("generate", *arguments).stdout
+    watched = verb("generate", *arguments, "--watch", FORCE_COLOR="1")  # by which rich takes a pipe for a terminal
+    assert watched.stdout == verb("generate", *arguments).stdout
 
 
 @pytest.mark.parametrize(
