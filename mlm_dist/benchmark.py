@@ -6,7 +6,8 @@ import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
 
-from mlm_dist.command_line import OneLineParser, parse_config
+from mlm_dist.command_line import OneLineParser
+from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError, run_verb, tell
 
 ROWS_ON_A_CPU = 64

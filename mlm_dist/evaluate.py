@@ -5,8 +5,9 @@ import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import named_path, parse_config, read_lines, run_parser
+from mlm_dist.command_line import named_path, read_lines, run_parser
 from mlm_dist.config import MaskProb
+from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError, run_verb
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from mlm_dist.command_line import parse_config
+from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import run_verb, tell
 from mlm_dist.training.stopping import StopRequest
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlm_dist.command_line import known_keys, parse_config, read_config
 from mlm_dist.config import Config, TrainConfig, find_problems, positive_keys
+from mlm_dist.config_reading import known_keys, parse_config, read_config
 from mlm_dist.errors import UserError
 from tests.conftest import flags
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlm_dist.command_line import known_keys, read_config
 from mlm_dist.config import Config
+from mlm_dist.config_reading import known_keys, read_config
 from tests.conftest import REPOSITORY
 
 FILES = sorted((REPOSITORY / "configs").glob("*.yaml"))

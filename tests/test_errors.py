@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mlm_dist import load
-from mlm_dist.command_line import parse_config, read_config
+from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
 from mlm_dist.training.run_dir import check_same_run

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
-from mlm_dist.command_line import read_config
 from mlm_dist.config import Config
+from mlm_dist.config_reading import read_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.errors import UserError

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlm_dist.command_line import read_config
 from mlm_dist.config import Config
+from mlm_dist.config_reading import read_config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.files import replacing

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.command_line import parse_config
 from mlm_dist.config import Config
+from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import RunError, UserError
 from mlm_dist.measuring.runner import Runner, running, take_turns
 from tests.conftest import tiny_flags

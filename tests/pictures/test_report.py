@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mlm_dist import load
-from mlm_dist.command_line import read_config
+from mlm_dist.config_reading import read_config
 from mlm_dist.pictures.report import amount, duration, losses_at_round_steps, write_report
 from mlm_dist.pictures.sentences import fill_sentences
 from mlm_dist.trained.model import TrainedModel

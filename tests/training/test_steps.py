@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlm_dist.command_line import parse_config
+from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import RunError
 from mlm_dist.training.checkpoint import list_checkpoints, step_of

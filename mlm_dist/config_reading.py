@@ -1,0 +1,207 @@
+"""Reading a config: YAML files, then flags, and every mistake in one line."""
+
+import argparse
+import dataclasses
+import difflib
+import functools
+import itertools
+import re
+import typing
+from pathlib import Path
+from typing import Any, Literal, TypeGuard
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+
+from mlm_dist.config import Config, MaskProb, find_problems
+from mlm_dist.errors import UserError
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+def parse_config(arguments: list[str], verb: str) -> Config:
+    """Build the config from a verb's command line.
+
+    Args:
+        arguments: the command line without the program's name: `--config FILE` and `--section.key VALUE` flags.
+        verb: the verb's name, for `--help`.
+
+    Raises:
+        UserError: for an unknown key (with the nearest known one), a value of the wrong type or out of range, a
+            config file that is missing or is not YAML.
+        SystemExit: with code 0, after `--help` and `--print_config`.
+    """
+    parser = ArgumentParser(
+        prog=f"python -m mlm_dist.{verb}",
+        description=f"Example: python -m mlm_dist.{verb} --config configs/novels.yaml --optim.lr 5e-4",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="YAML file; flags after it override its keys.")
+    parser.add_class_arguments(Config, as_group=False)
+    for action in parser._actions:  # a section can be given as a file of its own to jsonargparse; not to us
+        if action.dest in section_keys():
+            action.help = argparse.SUPPRESS
+        # nor can a list be added to, which would be a second way to say the same
+        action.option_strings = [flag for flag in action.option_strings if not flag.endswith("+")]
+    for path in config_files(arguments):
+        check_file(path, parser)
+    check_flags(arguments)
+    try:
+        config = parser.instantiate(parser.parse_args(arguments))
+    except (ArgumentError, OverflowError) as error:
+        raise UserError(in_plain_words(error)) from error
+    # jsonargparse hands back a namespace of the fields of `Config` with the sections already built.
+    config = Config(**{item.name: config[item.name] for item in dataclasses.fields(Config)})
+    for key, value in flatten(dataclasses.asdict(config)):
+        check_value(key, value, where="--")
+    if problems := find_problems(config):
+        raise UserError("; ".join(problems))
+    return config
+
+
+def read_config(path: Path) -> Config:
+    """Read the `config.yaml` of a run directory."""
+    return parse_config(["--config", str(path)], verb="train")
+
+
+@functools.cache
+def known_keys(section: type = Config, prefix: str = "") -> dict[str, Any]:
+    """Map every dotted key to its type; sections map to their dataclass."""
+    keys: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(section).items():
+        keys[prefix + name] = kind
+        if dataclasses.is_dataclass(kind):
+            keys |= known_keys(typing.cast(type, kind), f"{prefix}{name}.")
+    return keys
+
+
+def config_files(arguments: list[str]) -> list[Path]:
+    """The files that `--config` names on a command line."""
+    named = [value for flag, value in itertools.pairwise([*arguments, ""]) if flag == "--config"]
+    if "" in named:
+        raise UserError("--config: a file is missing after it")
+    return [
+        Path(name) for name in named + [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+    ]
+
+
+def check_file(path: Path, parser: ArgumentParser) -> None:
+    """Raise `UserError`, naming the file, if it is not a config of ours."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=OnceLoader)
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"--config {path}: not UTF-8 at byte {error.start}") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-02-31
+        raise UserError(f"--config {path}: not YAML: {error}") from error
+    if not is_mapping(content):
+        raise UserError(f"--config {path}: expected `key: value` lines, found {type(content).__name__}")
+    for key, value in flatten(content):
+        check_key(key, where=f"{path}: ")
+        check_value(key, value, where=f"{path}: ")
+    for key in section_keys():
+        if key in content and not is_mapping(content[key]):
+            raise UserError(f"{path}: {key} is a section: put its keys under it, indented")
+    try:
+        parser.parse_path(str(path))
+    except (ArgumentError, OverflowError) as error:
+        raise UserError(f"{path}: {in_plain_words(error)}") from error
+
+
+class OnceLoader(yaml.SafeLoader):
+    """Reads YAML as `yaml.safe_load` does, but refuses a key that stands twice, of which that keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping of a node.
+
+        Raises:
+            yaml.YAMLError: a key stands twice in it.
+        """
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"{twice} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
+def check_flags(arguments: list[str]) -> None:
+    """Raise `UserError` for a flag that is no key of the config."""
+    for flag in arguments:
+        key = flag.removeprefix("--").split("=")[0]
+        if flag.startswith("--") and key not in ("config", "help", "print_config"):
+            check_key(key, where="--")
+
+
+def check_key(key: str, where: str) -> None:
+    """Raise `UserError`, with the nearest known key, if there is no such key."""
+    keys = known_keys()
+    leaves = [known for known in keys if known not in section_keys()]
+    if key in leaves:
+        return
+    if key in keys:
+        raise UserError(f"{where}{key} is a section: give one of its keys, such as {key}.{leaf_of(key, leaves)}")
+    by_last_name = [known for known in leaves if known.split(".")[-1] == key.rsplit(".", maxsplit=1)[-1]]
+    near = by_last_name or difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]}?" if near else "see --help for the keys there are"
+    raise UserError(f"{where}{key}: unknown key; {hint}")
+
+
+def check_value(key: str, value: object, where: str) -> None:
+    """Raise `UserError` if there is no value for a key that needs one."""
+    if value is None and type(None) not in typing.get_args(known_keys()[key]):
+        raise UserError(f"{where}{key}: it has no value")
+
+
+def leaf_of(section: str, leaves: list[str]) -> str:
+    """The first key of a section, without the section's name."""
+    return next(leaf for leaf in leaves if leaf.startswith(f"{section}.")).split(".")[1]
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The dotted keys of nested mappings, with their values; a section that is no mapping is left out."""
+    pairs: list[tuple[str, Any]] = []
+    sections, leaves = section_keys(), known_keys().keys() - section_keys()
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if is_mapping(value) and key not in leaves:
+            pairs += flatten(value, f"{key}.")
+        elif key not in sections:
+            pairs.append((key, value))
+    return pairs
+
+
+@functools.cache
+def section_keys() -> set[str]:
+    """The keys that hold other keys."""
+    return {key for key, kind in known_keys().items() if dataclasses.is_dataclass(kind)}
+
+
+def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a YAML value is a mapping."""
+    return isinstance(value, dict)
+
+
+def in_plain_words(error: Exception) -> str:
+    """One line for a parser's complaint: the key, the value given, and what was expected."""
+    text = str(error)
+    named = re.search(r'Parser key "([\w.]+)":|argument --([\w.]+):', text)
+    value = re.search(r"(?:Got value|Given value|restriction|literal for int\(\) with base 10): ?(.*)", text)
+    key = named and (named[1] or named[2])
+    kind = known_keys().get(key or "")
+    if not key or kind is None:
+        return " ".join(text.split())
+    if "expected one argument" in text:
+        return f"--{key}: a value is missing after it"
+    given = f"'{value[1]}' is not" if value else "expected"
+    return f"{key}: {given} {describe_type(kind)}"
+
+
+def describe_type(kind: Any) -> str:
+    """A config field's type in words."""
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    if kind == MaskProb:
+        return "a number, a course {from: A, to: B} or a range [LOW, HIGH]"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words[kind] if kind in words else f"{words[typing.get_args(kind)[0]]} or null"

@@ -1,0 +1,256 @@
+"""Reading a config: YAML and flags into a typed config, `--help`, and every mistake in one line that names it."""
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+
+from mlm_dist import config as config_module
+from mlm_dist.config import Config
+from mlm_dist.config_reading import known_keys, parse_config, read_config
+from mlm_dist.errors import UserError
+
+LEAVES = [key for key, kind in known_keys().items() if not dataclasses.is_dataclass(kind)]
+
+
+def parse(*arguments: object) -> Config:
+    return parse_config([str(argument) for argument in arguments], verb="train")
+
+
+def complaint(*arguments: object) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(*arguments)
+    return str(caught.value)
+
+
+def docstrings() -> dict[str, str]:
+    """The docstring below each field of the config's dataclasses, by dotted key."""
+    classes = {node.name: node for node in ast.parse(inspect.getsource(config_module)).body if hasattr(node, "name")}
+    found: dict[str, str] = {}
+
+    def read(kind: type, prefix: str) -> None:
+        body = classes[kind.__name__].body
+        for statement, after in itertools.pairwise(body):
+            match statement, after:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[prefix + name] = text
+
+    read(Config, "")
+    for section, kind in known_keys().items():
+        if dataclasses.is_dataclass(kind):
+            read(kind, f"{section}.")
+    return found
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+# What is right
+
+
+def test_no_arguments_give_the_defaults():
+    assert parse() == Config()
+
+
+def test_a_flag_overrides_a_key():
+    assert parse("--optim.lr", "5e-4").optim.lr == 5e-4
+    assert parse("--optim.lr=5e-4").optim.lr == 5e-4
+
+
+def test_values_have_the_types_of_their_fields(file):
+    file.write_text("seed: 7\noptim: {lr: 1}\nmodel: {tie_embeddings: false}\ntrain: {micro_batch_size: null}\n")
+    config = parse("--config", file, "--debug", "true", "--model.dropout", "0", "--run_dir", "7")
+    assert type(config.seed) is int
+    assert type(config.optim.lr) is float
+    assert config.model.tie_embeddings is False
+    assert config.train.micro_batch_size is None
+    assert config.debug is True
+    assert type(config.model.dropout) is float
+    assert config.run_dir == "7"
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(file):
+    file.write_text("seed: 7\noptim:\n  lr: 2.0e-3\n  warmup_iters: 3\n")
+    config = parse("--config", file, "--optim.lr", "5e-4")
+    assert (config.seed, config.optim.lr, config.optim.warmup_iters) == (7, 5e-4, 3)
+    assert config.optim.schedule == Config().optim.schedule
+
+
+def test_a_later_file_overrides_keys_of_an_earlier_one(file, tmp_path):
+    other = tmp_path / "other.yaml"
+    file.write_text("seed: 7\nmodel:\n  heads: 4\n  blocks: 2\n")
+    other.write_text("model:\n  heads: 2\n")
+    config = parse(f"--config={file}", "--config", other)
+    assert (config.seed, config.model.heads, config.model.blocks) == (7, 2, 2)
+
+
+@pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "0.001", ".001", "1e-03"])
+def test_a_number_in_yaml_may_be_written_in_any_usual_way(written, file):
+    file.write_text(f"optim:\n  lr: {written}\n")
+    assert parse("--config", file).optim.lr == 1e-3
+    assert parse("--optim.lr", written).optim.lr == 1e-3
+
+
+def test_a_file_may_be_sparse_or_have_a_byte_order_mark(file):
+    file.write_bytes(b"\xef\xbb\xbf# my config\nseed: 7\n")
+    assert parse("--config", file) == dataclasses.replace(Config(), seed=7)
+
+
+@pytest.mark.parametrize("value", ["null", "[a]", "a: b", "{x}", "1e-3", "true", "ä ö", "no"])
+def test_a_text_value_is_taken_as_it_is_written(value):
+    assert parse("--run_dir", value).run_dir == value
+
+
+# --help and --print_config
+
+
+def test_help_explains_every_key_with_its_docstring(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse("--help")
+    assert left.value.code == 0
+    # Without white space, because argparse wraps lines; without the usage, which names the flags too.
+    text = re.sub(r"\s", "", capsys.readouterr().out.partition("options:")[2])
+    explanations = docstrings()
+    assert set(explanations) == set(LEAVES)
+    for key, explanation in explanations.items():
+        first_words = "".join(explanation.split()[:6])
+        flag_and_values = rf"--{re.escape(key)}([A-Z_]+|\{{[^}}]+\}})"
+        assert re.search(flag_and_values + re.escape(first_words), text), key
+
+
+def test_print_config_prints_yaml_that_reads_back_as_the_same_config(capsys, file):
+    arguments = ["--optim.lr", "5e-4", "--train.micro_batch_size", "32", "--run_dir", "läufe/1", "--debug", "true"]
+    with pytest.raises(SystemExit) as left:
+        parse(*arguments, "--print_config")
+    assert left.value.code == 0
+    file.write_text(capsys.readouterr().out, encoding="utf-8")
+    assert read_config(file) == parse(*arguments)
+
+
+# What is wrong on the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--optim.lrr", "1"], ["--optim.lrr", "unknown key", "did you mean optim.lr?"]),
+        (["--optim.warmup_iter", "1"], ["--optim.warmup_iter", "did you mean optim.warmup_iters?"]),
+        (["--lr", "1"], ["--lr", "did you mean optim.lr?"]),
+        (["--train.lr=1"], ["--train.lr", "did you mean optim.lr?"]),
+        (["--sede", "1"], ["--sede", "did you mean seed?"]),
+        (["--xyzzy", "1"], ["--xyzzy", "unknown key", "--help"]),
+        (["--optim.l", "1"], ["--optim.l", "unknown key"]),
+        (["--se", "1"], ["--se", "unknown key"]),
+        (["--conf", "x.yaml"], ["--conf", "unknown key"]),
+        (["--optim.lr.x", "1"], ["--optim.lr.x", "unknown key"]),
+        (["--optim", "1"], ["--optim", "section", "optim.name"]),
+        (["--model", "model.yaml"], ["--model", "section"]),
+        (["--"], ["--"]),
+        (["-x"], ["-x"]),
+        (["novels"], ["novels"]),
+        (["--seed", "3", "4"], ["4"]),
+        (["--optim.lr"], ["--optim.lr", "value is missing"]),
+        (["--optim.lr", "--seed", "3"], ["--optim.lr", "value is missing"]),
+        (["--debug"], ["--debug", "value is missing"]),
+        (["--optim.lr="], ["optim.lr", "a number"]),
+        (["--config"], ["--config", "missing"]),
+        (["--seed", "1.5"], ["seed", "'1.5'", "whole number"]),
+        (["--seed", "many"], ["seed", "'many'", "whole number"]),
+        (["--train.max_iters", "1e3"], ["train.max_iters", "whole number"]),
+        (["--optim.lr", "fast"], ["optim.lr", "'fast'", "a number"]),
+        (["--optim.lr", "true"], ["optim.lr", "a number"]),
+        (["--optim.lr", "nan"], ["optim.lr", "'nan'"]),
+        (["--optim.lr", "inf"], ["optim.lr", "'inf'"]),
+        (["--debug", "maybe"], ["debug", "'maybe'", "true or false"]),
+        (["--device", "gpu"], ["device", "'gpu'", "auto, cpu, cuda"]),
+        (["--precision", "fp8"], ["precision", "'fp8'", "bf16"]),
+        (["--optim.schedule", "Cosine"], ["optim.schedule", "'Cosine'", "cosine"]),
+        (["--train.micro_batch_size", "half"], ["train.micro_batch_size", "'half'", "whole number or null"]),
+        (["--print_config=everything"], ["everything"]),
+    ],
+    ids=lambda value: " ".join(value) if value and str(value[0]).startswith("-") else "",
+)
+def test_a_mistake_on_the_command_line_is_named(arguments, words):
+    message = complaint(*arguments)
+    assert all(word in message for word in words), message
+
+
+# What is wrong in a file
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("optim:\n  lrr: 1\n", ["optim.lrr", "unknown key", "did you mean optim.lr?"]),
+        ("optim:\n  warmup_iter: 1\n", ["optim.warmup_iter", "did you mean optim.warmup_iters?"]),
+        ("lr: 1\n", ["lr: unknown key", "did you mean optim.lr?"]),
+        ("seeed: 3\n", ["seeed", "did you mean seed?"]),
+        ("optimizer:\n  lr: 1\n", ["optimizer.lr", "did you mean optim.lr?"]),
+        ("model:\n  model:\n    heads: 2\n", ["model.model.heads", "unknown key"]),
+        ("1: 2\n", ["1: unknown key"]),
+        ("config: other.yaml\n", ["config: unknown key"]),
+        ("optim: 3\n", ["optim is a section"]),
+        ("optim: [lr, 3]\n", ["optim is a section"]),
+        ("optim:\n", ["optim is a section"]),
+        ("data: data.yaml\n", ["data is a section"]),
+        ("seed: {a: 1}\n", ["seed"]),
+        ("a: [1\n", ["not YAML"]),
+        ("\tseed: 3\n", ["not YAML"]),
+        ("seed: 3: 4\n", ["not YAML"]),
+        ("seed: 1\n---\nseed: 2\n", ["not YAML"]),
+        ("seed: !!python/object/apply:os.getcwd []\n", ["not YAML"]),
+        ("- 1\n", ["found list"]),
+        ("just words\n", ["found str"]),
+        ("", ["found NoneType"]),
+        ("seed: 1.5\n", ["seed", "'1.5'", "whole number"]),
+        ("seed: true\n", ["seed", "whole number"]),
+        ("optim:\n  lr: fast\n", ["optim.lr", "'fast'", "a number"]),
+        ("optim:\n  lr: [1]\n", ["optim.lr", "a number"]),
+        ("optim:\n  lr: true\n", ["optim.lr", "a number"]),
+        ("debug: maybe\n", ["debug", "'maybe'", "true or false"]),
+        ("debug: 1\n", ["debug", "true or false"]),
+        ("device: gpu\n", ["device", "'gpu'", "auto, cpu, cuda"]),
+        ("train:\n  micro_batch_size: half\n", ["train.micro_batch_size", "'half'", "whole number or null"]),
+        ("data:\n  path: 3\n", ["data.path", "'3'", "text"]),
+        ("data:\n  path: [a, b]\n", ["data.path", "text"]),
+        ("optim:\n  lr: 1.0\nseed: 1\noptim:\n  warmup_iters: 2\n", ["optim", "twice"]),
+        ("optim:\n  lr: 1.0\n  lr: 2.0\n", ["lr", "twice"]),
+    ],
+)
+def test_a_mistake_in_a_file_is_named_with_the_file(content, words, file):
+    file.write_text(content)
+    message = complaint("--config", file)
+    assert all(word in message for word in [str(file), *words]), message
+
+
+def test_a_file_that_is_not_utf_8_is_named_with_the_byte(file):
+    file.write_bytes("run_dir: läufe\n".encode("latin-1"))
+    assert complaint("--config", file) == f"--config {file}: not UTF-8 at byte 10"
+
+
+def test_a_file_that_is_missing_is_named(file):
+    assert complaint("--config", file) == f"--config {file}: No such file or directory"
+    assert str(file) in complaint(f"--config={file}")
+
+
+def test_a_folder_given_as_a_file_is_named(tmp_path):
+    assert complaint("--config", tmp_path) == f"--config {tmp_path}: Is a directory"
+
+
+def test_the_file_at_fault_is_named_among_several(file, tmp_path):
+    other = tmp_path / "other.yaml"
+    file.write_text("seed: 7\n")
+    other.write_text("sede: 7\n")
+    assert str(other) in complaint("--config", file, "--config", other)
+    assert str(other) in complaint("--config", other, "--config", file)
+
+
+def test_a_value_out_of_bounds_in_a_file_is_refused(file):
+    file.write_text("masking:\n  mask_prob: 1.5\n")
+    assert "masking.mask_prob is 1.5" in complaint("--config", file)
