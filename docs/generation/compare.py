@@ -1,0 +1,77 @@
+"""Compare generated texts: `python docs/generation/compare.py --judge DIR --corpus DIR --runs RUN_DIR --out DIR`."""
+
+import json
+from argparse import ArgumentParser
+from pathlib import Path
+
+from mlm_dist.command_line import OneLineParser
+from mlm_dist.errors import UserError, run_verb, tell
+from mlm_dist.files import new_folder, refuse_existing
+
+WAYS = {
+    "random order": ["--order", "random"],
+    "random order, top-p 0.9": ["--order", "random", "--top_p", "0.9"],
+    "by confidence": ["--order", "confidence"],
+}
+ORDERS = {"unigram": 1, "5-gram": 5}
+
+
+def build_parser() -> ArgumentParser:
+    """Describe the command line."""
+    parser = OneLineParser(
+        prog="python docs/generation/compare.py",
+        description="Have runs and n-gram models write texts, and compare them with each other and with held-out text.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--judge", type=Path, required=True, metavar="DIR", help="what train_judge.py wrote")
+    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a corpus that prepare wrote")
+    parser.add_argument("--runs", type=Path, nargs="*", default=[], metavar="RUN_DIR", help="folders of training runs")
+    parser.add_argument("--samples", type=int, default=64, metavar="N", help="texts of each (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=64, metavar="N", help="tokens of a text (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the texts (default: %(default)s)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for samples.jsonl and table.md")
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Draw the texts, take their figures, write both and print the table."""
+    given = build_parser().parse_args(arguments)
+    if given.samples < 1:
+        raise UserError(f"--samples is {given.samples}: it must be at least 1")
+    refuse_existing(given.out)
+    # Only now, so that --help and mistakes are answered without waiting for torch.
+    from judge import Judge  # noqa: PLC0415
+    from mlm_dist.data.corpus import Corpus  # noqa: PLC0415
+    from ngrams import NgramModel, Ngrams  # noqa: PLC0415
+    from passages import Passage, documents, held_out_passages  # noqa: PLC0415
+    from quality import COPIED, Row, measure, table  # noqa: PLC0415
+    from verbs import generate, nll_bound  # noqa: PLC0415
+
+    if given.length < COPIED:
+        raise UserError(f"--length is {given.length}: it must be at least {COPIED}")
+    judge, corpus = Judge.load(given.judge), Corpus.open(given.corpus)
+    tokenizer = corpus.tokenizer
+    training_text = Ngrams(corpus.train, tokenizer.vocab_size, tokenizer.end_id, COPIED)
+    passages = {"held-out text": held_out_passages(corpus, given.samples, given.length, given.seed)}
+    nats: dict[str, float] = {}
+    for name, order in ORDERS.items():
+        model = NgramModel(training_text, order, tokenizer.ids_without_text)
+        nats[name] = model.nats(documents(corpus, "val"))
+        drawn = [model.write(given.length, [given.seed, sample]) for sample in range(given.samples)]
+        passages[name] = [Passage(tokenizer.decode(tokens), tokens) for tokens in drawn]
+    for run in given.runs:
+        for way, flags in WAYS.items():
+            passages[f"{run.name}, {way}"] = generate(run, flags, given.samples, given.length, given.seed)
+        nats[f"{run.name}, {next(iter(WAYS))}"] = nll_bound(run, given.corpus)
+    rows = {name: Row(nats.get(name), measure(texts, judge, training_text)) for name, texts in passages.items()}
+    with new_folder(given.out) as folder, (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
+        for name, texts in passages.items():
+            for sample, passage in enumerate(texts):
+                line = {"of": name, "sample": sample} | passage._asdict()
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        (folder / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
+    tell(table(rows))
+
+
+if __name__ == "__main__":
+    run_verb(main)

@@ -1,0 +1,97 @@
+"""Train the judge on the train part of a corpus: `python docs/generation/train_judge.py --corpus DIR --out DIR`."""
+
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlm_dist.command_line import OneLineParser
+from mlm_dist.errors import UserError, run_verb, tell
+from mlm_dist.files import refuse_existing
+
+if TYPE_CHECKING:
+    from judge import Judge
+
+SEED = 1337
+ROWS = 16
+LEARNING_RATE = 1.5e-3
+WARM_UP = 100
+LOG_INTERVAL = 50
+SAVE_INTERVAL = 500
+
+
+def build_parser() -> ArgumentParser:
+    """Describe the command line."""
+    parser = OneLineParser(
+        prog="python docs/generation/train_judge.py",
+        description="Train a small causal language model, with a vocabulary of its own, to judge generated text.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a corpus that prepare wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the judge")
+    parser.add_argument(
+        "--steps", type=int, default=2500, metavar="N", help=f"of {ROWS} rows each (default: %(default)s)"
+    )
+    return parser
+
+
+def main(arguments: list[str]) -> None:
+    """Train, saving now and then, and print how well the judge knows the held-out text."""
+    given = build_parser().parse_args(arguments)
+    if given.steps < 1:
+        raise UserError(f"--steps is {given.steps}: it must be at least 1")
+    refuse_existing(given.out)
+    # Only now, so that --help and mistakes are answered without waiting for torch.
+    import torch  # noqa: PLC0415
+
+    from judge import Judge  # noqa: PLC0415
+    from mlm_dist.data.corpus import Corpus  # noqa: PLC0415
+    from passages import document_texts, documents  # noqa: PLC0415
+
+    corpus = Corpus.open(given.corpus)
+    texts, held_out = document_texts(corpus, "train"), document_texts(corpus, "val")
+    torch.manual_seed(SEED)
+    judge = Judge.untrained(texts)
+    train(judge, texts, given.steps, given.out)
+    nats, size = sum(judge.nats(held_out)), sum(len(text.encode()) for text in held_out)
+    own, corpus_tokens = sum(len(judge.encode(text)) for text in held_out), sum(map(len, documents(corpus, "val")))
+    tell(
+        f"held out: {nats / size:.4f} nats a byte, {nats / own:.4f} a token of its own, {nats / corpus_tokens:.4f} a "
+        f"token of the corpus"
+    )
+
+
+def train(judge: "Judge", texts: list[str], steps: int, out: Path) -> None:
+    """Train on rows drawn from texts, and save into the folder `out`."""
+    import numpy as np  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from transformers import get_cosine_schedule_with_warmup  # noqa: PLC0415
+
+    from judge import BLOCK  # noqa: PLC0415
+    from mlm_dist.training.precision import autocast, choose_dtype  # noqa: PLC0415
+
+    ids = torch.from_numpy(np.concatenate([[judge.end_id, *judge.encode(text)] for text in texts]))
+    tell(f"vocabulary {judge.tokenizer.get_vocab_size()}, {len(ids):,} tokens to train on")
+    optimizer = torch.optim.AdamW(judge.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(WARM_UP, steps), steps)
+    cpu = torch.device("cpu")
+    precision = choose_dtype("auto", cpu)
+    first, rest = torch.full((ROWS, 1), judge.end_id), torch.arange(BLOCK - 1)
+    began = time.monotonic()
+    for step in range(1, steps + 1):
+        places = torch.randint(len(ids) - BLOCK, (ROWS, 1))
+        with autocast(cpu, precision):
+            loss = judge.losses(torch.cat([first, ids[places + rest]], 1)).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(judge.model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % LOG_INTERVAL == 0:
+            tell(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
+        if step % SAVE_INTERVAL == 0 or step == steps:
+            judge.save(out)
+
+
+if __name__ == "__main__":
+    run_verb(main)

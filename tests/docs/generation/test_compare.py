@@ -1,0 +1,90 @@
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compare
+import verbs
+from mlm_dist.data.corpus import Corpus
+from tests.conftest import start
+
+
+@pytest.fixture
+def answers(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What the verbs are asked, which are answered with the training text and a bound of 3.21."""
+    asked = []
+
+    def ask(verb: str, *arguments: str) -> list[dict[str, Any]]:
+        asked.append((verb, *arguments))
+        if verb == "evaluate":
+            return [{"loss": 3.21}]
+        options = dict(itertools.pairwise(arguments))
+        tokens = corpus.train[: int(options["--length"])].tolist()
+        return [{"text": corpus.tokenizer.decode(tokens), "tokens": tokens}] * int(options["--samples"])
+
+    monkeypatch.setattr(verbs, "ask", ask)
+    return asked
+
+
+@pytest.fixture
+def given(judge_folder: Path, corpus_folder: Path) -> list[str]:
+    return ["--judge", str(judge_folder), "--corpus", str(corpus_folder), "--samples=3", "--length=20"]
+
+
+def test_texts_of_all_are_kept_and_compared(given: list[str], answers: list[tuple[str, ...]], tmp_path: Path) -> None:
+    compare.main([*given, "--runs", "runs/plain", "runs/diffusion", "--out", str(tmp_path / "out")])
+    rows = [line.split(" | ") for line in (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()[2:]]
+    ways = ["random order", "random order, top-p 0.9", "by confidence"]
+    names = ["held-out text", "unigram", "5-gram", *[f"{run}, {way}" for run in ("plain", "diffusion") for way in ways]]
+    assert [row[0].removeprefix("| ") for row in rows] == names
+    assert [row[1] == "3.210" for row in rows] == [name.endswith("random order") for name in names]
+    assert rows[0][1] == ""
+    assert float(rows[2][1]) < float(rows[1][1])
+    assert [row[-1] == "100.0% |" for row in rows] == [False] * 3 + [True] * 6
+    lines = (tmp_path / "out" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert [(sample["of"], sample["sample"]) for sample in samples] == [(name, i) for name in names for i in range(3)]
+    assert {len(sample["tokens"]) for sample in samples} == {20}
+
+
+def test_the_runs_are_asked_for_texts_in_several_ways(
+    given: list[str], answers: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    compare.main([*given, "--seed=7", "--runs", "runs/plain", "--out", str(tmp_path / "out")])
+    sizes = ("generate", "--run", "runs/plain", "--samples", "3", "--length", "20", "--seed", "7")
+    *generated, evaluated = answers
+    assert generated == [
+        (*sizes, "--order", "random", "--json"),
+        (*sizes, "--order", "random", "--top_p", "0.9", "--json"),
+        (*sizes, "--order", "confidence", "--json"),
+    ]
+    assert evaluated == ("evaluate", "--run", "runs/plain", "--data", given[3], "--mask_prob", "[0, 1]", "--json")
+
+
+def test_the_seed_decides_on_the_texts(given: list[str], tmp_path: Path) -> None:
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        compare.main([*given, f"--seed={seed}", "--out", str(tmp_path / out)])
+    a, b, c = ((tmp_path / out / "samples.jsonl").read_text(encoding="utf-8").splitlines() for out in "abc")
+    assert a == b
+    assert not set(a) & set(c)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "complaint"),
+    [
+        (["--samples=0"], "--samples is 0: it must be at least 1"),
+        (["--length=7"], "--length is 7: it must be at least 8"),
+        (["--judge=nowhere"], "nowhere holds no whole judge: train one with docs/generation/train_judge.py"),
+        (["--samples=100000"], "passages of 20 tokens, not 100000: ask for less"),
+    ],
+)
+def test_a_mistake_is_one_line(given: list[str], mistake: list[str], complaint: str, tmp_path: Path) -> None:
+    command = [sys.executable, "docs/generation/compare.py", *given, "--out", str(tmp_path / "out"), *mistake]
+    result = start(command)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.count("\n") == 1
+    assert complaint in result.stderr
+    assert not (tmp_path / "out").exists()
