@@ -38,6 +38,8 @@ def main(arguments: list[str]) -> None:
     given = build_parser().parse_args(arguments)
     if given.samples < 1:
         raise UserError(f"--samples is {given.samples}: it must be at least 1")
+    if len({run.name for run in given.runs}) < len(given.runs):
+        raise UserError("--runs: two folders have the same name, by which the table tells them apart: rename one")
     refuse_existing(given.out)
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from judge import Judge  # noqa: PLC0415

@@ -77,6 +77,7 @@ def test_the_seed_decides_on_the_texts(given: list[str], tmp_path: Path) -> None
     [
         (["--samples=0"], "--samples is 0: it must be at least 1"),
         (["--length=7"], "--length is 7: it must be at least 8"),
+        (["--runs", "a/novels", "b/novels"], "--runs: two folders have the same name"),
         (["--judge=nowhere"], "nowhere holds no whole judge: train one with docs/generation/train_judge.py"),
         (["--samples=100000"], "passages of 20 tokens, not 100000: ask for less"),
     ],
