@@ -498,6 +498,15 @@ def test_spans_are_runs_of_words(of_pieces: Tokenizer) -> None:
     assert 2.5 < runs["span"] < 4.5  # the last span of a row is cut where enough is hidden
 
 
+def test_no_span_goes_on_behind_the_end_of_a_document(of_pieces: Tokenizer) -> None:
+    tokens = torch.full((4000, T), int(of_pieces.encode(" ")[0]))
+    tokens[:, T // 2] = of_pieces.end_id
+    chosen = hidden(masker(0.15, unit="span", tokenizer=of_pieces, batch_size=4000)(tokens, torch.arange(4000), 0))
+    last, first, before = (chosen[:, T // 2 + shift].double() for shift in (-1, 1, -2))
+    assert (last * before).mean().item() > 0.09  # neighbours of one document are hidden together
+    assert (last * first).mean().item() < 0.04  # and these as strangers are: 0.15 squared
+
+
 def test_of_a_range_words_are_counted_and_weighed(of_pieces: Tokenizer) -> None:
     tokens = word_rows(of_pieces, 64)
     mask = masker([0.0, 1.0], unit="word", tokenizer=of_pieces, batch_size=64)
