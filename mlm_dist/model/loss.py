@@ -158,7 +158,8 @@ def loss_and_hits(
         targets: (B, K) token ids.
         weights: (B, K), 0 for places that do not count.
     """
-    hidden, targets, weights = hidden.flatten(0, 1), targets.flatten(), weights.flatten()
+    counting = weights.flatten().nonzero()[:, 0]  # of rows that hide different numbers of tokens, about half
+    hidden, targets, weights = hidden.flatten(0, 1)[counting], targets.flatten()[counting], weights.flatten()[counting]
     loss, top_1, top_5 = torch.zeros(3, dtype=torch.float64, device=hidden.device)
     for part in parts(len(hidden), len(output.weight) * 4, LOGITS_BYTES[hidden.device.type]):
         logits = output(hidden[part]).float()
