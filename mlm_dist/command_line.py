@@ -1,6 +1,8 @@
 """The command lines of the verbs that take no config: parsers, and what they read; every mistake in one line."""
 
 import argparse
+import difflib
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +23,10 @@ class OneLineParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise the complaint instead of printing the usage."""
-        raise UserError(message)
+        """Raise the complaint instead of printing the usage; of a flag that there is not, with the nearest that is."""
+        unknown = re.search(r"unrecognized arguments: (--\w+)", message)
+        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        raise UserError(f"{message}; did you mean {near[0]}?" if near else message)
 
 
 def run_parser(verb: str, description: str, example: str) -> OneLineParser:

@@ -1,6 +1,22 @@
-"""What verbs read from files of lines."""
+"""Flags of the verbs that take no config, and what they read from files of lines."""
 
-from mlm_dist.command_line import read_lines
+import pytest
+
+from mlm_dist.command_line import read_lines, run_parser
+from mlm_dist.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("flags", "hint"),
+    [(["--leng", "3"], "; did you mean --length?"), (["--lenght=3"], "; did you mean --length?"), (["--zzz"], "--zzz")],
+)
+def test_the_nearest_flag_is_named(flags, hint):
+    parser = run_parser("generate", "Write.", "--run R")
+    parser.add_argument("--length")
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(["--run", "R", *flags])
+    assert str(caught.value).startswith(f"unrecognized arguments: {flags[0]}")
+    assert str(caught.value).endswith(hint)
 
 
 def test_lines_end_at_line_feeds_alone(tmp_path):
