@@ -28,13 +28,13 @@ class MaskRate:
 
     Attributes:
         is_drawn: whether each row has a rate of its own, from a range.
-        lowest, highest: rates that there may be.
+        highest: rate that there may be.
     """
 
     def __init__(self, mask_prob: MaskProb, seed: int, batch_size: int, max_iters: int) -> None:
         self.is_drawn = isinstance(mask_prob, list)
         self.start, self.end = endpoints(mask_prob)
-        self.lowest, self.highest = sorted([self.start, self.end])
+        self.highest = max(self.start, self.end)
         self.seed = seed
         self.last_step = max(1, max_iters - 1)
         # Neighbouring rows get parts of the range that lie far apart, so that what one process or one micro-batch

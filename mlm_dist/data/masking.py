@@ -16,7 +16,7 @@ over t comes to the same), without its variance at small t.
 """
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +73,22 @@ class MaskedBatch:
         return [MaskedBatch(*tensors) for tensors in zip(*parts, strict=True)]
 
 
+class Order(NamedTuple):
+    """The order in which rows hide their tokens, as far as they may. A token that is hidden for itself is a word.
+
+    Attributes:
+        positions: (B, K) of the tokens.
+        before: (B, K) how many tokens of its word stand before each.
+        length: (B, K) how many tokens its word has.
+        words: (B,) how many words may be hidden.
+    """
+
+    positions: torch.Tensor
+    before: torch.Tensor
+    length: torch.Tensor
+    words: torch.Tensor
+
+
 class Masker:
     """Hides tokens of rows.
 
@@ -125,10 +141,9 @@ class Masker:
         tokens = np.ceil(self.rate.highest_by_place() * self.block_size - ROUNDING).astype(np.int64)
         if self.words is None:
             return tokens
-        # Of words that are counted, and not their tokens, all tokens may be in those that are hidden.
-        return (
-            np.minimum(tokens + OVERHANG, self.block_size) if not self.rate.is_drawn else 0 * tokens + self.block_size
-        )
+        if self.rate.is_drawn:  # words are counted then, and a few may have all of a row's tokens
+            return np.full_like(tokens, self.block_size)
+        return np.minimum(tokens + OVERHANG, self.block_size)
 
     def __call__(self, tokens: torch.Tensor, rows: torch.Tensor, epoch: int, rates: torch.Tensor) -> MaskedBatch:
         """Hide tokens.
@@ -165,19 +180,18 @@ class Masker:
             weights=weights.float(),
         )
 
-    def _order(
-        self, tokens: torch.Tensor, hashes: torch.Tensor, maskable: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The order in which a row's tokens are hidden, as far as they may be.
+    def _order(self, tokens: torch.Tensor, hashes: torch.Tensor, maskable: torch.Tensor) -> Order:
+        """The order in which rows hide their tokens.
 
-        Returns:
-            Their positions, (B, K); how many tokens of its word stand before each, (B, K); how many its word has,
-            (B, K); and the number of words that may be hidden in each row, (B,). A token for itself is a word.
+        Args:
+            tokens: (B, T) ids.
+            hashes: (B, T) int32, of each place.
+            maskable: (B, T) bool.
         """
         keys = hashes.clamp(max=LARGEST - 1)
         if self.words is None:
             positions = self._first(keys.masked_fill(~maskable, LARGEST))
-            return positions, torch.zeros_like(positions), torch.ones_like(positions), maskable.sum(1)
+            return Order(positions, torch.zeros_like(positions), torch.ones_like(positions), maskable.sum(1))
         columns = torch.arange(self.block_size, device=tokens.device)
         begins = self.words.begins(tokens)
         first = last_true(begins)
@@ -191,7 +205,7 @@ class Masker:
         in_order = keys * self.block_size + columns
         positions = self._first(in_order.masked_fill(~maskable, LARGEST * self.block_size))
         before = positions - first.gather(1, positions)
-        return positions, before, length.gather(1, positions), (begins & maskable).sum(1)
+        return Order(positions, before, length.gather(1, positions), (begins & maskable).sum(1))
 
     def _first(self, keys: torch.Tensor) -> torch.Tensor:
         """Where the K smallest keys of a row stand, in their order."""
