@@ -236,7 +236,7 @@ def bound_of(mask_prob: MaskProb) -> tuple[str, bool]:
         return "{from: A, to: B}, both between 0 and 1", fits
     if isinstance(mask_prob, list):
         fits = len(mask_prob) == 2 and 0 <= mask_prob[0] < mask_prob[1] <= 1
-        return "[LOW, HIGH], a range between 0 and 1", fits
+        return "[LOW, HIGH] with 0 <= LOW < HIGH <= 1", fits
     return "between 0 and 1", 0 < mask_prob < 1
 
 

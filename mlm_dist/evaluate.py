@@ -33,7 +33,7 @@ def describe_arguments() -> ArgumentParser:
     parser.add_argument(
         "--mask_prob",
         metavar="P",
-        help="hide this fraction of the tokens, each for itself, in place of what the run has hidden; with '[0, 1]' "
+        help="hide this fraction, token by token and always by the mask token, not as the run has done; with '[0, 1]' "
         "every row another, and the loss is a bound of the negative log-likelihood by which generators can be compared",
     )
     parser.add_argument(
@@ -100,7 +100,10 @@ def main(arguments: list[str]) -> None:
 
 def read_mask_prob(text: str) -> MaskProb:
     """A fraction, or a range such as [0, 1]."""
-    config = parse_config([f"--masking.mask_prob={text}"], verb="train")
+    try:
+        config = parse_config([f"--masking.mask_prob={text}"], verb="train")
+    except UserError as error:
+        raise UserError(str(error).replace("masking.mask_prob", "--mask_prob")) from error
     if isinstance(config.masking.mask_prob, dict):
         raise UserError(f"--mask_prob {text}: a course over a run cannot be measured; give a number or [LOW, HIGH]")
     return config.masking.mask_prob

@@ -20,8 +20,9 @@ def describe_arguments() -> ArgumentParser:
         "generate",
         "Write text with a trained model: from nothing, after a prompt, or in the gaps of a text, [GAP:20] standing "
         "for 20 tokens to be written. All of them are hidden at first, and each forward pass writes some. What is "
-        f"given stays as it is. Between samples a line {SEPARATOR} is printed.",
-        '--run runs/novels "It was [GAP:20] and then he [GAP:10]."',
+        "given stays as it is, but for a space before what is written, which is a part of that. Between samples a line "
+        f"{SEPARATOR} is printed.",
+        '--run runs/novels_diffusion "It was [GAP:20] and then he [GAP:10]."',
     )
     parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="prompt, or text with gaps")
     parser.add_argument(

@@ -1,8 +1,8 @@
 """What share of each row is hidden: a number, a schedule over the run, or drawn for each row from a range.
 
-A draw is stratified: the rows of a global batch take one rate from each of as many equal parts of the range. The
-noise of the loss that comes from some batches being easier than others is gone then (Kingma et al. 2021,
-arXiv 2107.00630, use it for the times of a diffusion model).
+A draw is stratified: the rows of a global batch take one rate from each of as many equal parts of the range. Most of
+the noise that comes from some batches hiding more than others is gone then (Kingma et al. 2021, arXiv 2107.00630, do
+so with the times of a diffusion model).
 """
 
 import math
@@ -38,7 +38,7 @@ class MaskRate:
         self.seed = seed
         self.last_step = max(1, max_iters - 1)
         # Neighbouring rows get parts of the range that lie far apart, so that what one process or one micro-batch
-        # has of a batch is spread evenly as well: the multiples of a number near batch_size / golden ratio.
+        # has of a large batch is spread well too: the multiples of a number near batch_size / golden ratio.
         near = round(batch_size * 0.618)
         stride = next(
             n for n in sorted(range(batch_size + 1), key=lambda n: abs(n - near)) if math.gcd(n, batch_size) == 1

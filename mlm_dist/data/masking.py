@@ -10,7 +10,8 @@ With a rate t that is drawn from a range, so many tokens (or words) are hidden t
 rounded up, and each counts with the inverse of the part that they are. With t uniform over (0, 1] their number is
 uniform over 1 to n then, and the expected loss of a row is exactly the negative log-likelihood of its tokens written
 in a random order, a bound of their likelihood: the masked-diffusion objective (MDLM, arXiv 2406.07524, whose integral
-over t comes to the same), without its variance at small t.
+over t comes to the same), with less variance at small t. Of words or spans it is that of a model that writes the
+tokens of a word at once, each for itself.
 
 `<|endoftext|>` is never hidden.
 """
@@ -138,7 +139,8 @@ class Masker:
 
     def most_hidden(self) -> npt.NDArray[np.int64]:
         """How many tokens the row at each place of a global batch may have hidden, (batch_size,)."""
-        tokens = np.ceil(self.rate.highest_by_place() * self.block_size - ROUNDING).astype(np.int64)
+        highest = self.rate.highest_by_place() * self.block_size
+        tokens = np.maximum(np.ceil(highest - ROUNDING), 1).astype(np.int64)
         if self.words is None:
             return tokens
         if self.rate.is_drawn:  # words are counted then, and a few may have all of a row's tokens
@@ -202,7 +204,7 @@ class Masker:
             keys = keys.gather(1, last_true(begins_span))
         else:
             keys = keys.gather(1, first)
-        in_order = keys * self.block_size + columns
+        in_order = keys.long() * self.block_size + columns
         positions = self._first(in_order.masked_fill(~maskable, LARGEST * self.block_size))
         before = positions - first.gather(1, positions)
         return Order(positions, before, length.gather(1, positions), (begins & maskable).sum(1))

@@ -98,9 +98,9 @@ def figures_of(history: History) -> list[Figure]:
     return [
         Figure("steps", number(last(np.append(evaluations["step"], training["step"])), ",.0f"), "as far as recorded"),
         Figure("tokens", amount(tokens), "of training text, all epochs"),
-        Figure("held-out loss", number(loss, ".3f"), f"nats per masked token, {when}"),
-        Figure("accuracy", number(last(evaluations["val_accuracy"]), ".1%"), f"masked tokens guessed, {when}"),
-        Figure("perplexity", perplexity(loss), f"of masked tokens, {when}"),
+        Figure("held-out loss", number(loss, ".3f"), f"nats a token, {when}"),
+        Figure("accuracy", number(last(evaluations["val_accuracy"]), ".1%"), f"of hidden tokens guessed, {when}"),
+        Figure("perplexity", perplexity(loss), f"of hidden tokens, {when}"),
         Figure("training time", duration(seconds), "without evaluations"),
         Figure("throughput", amount(tokens / seconds if seconds else math.nan), "tokens per second, on average"),
     ]

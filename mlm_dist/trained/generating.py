@@ -71,6 +71,7 @@ def generate(predictor: Predictor, request: Request, watch: Watch | None = None)
 def read_template(predictor: Predictor, request: Request) -> Template:
     """Encode the text of a request; one without gaps has a gap at its end."""
     sizes = request.gaps or [request.length or predictor.block_size]
+    request.check_amount(sum(sizes))
     text = GAP.sub(lambda found: MASK * int(found[1]), request.text) if request.gaps else request.text + MASK * sizes[0]
     ids = predictor.tokenizer.encode_with_masks(text)
     places = [place for place, token in enumerate(ids) if token == predictor.tokenizer.mask_id]

@@ -93,7 +93,7 @@ class TrainedModel:
 
         Args:
             text: what is fixed, of any length. `[GAP:n]` in it stands for n tokens to be written, and the space before
-                it for a part of them; a text without gaps is continued.
+                it for a part of them; a text without gaps is continued, and a space at its end is written anew.
             length: tokens to be written after a text without gaps; None: as many as the model sees at once.
             samples: how often to write it. Up to rounding, a sample is the same whatever their number.
             order: `random` draws the places to be written and a token for each, as the model's own distribution asks.

@@ -59,15 +59,19 @@ class Request:
         require(0 <= self.remask < 1, "remask", self.remask, "at least 0 and below 1")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
         self._check_gaps()
-        if self.samples * (sum(self.gaps) or self.length or 1) > MOST_TOKENS:
-            raise UserError(
-                f"at most {MOST_TOKENS:,} tokens are written at once, in all --samples together: ask for fewer"
-            )
+        self.check_amount(sum(self.gaps) or self.length or 1)
 
     @property
     def gaps(self) -> list[int]:
         """How many tokens are to be written in each gap of the text."""
         return [int(number[:DIGITS]) for number in GAP.findall(self.text)]
+
+    def check_amount(self, tokens: int) -> None:
+        """Raise `UserError` if so many tokens in each sample are more than are written at once."""
+        if self.samples * tokens > MOST_TOKENS:
+            raise UserError(
+                f"at most {MOST_TOKENS:,} tokens are written at once, in all --samples together: ask for fewer"
+            )
 
     def _check_gaps(self) -> None:
         for found in LIKE_A_GAP.findall(self.text):

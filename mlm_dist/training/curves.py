@@ -104,7 +104,7 @@ def draw_losses(axes: "Axes", histories: Sequence[History], against: str) -> Non
             markevery=max(1, len(evaluations["step"]) // MOST_MARKERS),
         )
     cut_off_the_start(axes, histories)
-    axes.set_ylabel("loss (nats per masked token)" if against == "step" else "loss")
+    axes.set_ylabel("loss (nats a token)" if against == "step" else "loss")
     axes.yaxis.set_major_formatter("{x:g}")
     finish_axes(axes, against, f"time in training ({unit})" if unit else against)
 

@@ -63,7 +63,7 @@ class HeldOut:
             yield load_batch(self.matrix, selection, self.masker, self.processes.device)
 
     def evaluate(self, encoder: Encoder, stops: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """Measure `val_loss`, in nats per masked token, and `val_accuracy`, on all ranks' rows.
+        """Measure `val_loss`, in nats a token, and `val_accuracy`, on all ranks' rows.
 
         Args:
             encoder: the model to measure.
@@ -76,13 +76,13 @@ class HeldOut:
 
 
 class Evaluation(NamedTuple):
-    """How well masked tokens are guessed.
+    """How well masked tokens are guessed; where the share that is masked is drawn, each stands for several tokens.
 
     Attributes:
-        loss: nats per masked token.
+        loss: nats per masked token, or, with their weights, per token of the text.
         accuracy: how many of them are the likeliest token, between 0 and 1.
         top5_accuracy: how many are one of the five likeliest.
-        tokens: masked tokens that were guessed.
+        tokens: masked tokens that were guessed, or that these stand for.
     """
 
     loss: float

@@ -390,6 +390,12 @@ def test_a_range_hides_no_more_than_its_shape_has_room_for(mask_prob: list[float
         assert (counts >= math.ceil(mask_prob[0] * T)).all()
 
 
+@pytest.mark.parametrize("mask_prob", [1e-12, [0.0, 1e-12]], ids=str)
+def test_the_smallest_share_has_a_place_too(mask_prob: MaskProb) -> None:
+    batch = masker(mask_prob, batch_size=8)(some_tokens(8), torch.arange(8), 0)
+    assert batch.weights.shape == (8, 1)
+
+
 def enumerated_bound(probabilities: torch.Tensor) -> float:
     """The expected negative log-likelihood of a row that is written in a random order, over all orders.
 

@@ -202,3 +202,21 @@ def test_the_output_layer_runs_on_as_many_places_as_there_may_be(monkeypatch: py
     MaskedLoss(encoder, 7)(inputs, places, places, torch.zeros(5, 3))
     MaskedLoss(encoder, 15)(inputs, places, places, torch.ones(5, 3))
     assert shapes == [(1, 7, WIDTH), (5, 3, WIDTH)]
+
+
+@pytest.mark.parametrize("weight", [1.0, 64.0, 512.0])
+def test_large_weights_do_not_overflow_in_fp16(weight: float) -> None:
+    torch.manual_seed(9)
+    output = nn.Linear(64, 500)
+    hidden = torch.randn(1, 20, 64)
+    targets, weights = torch.randint(0, 500, (1, 20)), torch.ones(1, 20)
+    weights[0, 3] = weight
+    gradients = []
+    for on in (False, True):
+        output.zero_grad()
+        with torch.autocast("cpu", torch.float16, enabled=on):
+            masked_cross_entropy(hidden, output, targets, weights).backward()
+        gradients.append(output.weight.grad)
+    exact, low = gradients
+    assert exact is not None and low is not None
+    assert (low - exact).norm() < 5e-3 * exact.norm()
