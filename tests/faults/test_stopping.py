@@ -70,6 +70,7 @@ def test_a_second_interrupt_does_not_wait_for_the_end_of_a_step(corpus_folder, t
     long_steps = {"train__batch_size": 2560, "train__micro_batch_size": 1, "train__eval_interval": 0}
     with running(train_command(corpus_folder, run_dir, **long_steps)) as process:
         wait_until(process, has_reached(run_dir, 1))
+        time.sleep(0.3)  # so that the next step has begun: between two steps the run would stop at once
         process.send_signal(signal.SIGINT)
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
