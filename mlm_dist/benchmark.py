@@ -21,7 +21,6 @@ def build_parser() -> ArgumentParser:
         "of the machine's limit, the scaling over processes; and the same step of peers. Takes minutes, and wants a "
         "machine with nothing else to do. Every key of the config can be given as a flag, as for `train`.",
         epilog="Example: python -m mlm_dist.benchmark --config configs/novels.yaml --against seed transformers",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--against",

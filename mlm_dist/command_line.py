@@ -11,7 +11,10 @@ from mlm_dist.errors import UserError
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line, and that takes no argument that is not text."""
+    """An argument parser whose complaint is one line; it takes no argument that is not text and no flag cut short."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse arguments that are not UTF-8 before they are parsed."""
@@ -44,7 +47,6 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         prog=f"python -m mlm_dist.{verb}",
         description=description,
         epilog=f"Example: python -m mlm_dist.{verb} {example}",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--run", "--run_dir", type=Path, required=True, metavar="RUN_DIR", help="folder of a training run"

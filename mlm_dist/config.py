@@ -220,13 +220,18 @@ def find_problems(config: Config) -> list[str]:
     ]
     if not problems and model.embedding_dim % model.heads:
         problems.append(f"model.embedding_dim {model.embedding_dim} is not a multiple of model.heads {model.heads}")
-    if isinstance(config.masking.mask_prob, list) and config.masking.replacement != "mask":
+    if is_range(config.masking.mask_prob) and config.masking.replacement != "mask":
         problems.append("masking.mask_prob is a range: masking.replacement must be mask, for the weights count on it")
     if not problems and train.batch_size % (train.micro_batch_size or 1):
         problems.append(
             f"train.batch_size {train.batch_size} is not a multiple of train.micro_batch_size {train.micro_batch_size}"
         )
     return problems
+
+
+def is_range(mask_prob: MaskProb) -> bool:
+    """Whether each row draws a share of its own to be hidden, and its loss has weights."""
+    return isinstance(mask_prob, list)
 
 
 def bound_of(mask_prob: MaskProb) -> tuple[str, bool]:

@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
 from mlm_dist.command_line import named_path, read_lines, run_parser
-from mlm_dist.config import MaskProb
+from mlm_dist.config import MaskProb, is_range
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError, run_verb
 
@@ -91,8 +91,8 @@ def main(arguments: list[str]) -> None:
             ]
         else:
             result = evaluate(model, given.data, processes, given.batch_size, mask_prob)
-            is_drawn = isinstance(mask_prob or model.config.masking.mask_prob, list)
-            report = [json.dumps(in_json(result)) if given.json else in_words(result, is_drawn)]
+            kind = "token" if is_range(mask_prob or model.config.masking.mask_prob) else "masked token"
+            report = [json.dumps(in_json(result)) if given.json else in_words(result, kind)]
     if processes.is_first:
         print(*report, sep="\n", flush=True)
     processes.leave()
@@ -115,9 +115,8 @@ def in_json(result: "Evaluation") -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
-def in_words(result: "Evaluation", is_drawn: bool) -> str:
-    """The figures, one a line; where shares are drawn, a row's hidden tokens stand for all of it."""
-    kind = "token" if is_drawn else "masked token"
+def in_words(result: "Evaluation", kind: str) -> str:
+    """The figures, one a line: of masked tokens, or of all tokens, if a row's hidden ones stand for all of it."""
     return "\n".join(
         [
             f"loss            {result.loss:.4f} nats a {kind}",

@@ -18,7 +18,6 @@ def build_parser() -> ArgumentParser:
         description="Draw the curves of a run, or of several laid over each other, as PNG and SVG. Of one run also "
         "write report.html, a page that needs no other file, and draw what its model looks at and takes for alike.",
         epilog='Example: python -m mlm_dist.plot --run runs/novels --attention "Call me [MASK]." --neighbours sea ship',
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--run",

@@ -21,7 +21,6 @@ def build_parser() -> ArgumentParser:
         "  python -m mlm_dist.prepare my_novels/ --out corpora/novels\n"
         "  python -m mlm_dist.prepare --gutenberg 1342 2701 --out corpora/two",
         formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="text files, and folders with *.txt files")
     parser.add_argument(

@@ -5,8 +5,13 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from mlm_dist.command_line import OneLineParser
+from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError, run_verb, tell
 from mlm_dist.files import new_folder, refuse_existing
+from ngrams import NgramModel, Ngrams
+from passages import Passage, documents, held_out_passages
+from quality import COPIED, Row, measure, table
+from verbs import generate, nll_bound
 
 WAYS = {
     "random order": ["--order", "random"],
@@ -21,7 +26,6 @@ def build_parser() -> ArgumentParser:
     parser = OneLineParser(
         prog="python docs/generation/compare.py",
         description="Have runs and n-gram models write texts, and compare them with each other and with held-out text.",
-        allow_abbrev=False,
     )
     parser.add_argument("--judge", type=Path, required=True, metavar="DIR", help="what train_judge.py wrote")
     parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a corpus that prepare wrote")
@@ -40,17 +44,12 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--samples is {given.samples}: it must be at least 1")
     if len({run.name for run in given.runs}) < len(given.runs):
         raise UserError("--runs: two folders have the same name, by which the table tells them apart: rename one")
+    if given.length < COPIED:
+        raise UserError(f"--length is {given.length}: it must be at least {COPIED}")
     refuse_existing(given.out)
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from judge import Judge  # noqa: PLC0415
-    from mlm_dist.data.corpus import Corpus  # noqa: PLC0415
-    from ngrams import NgramModel, Ngrams  # noqa: PLC0415
-    from passages import Passage, documents, held_out_passages  # noqa: PLC0415
-    from quality import COPIED, Row, measure, table  # noqa: PLC0415
-    from verbs import generate, nll_bound  # noqa: PLC0415
 
-    if given.length < COPIED:
-        raise UserError(f"--length is {given.length}: it must be at least {COPIED}")
     judge, corpus = Judge.load(given.judge), Corpus.open(given.corpus)
     tokenizer = corpus.tokenizer
     training_text = Ngrams(corpus.train, tokenizer.vocab_size, tokenizer.end_id, COPIED)

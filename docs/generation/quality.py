@@ -7,13 +7,15 @@ all but the share of what is copied.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from judge import Judge
 from ngrams import NEVER_SEEN, Ngrams
 from passages import Passage
+
+if TYPE_CHECKING:
+    from judge import Judge
 
 Ids = Sequence[int]
 
@@ -47,7 +49,7 @@ class Row(NamedTuple):
     figures: Figures
 
 
-def measure(passages: Sequence[Passage], judge: Judge, training_text: Ngrams) -> Figures:
+def measure(passages: Sequence[Passage], judge: "Judge", training_text: Ngrams) -> Figures:
     """Take the figures of a set of texts. Only sets of as many texts of the same length can be compared."""
     texts = [passage.tokens for passage in passages]
     return Figures(

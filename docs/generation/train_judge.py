@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_dist.command_line import OneLineParser
+from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError, run_verb, tell
 from mlm_dist.files import refuse_existing
+from passages import document_texts, documents
 
 if TYPE_CHECKING:
     from judge import Judge
@@ -25,7 +27,6 @@ def build_parser() -> ArgumentParser:
     parser = OneLineParser(
         prog="python docs/generation/train_judge.py",
         description="Train a small causal language model, with a vocabulary of its own, to judge generated text.",
-        allow_abbrev=False,
     )
     parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a corpus that prepare wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the judge")
@@ -45,8 +46,6 @@ def main(arguments: list[str]) -> None:
     import torch  # noqa: PLC0415
 
     from judge import Judge  # noqa: PLC0415
-    from mlm_dist.data.corpus import Corpus  # noqa: PLC0415
-    from passages import document_texts, documents  # noqa: PLC0415
 
     corpus = Corpus.open(given.corpus)
     texts, held_out = document_texts(corpus, "train"), document_texts(corpus, "val")

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.config import MaskProb
+from mlm_dist.config import MaskProb, is_range
 from mlm_dist.data.randomness import BITS, GOLDEN, mix, salt
 from mlm_dist.data.sampler import Selection
 
@@ -32,7 +32,7 @@ class MaskRate:
     """
 
     def __init__(self, mask_prob: MaskProb, seed: int, batch_size: int, max_iters: int) -> None:
-        self.is_drawn = isinstance(mask_prob, list)
+        self.is_drawn = is_range(mask_prob)
         self.start, self.end = endpoints(mask_prob)
         self.highest = max(self.start, self.end)
         self.seed = seed

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import mlm_dist
-from mlm_dist.config import Config, MaskingConfig
+from mlm_dist.config import Config, MaskingConfig, is_range
 from mlm_dist.data.mask_rate import endpoints
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
@@ -118,8 +118,7 @@ def evaluation_figures(event: Event | None, masking: MaskingConfig) -> dict[str,
     """What an evaluation came to."""
     if event is None:
         return {"held-out loss": "not measured"}
-    is_drawn = isinstance(masking.mask_prob, list)
-    unit = "token, each hidden one standing for several" if is_drawn else "hidden token"
+    unit = "token, each hidden one standing for several" if is_range(masking.mask_prob) else "hidden token"
     return {
         "held-out loss": f"{event['val_loss']:.4f} nats for each {unit}, at step {event['step']:,.0f}",
         "held-out accuracy": f"{event['val_accuracy']:.1%}",
