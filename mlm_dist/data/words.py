@@ -47,10 +47,11 @@ class WordTable:
         """(B, T) ids -> (B, T) bool, where a word begins. At a row's first token one always does."""
         is_apostrophe = pad(self.begins_apostrophe[tokens][:, :-1] & self.ends_apostrophe[tokens][:, 1:], (0, 1)).bool()
         begin, end = (kinds[tokens].masked_fill(is_apostrophe, LETTER) for kinds in (self.at_begin, self.at_end))
+        after_special = end[:, :-1] == NOTHING
         # A token that holds but the last bytes of a character ends with what the token before it has begun.
         end = end.gather(1, last_true(end != INSIDE))
         now, before = begin[:, 1:], end[:, :-1]
-        goes_on = (now == INSIDE) & (before != NOTHING) | (now >= LETTER) & ((before == now) | (before == SPACE))
+        goes_on = (now == INSIDE) & ~after_special | (now >= LETTER) & ((before == now) | (before == SPACE))
         return pad(~goes_on, (1, 0), value=True)
 
 

@@ -91,6 +91,21 @@ def test_special_tokens_stand_alone(of_pieces: Tokenizer) -> None:
     assert begins.tolist() == [[True, True, True, True, True, False]]
 
 
+def test_an_accent_that_begins_a_document_is_whole_and_no_part_of_the_last_one(of_bytes: Tokenizer) -> None:
+    row = torch.tensor([[of_bytes.end_id, *"\u0301a".encode()]])
+    assert WordTable(of_bytes, torch.device("cpu")).begins(row).tolist() == [[True, True, False, True]]
+
+
+def test_a_token_that_ends_with_an_accent_or_is_invisible_does_not_end_a_word() -> None:
+    accented, soft_hyphen, joiner = (text.encode() for text in ("e\u0301", "\u00ad", "\u200c"))
+    tokens = [*(bytes([n]) for n in range(256)), accented[1:], accented, soft_hyphen, joiner[:2], joiner]
+    ranks = {token: rank for rank, token in enumerate(tokens)}
+    tokenizer = Tokenizer.build("accents", r"\S+|\s+", ranks, {END_OF_TEXT: 261, MASK: 262})
+    text = "coup-d'-e\u0301tat co\u00adoperation \u0645\u06cc\u200c\u062e\u0648"
+    words = [word.decode() for word in words_of(tokenizer, text)]
+    assert words == ["coup", "-", "d'", "-", "e\u0301tat", " co\u00adoperation", " \u0645\u06cc\u200c\u062e\u0648"]
+
+
 def test_a_row_that_begins_in_a_word_begins_with_a_word(of_bytes: Tokenizer) -> None:
     rows = torch.tensor([list("ë and".encode()[1:]), list(b"nd an")])
     begins = WordTable(of_bytes, torch.device("cpu")).begins(rows)
