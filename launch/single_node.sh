@@ -2,7 +2,7 @@
 # Train on all GPUs of this machine, or with one process that uses all its cores where it has none.
 #
 #   bash launch/single_node.sh --config configs/novels.yaml
-#   PROCESSES=4 bash launch/single_node.sh --config configs/novels.yaml --train.batch_size 512
+#   PROCESSES=4 bash launch/single_node.sh --config configs/novels.yaml --train.batch_size 512 --run_dir runs/large_batch
 #
 # Run it again to continue.
 set -euo pipefail

@@ -6,7 +6,7 @@ import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
 
-from mlm_dist.command_line import OneLineParser
+from mlm_dist.command_line import OneLineParser, named_path
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError, run_verb, tell
 
@@ -19,7 +19,7 @@ def build_parser() -> ArgumentParser:
         prog="python -m mlm_dist.benchmark",
         description="Measure a training step of a config on this machine: its speed, its parts, its memory, the share "
         "of the machine's limit, the scaling over processes; and the same step of peers. Takes minutes, and wants a "
-        "machine with nothing else to do. Every key of the config can be given as a flag, as for `train`.",
+        "machine with nothing else to do. --config FILE and a flag for each key of the config are as for `train`.",
         epilog="Example: python -m mlm_dist.benchmark --config configs/novels.yaml --against seed transformers",
     )
     parser.add_argument(
@@ -42,7 +42,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=named_path,
         default=Path("runs/benchmark"),
         metavar="DIR",
         help="folder for benchmark.json and benchmark.png (default: %(default)s)",

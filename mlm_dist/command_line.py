@@ -13,8 +13,8 @@ from mlm_dist.errors import UserError
 class OneLineParser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line; it takes no argument that is not text and no flag cut short."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse arguments that are not UTF-8 before they are parsed."""
@@ -28,7 +28,10 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise the complaint instead of printing the usage; of a flag that there is not, with the nearest that is."""
         unknown = re.search(r"unrecognized arguments: (--\w+)", message)
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
+        if not unknown:
+            raise UserError(message)
+        begun = [flag for flag in self._option_string_actions if flag.startswith(unknown[1])]
+        near = begun or difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
         raise UserError(f"{message}; did you mean {near[0]}?" if near else message)
 
 
@@ -49,7 +52,7 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         epilog=f"Example: python -m mlm_dist.{verb} {example}",
     )
     parser.add_argument(
-        "--run", "--run_dir", type=Path, required=True, metavar="RUN_DIR", help="folder of a training run"
+        "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="folder of a training run"
     )
     return parser
 

@@ -12,6 +12,7 @@ import yaml
 
 from mlm_dist.errors import UserError
 
+YEAR = 365 * 24 * 60  # in minutes
 SAMPLE = "sample"
 """The value of `data.path` that stands for the text that comes with the package."""
 
@@ -119,12 +120,13 @@ class TrainConfig:
 
 @dataclass
 class CheckpointConfig:
-    """What survives."""
+    """When the run is saved, and what is kept."""
 
     interval: int = 500
     """Steps between two checkpoints."""
     keep: int = 3
-    """Checkpoints that are kept, the newest ones. The one with the lowest held-out loss is kept besides."""
+    """Checkpoints that are kept, the newest ones. Besides, the one with the lowest held-out loss of those whose step
+    was evaluated."""
 
 
 @dataclass
@@ -213,7 +215,7 @@ def find_problems(config: Config) -> list[str]:
             ("optim.lr", optim.lr, "above 0", 0 < optim.lr < math.inf),
             ("optim.muon_lr", optim.muon_lr, "above 0", 0 < optim.muon_lr < math.inf),
             ("train.time_limit", train.time_limit, "above 0", train.time_limit is None or train.time_limit > 0),
-            ("train.hang_timeout", train.hang_timeout, "above 0", 0 < train.hang_timeout < math.inf),
+            ("train.hang_timeout", train.hang_timeout, f"above 0 and at most {YEAR}", 0 < train.hang_timeout <= YEAR),
             ("optim.decay_fraction", optim.decay_fraction, "between 0 and 1", 0 <= optim.decay_fraction <= 1),
         ]
         if not fits

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlm_dist.command_line import read_lines, run_parser
+from mlm_dist.command_line import named_path, read_lines, run_parser
 from mlm_dist.errors import UserError, run_verb, tell
 
 
@@ -14,7 +14,9 @@ def main(arguments: list[str]) -> None:
         "array in NumPy's format, a line a row. An empty line has a vector of zeros.",
         "--run runs/novels --out vectors.npy lines.txt",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, such as vectors.npy")
+    parser.add_argument(
+        "--out", type=named_path, required=True, metavar="FILE", help="file to write, such as vectors.npy"
+    )
     parser.add_argument("lines", nargs="?", default="-", metavar="LINES", help="UTF-8 text (default: standard input)")
     given = parser.parse_args(arguments)
     if not given.out.parent.is_dir() or (given.out.exists() and not given.out.is_file()):

@@ -54,8 +54,10 @@ def say(message: str) -> None:
 
 def tell(line: str, stream: TextIO | None = None) -> None:
     """Print a line, by default on stdout. A log that takes no more (its disk is full, its reader gone) ends no run."""
+    stream = stream or sys.stdout
+    encoding = stream.encoding or "utf-8"
     with contextlib.suppress(OSError):
-        print(line, file=stream, flush=True)
+        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def let_go_of_output() -> None:

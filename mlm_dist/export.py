@@ -1,8 +1,6 @@
 """A trained model for transformers: `python -m mlm_dist.export --run RUN_DIR --out DIR`."""
 
-from pathlib import Path
-
-from mlm_dist.command_line import run_parser
+from mlm_dist.command_line import named_path, run_parser
 from mlm_dist.errors import run_verb, tell
 
 
@@ -14,7 +12,9 @@ def main(arguments: list[str]) -> None:
         "run that is not done the newest checkpoint is taken.",
         "--run runs/novels --out exported/novels",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make; must not exist yet")
+    parser.add_argument(
+        "--out", type=named_path, required=True, metavar="DIR", help="folder to make; must not exist yet"
+    )
     given = parser.parse_args(arguments)
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from mlm_dist import load  # noqa: PLC0415

@@ -1,6 +1,7 @@
 """Files and folders that appear when they are whole."""
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from mlm_dist.errors import UserError
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
     """Open a file that takes `path`'s place, whole and on disk, when the block ends well; if not, nothing changes.
 
-    Its name until then is always the same, so that what a kill leaves behind is overwritten the next time.
+    Its name until then is always the same, so that what a kill leaves behind is overwritten the next time; but not if
+    other processes, with which `path` is shared, may be writing it too.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.partial{f'-{secrets.token_hex(4)}' if shared else ''}")
     try:
         with partial.open("wb") as file:
             yield file
@@ -36,7 +38,7 @@ def refuse_existing(out: Path) -> None:
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` that becomes `out` if all goes well, and otherwise vanishes."""
-    partial = out.absolute().with_name(f".{out.absolute().name}.partial-{os.getpid()}")
+    partial = out.absolute().with_name(f".{out.absolute().name}.partial-{secrets.token_hex(4)}")
     try:
         refuse_existing(out)
         partial.mkdir(parents=True)

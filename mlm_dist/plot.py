@@ -1,10 +1,9 @@
 """Pictures and a page about runs: `python -m mlm_dist.plot --run RUN_DIR`."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import OneLineParser
+from mlm_dist.command_line import OneLineParser, named_path
 from mlm_dist.errors import UserError, run_verb
 
 if TYPE_CHECKING:
@@ -21,15 +20,16 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--run",
+        "--run_dir",
         nargs="+",
         action="extend",
-        type=Path,
+        type=named_path,
         required=True,
         metavar="RUN_DIR",
         help="folders of training runs",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for the files (default, of one run: RUN_DIR/plots)"
+        "--out", type=named_path, metavar="DIR", help="folder for the files (default, of one run: RUN_DIR/plots)"
     )
     parser.add_argument("--attention", metavar="TEXT", help="draw how much each head looks at which token of a text")
     parser.add_argument(

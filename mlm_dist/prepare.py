@@ -2,10 +2,9 @@
 
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
-from pathlib import Path
 
 from mlm_dist import __version__
-from mlm_dist.command_line import OneLineParser
+from mlm_dist.command_line import OneLineParser, named_path
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.texts import find_documents
 from mlm_dist.errors import UserError, run_verb
@@ -22,7 +21,9 @@ def build_parser() -> ArgumentParser:
         "  python -m mlm_dist.prepare --gutenberg 1342 2701 --out corpora/two",
         formatter_class=RawDescriptionHelpFormatter,
     )
-    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="text files, and folders with *.txt files")
+    parser.add_argument(
+        "paths", nargs="*", type=named_path, metavar="PATH", help="text files, and folders with *.txt files"
+    )
     parser.add_argument(
         "--gutenberg",
         nargs="+",
@@ -34,14 +35,21 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--mirror",
+        type=mirror,
         default="https://www.gutenberg.org",
         metavar="URL",
         help="fetch books from a mirror of Project Gutenberg that has cache/epub/N/pgN.txt; it asks programs that want "
         "many to do so (default: %(default)s)",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write the corpus into")
+    parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="folder to write the corpus into")
     parser.add_argument(
-        "--val", nargs="+", action="extend", type=Path, default=[], metavar="PATH", help="documents to hold out whole"
+        "--val",
+        nargs="+",
+        action="extend",
+        type=named_path,
+        default=[],
+        metavar="PATH",
+        help="documents to hold out whole",
     )
     parser.add_argument(
         "--val_fraction",
@@ -59,6 +67,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--vocab_size", type=int, metavar="N", help="for bpe: entries, special tokens included")
     parser.add_argument("--encoding", default="utf-8", help="character encoding of the files (default: %(default)s)")
     return parser
+
+
+def mirror(text: str) -> str:
+    """Read the address of a mirror on the command line."""
+    if not text.startswith(("https://", "http://")):
+        raise ArgumentTypeError(f"'{text}' is no address, which begins with https:// or http://")
+    return text
 
 
 def book_number(text: str) -> int:

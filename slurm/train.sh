@@ -29,7 +29,7 @@ run_dir=$(python -c 'import sys, yaml; print(yaml.safe_load(sys.stdin)["run_dir"
 newest() { find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1 || true; }
 finished() { stat --format=%y "$run_dir/DONE" 2>/dev/null || true; } # when
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # not `head`, which would break the pipe of a long list
 getent hosts "$head" >/dev/null || head=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 port=$((10000 + SLURM_JOB_ID % 5000)) # differs between jobs, clear of srun's and of the system's own range
 gpus=${SLURM_GPUS_ON_NODE:-0}
@@ -38,8 +38,8 @@ cores=${SLURM_CPUS_ON_NODE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # pytorch#135712: restarted workers would read addresses of dead ones
 
-# What tells the training to stop is the file STOP: a signal would have to pass through srun and torchrun, which dies of
-# USR1. With scancel and at the time limit itself, Slurm sends TERM to this shell as well as to the processes; with
+# What tells the training to stop is the file STOP: a signal would have to pass through srun and torchrun, which by
+# itself dies of USR1. With scancel and at the time limit itself, Slurm sends TERM to this shell as well as to the processes; with
 # preemption to the processes alone.
 warned='' cancelled='' newest_before=$(newest) finished_before=$(finished)
 rm -f "$run_dir/STOP"

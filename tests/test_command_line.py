@@ -8,11 +8,18 @@ from mlm_dist.errors import UserError
 
 @pytest.mark.parametrize(
     ("flags", "hint"),
-    [(["--leng", "3"], "; did you mean --length?"), (["--lenght=3"], "; did you mean --length?"), (["--zzz"], "--zzz")],
+    [
+        (["--top", "3"], "; did you mean --top_probability?"),
+        (["--leng", "3"], "; did you mean --length?"),
+        (["--lenght=3"], "; did you mean --length?"),
+        (["--zzz"], "--zzz"),
+    ],
 )
 def test_the_nearest_flag_is_named(flags, hint):
     parser = run_parser("generate", "Write.", "--run R")
     parser.add_argument("--length")
+    parser.add_argument("--top_probability")
+    parser.add_argument("--stop")
     with pytest.raises(UserError) as caught:
         parser.parse_args(["--run", "R", *flags])
     assert str(caught.value).startswith(f"unrecognized arguments: {flags[0]}")

@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
+from docstring_parser import parse_from_object
 
 from mlm_dist.config import Config
 from mlm_dist.config_reading import known_keys, read_config
@@ -66,3 +68,22 @@ def test_debug_is_one_process_without_a_network():
     assert debug.debug
     assert debug.precision == "fp32"
     assert (debug.data.path, debug.data.tokenizer) == ("sample", "bpe")
+
+
+def test_the_readme_explains_every_key_as_help_does():
+    described = {key: " ".join(text.split()) for key, text in docstrings(Config)}
+    defaults = {
+        key: yaml.safe_dump(value).split("\n")[0] for key, value in dotted(dataclasses.asdict(Config())).items()
+    }
+    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| (`[^`]*` \| .*) \|$", readme, re.MULTILINE))
+    assert rows == {key: f"`{value}` | {described[key]}" for key, value in defaults.items()}
+
+
+def docstrings(section, prefix=""):
+    """Every key with the text below its field."""
+    for part in parse_from_object(section).params:
+        yield prefix + part.arg_name, part.description
+    for name, kind in typing.get_type_hints(section).items():
+        if dataclasses.is_dataclass(kind):
+            yield from docstrings(kind, f"{name}.")

@@ -47,3 +47,22 @@ def test_nothing_is_left_of_a_folder_that_failed(tmp_path: Path, error: type[Bas
         (folder / "file").write_bytes(b"content")
         raise error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_may_replace_a_file_that_they_share(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with replacing(path, shared=True) as one:
+        with replacing(path, shared=True) as other:
+            one.write(b"one")
+            other.write(b"other")
+        assert path.read_bytes() == b"other"
+    assert path.read_bytes() == b"one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_who_comes_second_leaves_the_folder_of_the_first_alone(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "out") as first:
+        (first / "file").write_bytes(b"content")
+        with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out"):
+            raise ZeroDivisionError
+    assert (tmp_path / "out" / "file").read_bytes() == b"content"

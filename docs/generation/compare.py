@@ -2,9 +2,8 @@
 
 import json
 from argparse import ArgumentParser
-from pathlib import Path
 
-from mlm_dist.command_line import OneLineParser
+from mlm_dist.command_line import OneLineParser, named_path
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError, run_verb, tell
 from mlm_dist.files import new_folder, refuse_existing
@@ -27,13 +26,17 @@ def build_parser() -> ArgumentParser:
         prog="python docs/generation/compare.py",
         description="Have runs and n-gram models write texts, and compare them with each other and with held-out text.",
     )
-    parser.add_argument("--judge", type=Path, required=True, metavar="DIR", help="what train_judge.py wrote")
-    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a corpus that prepare wrote")
-    parser.add_argument("--runs", type=Path, nargs="*", default=[], metavar="RUN_DIR", help="folders of training runs")
+    parser.add_argument("--judge", type=named_path, required=True, metavar="DIR", help="what train_judge.py wrote")
+    parser.add_argument("--corpus", type=named_path, required=True, metavar="DIR", help="a corpus that prepare wrote")
+    parser.add_argument(
+        "--runs", type=named_path, nargs="*", default=[], metavar="RUN_DIR", help="folders of training runs"
+    )
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="texts of each (default: %(default)s)")
     parser.add_argument("--length", type=int, default=64, metavar="N", help="tokens of a text (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the texts (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for samples.jsonl and table.md")
+    parser.add_argument(
+        "--out", type=named_path, required=True, metavar="DIR", help="folder for samples.jsonl and table.md"
+    )
     return parser
 
 

@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import OneLineParser
+from mlm_dist.command_line import OneLineParser, named_path
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError, run_verb, tell
 from mlm_dist.files import refuse_existing
@@ -28,8 +28,8 @@ def build_parser() -> ArgumentParser:
         prog="python docs/generation/train_judge.py",
         description="Train a small causal language model, with a vocabulary of its own, to judge generated text.",
     )
-    parser.add_argument("--corpus", type=Path, required=True, metavar="DIR", help="a corpus that prepare wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the judge")
+    parser.add_argument("--corpus", type=named_path, required=True, metavar="DIR", help="a corpus that prepare wrote")
+    parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="folder for the judge")
     parser.add_argument(
         "--steps", type=int, default=2500, metavar="N", help=f"of {ROWS} rows each (default: %(default)s)"
     )

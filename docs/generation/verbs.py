@@ -41,4 +41,4 @@ def ask(verb: str, *arguments: str) -> list[dict[str, Any]]:
     result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if result.returncode:
         raise UserError(f"{verb} {' '.join(arguments)}: {result.stderr}")
-    return [json.loads(line) for line in result.stdout.splitlines()]
+    return [json.loads(line) for line in result.stdout.split("\n") if line]  # strings may hold U+2028

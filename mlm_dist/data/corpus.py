@@ -51,8 +51,9 @@ class Manifest:
         return token_dtype(self.vocab_size)
 
     def write(self, folder: Path) -> None:
-        """Write `corpus.json`."""
-        (folder / MANIFEST).write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        """Write `corpus.json`. Names of files need not be UTF-8; the escapes for what is not are JSON's own."""
+        content = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        (folder / MANIFEST).write_text(content, encoding="utf-8", errors="backslashreplace")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

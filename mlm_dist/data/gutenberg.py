@@ -174,7 +174,7 @@ def keep(content: bytes, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
+        with replacing(path, shared=True) as file:
             file.write(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error

@@ -164,11 +164,13 @@ class CorpusWriter:
         self.digests = {split: hashlib.sha256() for split in SPLITS}
         self.tokens: dict[Split, int] = dict.fromkeys(SPLITS, 0)
         self.documents: list[dict[str, Any]] = []
+        self.number = -1  # of the last document
 
     def add(self, number: int, name: str, split: Split, ids: npt.NDArray[np.uint32]) -> None:
-        """Append the next token ids of a document; documents come one after the other, numbered from 0."""
-        if number == len(self.documents):
+        """Append the next token ids of a document; documents come one after the other, by their numbers."""
+        if number != self.number:
             self._end_document()
+            self.number = number
             self.documents.append({"name": name} | {split: [count, count] for split, count in self.tokens.items()})
         self._write(split, ids)
 

@@ -20,6 +20,7 @@ import regex
 import tiktoken
 
 from mlm_dist.errors import UserError
+from mlm_dist.files import replacing
 
 END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
@@ -132,14 +133,16 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
         content = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)
-        (folder / RANKS_FILE).write_bytes(content)
+        with replacing(folder / RANKS_FILE) as file:
+            file.write(content)
         parts = {
             "name": self.name,
             "pattern": self.pattern,
             "special_tokens": self.special_tokens,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        (folder / ENCODING_FILE).write_text(json.dumps(parts, indent=2) + "\n", encoding="utf-8")
+        with replacing(folder / ENCODING_FILE) as file:
+            file.write((json.dumps(parts, indent=2) + "\n").encode())
 
     @property
     def vocab_size(self) -> int:

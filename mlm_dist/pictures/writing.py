@@ -45,7 +45,7 @@ def draw(
         for kind in ("png", "svg"):
             path = stem.with_name(f"{stem.name}.{kind}")
             drawn = render(figure, kind)
-            with replacing(path) as file:  # at once: the run itself may be at it too
+            with replacing(path, shared=True) as file:  # the run itself may be at it too
                 file.write(drawn)
             paths.append(path)
             figure.set_layout_engine("none")  # what lies where is known now; to find it out takes long

@@ -47,6 +47,8 @@ def evaluate(
     batches = masked_batches(tokens, config, model.tokenizer, processes, batch_size)
     result = measure(model.encoder, batches, processes, torch.float32)
     assert result is not None  # nothing has asked it to stop
+    if not result.tokens:
+        raise UserError(f"{path or model.config.data.path}: no token of so short a text is hidden: give more of it")
     return result
 
 
@@ -54,7 +56,10 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None) -> Toke
     """The token ids to evaluate on, as `evaluate` says."""
     if path is not None and not (path / MANIFEST).exists():
         return encode_texts(path, tokenizer)
-    folder = path or find_or_prepare(config.data, config.model.vocab_size)
+    try:
+        folder = path or find_or_prepare(config.data, config.model.vocab_size)
+    except UserError as error:
+        raise UserError(f"the run's own corpus: {error}; --data names another corpus or text") from error
     corpus = Corpus.open(folder)
     if (corpus.tokenizer.ranks, corpus.tokenizer.special_tokens) != (tokenizer.ranks, tokenizer.special_tokens):
         raise UserError(f"{folder} was prepared with other tokens than the run's: give the text itself")

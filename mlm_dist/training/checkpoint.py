@@ -4,6 +4,7 @@ checkpoints/step-00001000/state.pt        what torch.save wrote
 checkpoints/step-00001000/manifest.json   size and sha256 of each file, written last
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -148,9 +149,12 @@ def write(state: dict[str, Any], file: IO[bytes]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file or a folder's list of names to disk."""
+    """Have the system write a file, or, where the file system can do that, a folder's list of names to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
     finally:
         os.close(handle)

@@ -57,7 +57,7 @@ def draw_curves(metrics: Path, file: Path) -> None:
     with picture(*SIZE) as figure:
         lay_out_curves(figure, [history])
         drawn = render(figure, "png")
-    with replacing(file) as content:  # at once: `plot` may be at it too
+    with replacing(file, shared=True) as content:  # `plot` may be at it too
         content.write(drawn)
 
 

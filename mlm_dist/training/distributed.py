@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from mlm_dist.errors import RunError, UserError, let_go_of_output, say
 
+LONGEST_PART = 1 << 20  # of a note, in characters: the store takes 8 MiB at a time
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_PULSES = 1.0
 SECONDS_FOR_ROLL_CALL = 3.0
@@ -131,11 +132,17 @@ class Processes:
         if self._store is None:
             return [note]
         number = next(self._notes)
-        self._store.set(f"note {number} of {self.rank}", note)
+        parts = [note[start : start + LONGEST_PART] for start in range(0, len(note), LONGEST_PART)]
+        for place, part in enumerate(parts):
+            self._store.set(f"part {place} of note {number} of {self.rank}", part)
+        self._store.set(f"note {number} of {self.rank}", str(len(parts)))
         keys = [f"note {number} of {rank}" for rank in range(self.world_size)]
         while not self._store.check(keys):
             time.sleep(SECONDS_BETWEEN_LOOKS)
-        notes = [self._store.get(key).decode() for key in keys]
+        notes = [
+            "".join(self._store.get(f"part {place} of {key}").decode() for place in range(int(self._store.get(key))))
+            for key in keys
+        ]
         readers = self._store.add(f"readers of {number}", 1)
         while self.is_first and readers < self.world_size:  # rank 0 may be the host of the store, and may leave now
             time.sleep(SECONDS_BETWEEN_LOOKS)

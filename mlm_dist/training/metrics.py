@@ -61,7 +61,9 @@ class Recorder:
     def __init__(self, run_dir: RunDir, first_step: int, tokens: int, seconds: float, max_iters: int) -> None:
         self.logged: Event = {"tokens": tokens, "seconds": seconds}
         kept = drop_later_events(run_dir.metrics, first_step)
-        self.val_losses: dict[int, float] = {event["step"]: event["val_loss"] for event in kept if "val_loss" in event}
+        self.val_losses: dict[int, float] = {
+            event["step"]: event["val_loss"] for event in kept if event.get("val_loss") is not None
+        }
         self.file = PatientFile(run_dir.metrics)
         self.max_iters = max_iters
         self.last_evaluation = ""
@@ -86,7 +88,8 @@ class Recorder:
     def evaluation(self, **event: float) -> None:
         """Record an evaluation: `step`, `val_loss`, `val_accuracy`."""
         self._write(event, "val")
-        self.val_losses[int(event["step"])] = event["val_loss"]
+        if math.isfinite(event["val_loss"]):
+            self.val_losses[int(event["step"])] = event["val_loss"]
         self.last_evaluation = f"  held-out {event['val_loss']:.3f}"
         self._say(
             f"step {event['step']}/{self.max_iters}  held-out loss {event['val_loss']:.4f}  "
@@ -162,13 +165,13 @@ def read_events(path: Path) -> list[Event]:
     So is, with a warning, any other line that is no event.
     """
     events = []
-    *lines, last = path.read_text(encoding="utf-8").split("\n")
+    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate([*lines, last], start=1):
         try:
             event = json.loads(line)
         except json.JSONDecodeError:
             event = None
-        if isinstance(event, dict):
+        if isinstance(event, dict) and "step" in event:
             events.append(event)
         elif number <= len(lines):
             warn(f"{path} line {number} is left out: it is no event")

@@ -50,8 +50,14 @@ class RunDir:
 
     def check(self, config: Config) -> None:
         """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing."""
-        if list_checkpoints(self.checkpoints) and self.config.exists():
+        checkpoints = list_checkpoints(self.checkpoints)
+        if checkpoints and self.config.exists():
             check_same_run(read_config(self.config), config, self.path)
+        if self.model.exists() and not checkpoints:
+            raise UserError(
+                f"run_dir {self.path} holds the weights of a run, and no checkpoint from which that could go on: "
+                f"delete the folder or give another"
+            )
 
     def check_space(self, checkpoint_bytes: int, config: Config) -> None:
         """Raise `UserError` if the disk has no room for the checkpoints to come. Writes nothing."""

@@ -70,12 +70,21 @@ class BackgroundSaver:
             self._error = error
 
 
-def copy_to_cpu(value: Any) -> Any:
-    """Copy the tensors in nested dicts and lists to the CPU's memory."""
+def copy_to_cpu(value: Any, copies: dict[tuple[Any, ...], torch.Tensor] | None = None) -> Any:
+    """Copy the tensors in nested dicts and lists to the CPU's memory, one that stands there twice (tied weights) once.
+
+    Args:
+        value: to be copied.
+        copies: made so far, by what they are copies of.
+    """
+    copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
+        original = (value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride())
+        if not value.numel() or original not in copies:
+            copies[original] = value.detach().to("cpu", copy=True)
+        return copies[original]
     if isinstance(value, dict):
-        return {key: copy_to_cpu(part) for key, part in value.items()}
+        return {key: copy_to_cpu(part, copies) for key, part in value.items()}
     if isinstance(value, list):
-        return [copy_to_cpu(part) for part in value]
+        return [copy_to_cpu(part, copies) for part in value]
     return value

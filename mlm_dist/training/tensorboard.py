@@ -20,10 +20,13 @@ class TensorBoard:
         self._writer: Any = None
         try:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (there may be none)
+
+            self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
         except ImportError:
             return
+        except Exception as error:  # whatever is wrong with it, or with what it was compiled against
+            warn(f"nothing is written for TensorBoard ({type(error).__name__}: {error}); metrics.jsonl has it all")
         threading.excepthook = print_unless_heard
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def add(self, group: str, figures: Mapping[str, float], step: int) -> None:
         """Add figures of a step."""

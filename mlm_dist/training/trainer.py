@@ -30,7 +30,7 @@ from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
 from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
 from mlm_dist.training.precision import autocast, choose_dtype
 from mlm_dist.training.run_dir import RunDir
-from mlm_dist.training.saving import BackgroundSaver
+from mlm_dist.training.saving import BackgroundSaver, copy_to_cpu
 from mlm_dist.training.stopping import StopRequest
 
 SMALLEST_SCALE = 2.0**-10
@@ -378,7 +378,7 @@ class Trainer:
                 self.run_dir.stopped.write_text(f"{self.stopping}\n", encoding="utf-8")
             else:
                 with replacing(self.run_dir.model) as file:
-                    write({name: weight.cpu() for name, weight in self.encoder.state_dict().items()}, file)
+                    write(copy_to_cpu(self.encoder.state_dict()), file)
         except OSError as error:
             raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
         if self.saver.failed:
@@ -417,7 +417,8 @@ class Trainer:
                 f"stopped by {self.stopping} at step {self.step} of {self.config.train.max_iters}, saved in "
                 f"{self.run_dir.path}; the same command goes on from there"
             )
-        losses = [event["val_loss"] for event in read_events(self.run_dir.metrics) if "val_loss" in event]
+        events = read_events(self.run_dir.metrics)
+        losses = [event["val_loss"] for event in events if event.get("val_loss") is not None]
         fell = f"held-out loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else "no evaluation"
         return (
             f"done: {self.step} steps in {self.seconds:.0f} s of training, {fell}\n"

@@ -195,6 +195,22 @@ def test_a_broken_document_after_good_ones_leaves_nothing(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 
+def test_a_document_of_nothing_but_a_byte_order_mark_is_left_out(tmp_path: Path) -> None:
+    for name, text in {"a": "\ufeff", "b": "one", "c": "\ufeff", "d": "two", "e": "three"}.items():
+        (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
+    prepare_corpus(find_documents([tmp_path], [], 0.0), tmp_path / "out", "bpe", vocab_size=258)
+    corpus = Corpus.open(tmp_path / "out")
+    found = [(name, corpus.tokenizer.decode(tokens[:-1])) for name, tokens, _ in split_by_document(corpus)]
+    assert found == [("b.txt", "one"), ("d.txt", "two"), ("e.txt", "three")]
+
+
+def test_the_name_of_a_file_need_not_be_utf_8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    (tmp_path / name).write_text("one two", encoding="utf-8")
+    prepare_corpus(find_documents([tmp_path], [], 0.0), tmp_path / "out", "bpe", vocab_size=258)
+    assert [found for found, _, _ in split_by_document(Corpus.open(tmp_path / "out"))] == [name]
+
+
 @pytest.mark.parametrize("content", ["\ufeff", "held out"])
 def test_texts_with_nothing_to_train_on_are_the_users_mistake(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.txt"

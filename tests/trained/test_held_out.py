@@ -75,6 +75,12 @@ def test_a_text_shorter_than_a_row_is_measured(model: TrainedModel, tmp_path: Pa
     assert found.loss > 0
 
 
+def test_a_text_of_which_nothing_is_hidden_has_no_figures(model: TrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a", encoding="utf-8")
+    with pytest.raises(UserError, match="no token of so short a text is hidden"):
+        evaluate(model, tmp_path / "text.txt", Processes("cpu"), 4)
+
+
 def test_texts_are_encoded_whole_with_an_end_after_each(model: TrainedModel, tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(TEXT)

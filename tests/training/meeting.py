@@ -53,6 +53,8 @@ def main() -> None:
     except (ValueError, UserError) as error:  # its own on rank 1, a line on the others
         lines.append("a fault of ours" if "a fault of ours" in str(error) else str(error))
     lines.append(" ".join(processes.exchange(f"note of {processes.rank}")))
+    long_notes = [f"{rank}й" * 3_000_000 for rank in range(processes.world_size)]  # each 9 MB in UTF-8
+    lines.append(f"long notes {processes.exchange(long_notes[processes.rank]) == long_notes}")
     try:
         processes.check_same("precision", "fp32" if processes.rank == 2 else "bf16")
     except UserError as error:

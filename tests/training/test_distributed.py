@@ -24,6 +24,7 @@ def test_ranks_wait_past_any_timeout_fail_together_and_add_up() -> None:
             "RunError",
             "a fault of ours",
             "note of 0 note of 1 note of 2",
+            "long notes True",
             "precision: the machines of this run come to bf16 and fp32",
             "6",
             "True False",

@@ -1,9 +1,11 @@
 import json
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +63,27 @@ def test_continuing_remembers_the_held_out_losses_up_to_the_checkpoint(folder: R
     assert recorder.val_losses == {0: 10.0, 5: 5.0, 10: 0.0}
     recorder.close()
     assert Recorder(folder, 5, tokens=0, seconds=0.0, max_iters=100).val_losses == {0: 10.0, 5: 5.0}
+
+
+def test_a_held_out_loss_that_is_no_number_is_never_the_best(folder: RunDir) -> None:
+    recorder = Recorder(folder, 0, tokens=0, seconds=0.0, max_iters=100)
+    recorder.evaluation(step=0, val_loss=float("nan"), val_accuracy=0.1)
+    recorder.evaluation(step=5, val_loss=5.0, val_accuracy=0.1)
+    assert recorder.val_losses == {5: 5.0}
+    recorder.close()
+    assert Recorder(folder, 5, tokens=0, seconds=0.0, max_iters=100).val_losses == {5: 5.0}
+
+
+def test_a_tensorboard_that_is_broken_ends_no_run(
+    folder: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AttributeError("of another version")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=broken))
+    record(folder, 0, 2)
+    assert len(read_events(folder.metrics)) == 2
+    assert "nothing is written for TensorBoard (AttributeError: of another version)" in capsys.readouterr().err
 
 
 def test_a_run_from_the_start_is_measured_anew(folder: RunDir) -> None:

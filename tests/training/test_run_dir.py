@@ -18,6 +18,15 @@ def test_a_run_that_goes_on_is_neither_done_nor_stopped_any_more(tmp_path: Path,
     assert not run_dir.stopped.exists()
 
 
+def test_a_run_whose_checkpoints_are_gone_is_not_overwritten(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path / "run")
+    run_dir.take()
+    run_dir.check(Config())
+    run_dir.model.touch()
+    with pytest.raises(UserError, match="run holds the weights of a run, and no checkpoint"):
+        run_dir.check(Config())
+
+
 @pytest.mark.parametrize(
     ("section", "key", "value"),
     [("", "seed", 7), ("train", "batch_size", 8), ("optim", "name", "muon"), ("masking", "mask_prob", 0.3)],

@@ -57,6 +57,20 @@ def test_what_changes_after_a_save_has_begun_is_not_saved(saver: BackgroundSaver
     assert torch.equal(state["nested"]["count"][0], torch.ones(1))
 
 
+def test_a_matrix_that_stands_there_twice_is_saved_once_and_parts_of_it_are_themselves(
+    saver: BackgroundSaver, tmp_path: Path
+) -> None:
+    weight = torch.arange(100_000.0)
+    saver.save(1, {"model": {"in": weight, "out": weight}, "half": weight[50_000:], "none": torch.ones(0)}, {})
+    saver.wait()
+    place = tmp_path / "step-00000001"
+    state = load_checkpoint(place)
+    assert torch.equal(state["model"]["in"], weight)
+    assert torch.equal(state["model"]["out"], weight)
+    assert torch.equal(state["half"], weight[50_000:])
+    assert sum(file.stat().st_size for file in place.iterdir()) < 1.6 * weight.nbytes
+
+
 def test_one_checkpoint_is_written_after_the_other(saver: BackgroundSaver, tmp_path: Path) -> None:
     obstacle = Obstacle()
     saver.save(1, {"held up": obstacle}, {})
