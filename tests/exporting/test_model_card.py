@@ -169,7 +169,7 @@ def test_the_precision_is_what_the_device_computed_in(copy: Path) -> None:
     assert figures(card_of(copy))["precision"] == "not recorded"
 
 
-@pytest.mark.parametrize("event", ['{"step": 5, "val_loss": 3.0}', '{"val_loss": 3.0}', '{"step": "x"}'])
+@pytest.mark.parametrize("event", ['{"step": 5, "val_loss": 3.0}', '{"step": "x"}'])
 def test_damaged_metrics_are_said(copy: Path, event: str) -> None:
     (copy / "metrics.jsonl").write_text(event + "\n")
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged"):

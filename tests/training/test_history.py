@@ -45,7 +45,7 @@ def test_a_run_without_metrics_or_with_empty_or_damaged_ones_is_said(tmp_path: P
         read_history(tmp_path / "nowhere" / "metrics.jsonl", "run")
     with pytest.raises(UserError, match=r"metrics.jsonl holds nothing yet"):
         read_history(write(tmp_path), "run")
-    for event in ({"step": 1, "loss": "high"}, {"step": 1, "loss": [1, 2]}, {"loss": 3.0}):
+    for event in ({"step": 1, "loss": "high"}, {"step": 1, "loss": [1, 2]}, {"step": None, "loss": 3.0}):
         with pytest.raises(UserError, match=r"metrics.jsonl is damaged"):
             read_history(write(tmp_path, event, {"step": 2, "loss": 1.0}), "run")
 

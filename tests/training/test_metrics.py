@@ -166,10 +166,12 @@ def test_a_stopwatch_leaves_out_its_pauses() -> None:
 
 
 def test_a_line_that_is_no_event_is_left_out_with_a_warning(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    folder.metrics.write_text('{"step": 1}\n{"ste\n[2]\n{"step": 3}\n{"step": 4')
+    folder.metrics.write_bytes(b'{"step": 1}\n{"ste\n[2]\n{}\n\xff\n{"step": 3}\n{"step": 4')
     assert read_events(folder.metrics) == [{"step": 1}, {"step": 3}]
     warnings = capsys.readouterr().err.splitlines()
     assert [line.split(" line ")[1] for line in warnings] == [
         "2 is left out: it is no event",
         "3 is left out: it is no event",
+        "4 is left out: it is no event",
+        "5 is left out: it is no event",
     ]
