@@ -94,7 +94,6 @@ class OutputCrossEntropy(torch.autograd.Function):
     ) -> torch.Tensor:
         """Compute the loss and the gradients that belong to it."""
         scale = FP16_SCALE if dtype == torch.float16 else 1.0
-        largest = weights.amax().clamp(min=1) if dtype == torch.float16 else 1.0  # which fp16 may have no room for
         hidden_gradient, bias_gradient = torch.empty_like(hidden), torch.zeros_like(bias)
         weight_gradient = None  # not zeros to add to, which would be one more pass over the largest weight
         low_weight = weight.to(dtype)
@@ -111,12 +110,14 @@ class OutputCrossEntropy(torch.autograd.Function):
                 if dtype != full.dtype:
                     logits[few] = full if scale == 1 else full.mul_(scale)
             hidden_gradient[part] = (logits @ low_weight) * (weights[part, None] / scale)
-            weighted = low_hidden * (weights[part, None] / largest).to(dtype)
-            product = logits.t() @ weighted
+            if scale == 1:
+                product = logits.t() @ (low_hidden * weights[part, None].to(dtype))
+            else:  # fp16 has room for a mean over the places, but not for a sum: a frequent token's is too large
+                total = weights[part].sum().clamp(min=1)
+                mean = logits.t() @ (low_hidden * (weights[part, None] / total)).to(dtype)
+                product = mean.to(weight.dtype).mul_(total / scale)
             weight_gradient = product.to(weight.dtype) if weight_gradient is None else weight_gradient.add_(product)
         assert weight_gradient is not None
-        if scale != 1:
-            weight_gradient.mul_(largest / scale)
         ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
         return torch.dot(losses, weights)
 

@@ -204,6 +204,27 @@ def test_the_output_layer_runs_on_as_many_places_as_there_may_be(monkeypatch: py
     assert shapes == [(1, 7, WIDTH), (5, 3, WIDTH)]
 
 
+@pytest.mark.parametrize("step_bytes", [1 << 28, 1 << 20], ids=["in one part", "in parts"])
+def test_a_token_that_is_often_to_be_predicted_does_not_overflow_in_fp16(
+    step_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # At the start of a run all masked places look alike, and the steps of the recipe have 2560 of them.
+    monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", step_bytes)
+    torch.manual_seed(9)
+    output = nn.Linear(64, 500)
+    hidden = 3 * torch.randn(64) + 0.3 * torch.randn(256, 10, 64)
+    targets = torch.where(torch.rand(256, 10) < 0.1, 7, torch.randint(0, 500, (256, 10)))
+    gradients = []
+    for on in (False, True):
+        output.zero_grad()
+        with torch.autocast("cpu", torch.float16, enabled=on):
+            masked_cross_entropy(hidden, output, targets, torch.ones(256, 10)).backward()
+        gradients.append(output.weight.grad)
+    exact, low = gradients
+    assert exact is not None and low is not None
+    assert (low - exact).norm() < 5e-3 * exact.norm()
+
+
 @pytest.mark.parametrize("weight", [1.0, 64.0, 512.0])
 def test_large_weights_do_not_overflow_in_fp16(weight: float) -> None:
     torch.manual_seed(9)
