@@ -39,8 +39,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / process
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # pytorch#135712: restarted workers would read addresses of dead ones
 
 # What tells the training to stop is the file STOP: a signal would have to pass through srun and torchrun, which by
-# itself dies of USR1. With scancel and at the time limit itself, Slurm sends TERM to this shell as well as to the processes; with
-# preemption to the processes alone.
+# itself dies of USR1. With scancel and at the time limit itself, Slurm sends TERM to this shell as well as to the
+# processes; with preemption to the processes alone.
 warned='' cancelled='' newest_before=$(newest) finished_before=$(finished)
 rm -f "$run_dir/STOP"
 trap 'heard=yes warned=yes; mkdir -p "$run_dir"; touch "$run_dir/STOP"' USR1
