@@ -31,6 +31,9 @@ class DataConfig:
     """Used when `data.path` is text: its character encoding."""
     val_fraction: float = 0.05
     """Used when `data.path` is text: the tail of every document that is held out, as a fraction of it."""
+    verify: bool = False
+    """Compare the corpus with its SHA-256 digests at every start. false: once on each machine, and again after a file
+    has changed."""
 
 
 @dataclass

@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
     stop = StopRequest(config.train.time_limit)
     # Only now, so that --help and mistakes in the config are answered without waiting for torch.
-    from mlm_dist.data.corpus import Corpus  # noqa: PLC0415
+    from mlm_dist.data.corpus import Corpus, Verify  # noqa: PLC0415
     from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
     from mlm_dist.training.distributed import Processes  # noqa: PLC0415
     from mlm_dist.training.memory import keep_freed_memory  # noqa: PLC0415
@@ -30,7 +30,8 @@ def main(arguments: list[str]) -> None:
         run_dir.check(config)
     folder = processes.first_alone(lambda: str(find_or_prepare(config.data, config.model.vocab_size)))
     with processes.together():
-        corpus = Corpus.open(Path(folder))
+        verify: Verify = "always" if config.data.verify else "once"
+        corpus = Corpus.open(Path(folder), verify if processes.is_first_here else "never")
     with processes.naming_the_lost():
         trainer = Trainer(config, corpus, processes, run_dir, stop)
         with processes.together():

@@ -1,6 +1,7 @@
 """What real processes do with what is wrong: exit code 2, one line on stderr that names it, and nothing written."""
 
 import hashlib
+import json
 import re
 import shutil
 import socket
@@ -14,7 +15,10 @@ import torch
 from mlm_dist import load
 from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.data.preparation import SAMPLE_TEXT
+from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
+from mlm_dist.training.checkpoint import describe, step_of
+from mlm_dist.training.record import fixed_values
 from mlm_dist.training.run_dir import check_same_run
 from tests.conftest import REPOSITORY, Result, start, tiny_flags, torchrun, verb
 
@@ -73,6 +77,23 @@ def taken_port() -> Iterator[int]:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         yield listener.getsockname()[1]
+
+
+def replace_tokens(corpus: Path, split: str) -> None:
+    """Put other tokens into a corpus, as many as there were, and describe them in corpus.json."""
+    tokens = corpus / f"{split}.bin"
+    tokens.write_bytes(bytes(len(tokens.read_bytes())))
+    manifest = json.loads((corpus / "corpus.json").read_text())
+    manifest["sha256"][split] = hashlib.sha256(tokens.read_bytes()).hexdigest()
+    (corpus / "corpus.json").write_text(json.dumps(manifest))
+
+
+def swap_two_tokens(tokenizer: Path) -> None:
+    """Exchange the ids of two tokens in a stored tokenizer."""
+    changed = Tokenizer.load(tokenizer)
+    (first, second), ranks = list(changed.ranks)[:2], dict(changed.ranks)
+    ranks[first], ranks[second] = ranks[second], ranks[first]
+    Tokenizer.build(changed.name, changed.pattern, ranks, changed.special_tokens).save(tokenizer)
 
 
 # The config
@@ -160,6 +181,26 @@ def test_a_vocabulary_that_the_model_has_no_room_for(train, new_run):
     assert not new_run.exists()
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_token_file_that_was_overwritten_is_not_trained_on(split, train, new_run, corpus_copy):
+    assert train(data__path=corpus_copy, train__max_iters=1).returncode == 0
+    tokens = corpus_copy / f"{split}.bin"
+    tokens.write_bytes(tokens.read_bytes()[::-1])
+    before = contents(new_run)
+    assert_refused(train(data__path=corpus_copy), tokens, "SHA-256", "restore a copy")
+    assert contents(new_run) == before
+
+
+def test_a_token_id_beyond_the_vocabulary_is_not_trained_on(train, new_run, corpus_copy):
+    tokens = corpus_copy / "train.bin"
+    tokens.write_bytes(b"\x2c\x01" + tokens.read_bytes()[2:])  # 300 is the first that there is not
+    manifest = json.loads((corpus_copy / "corpus.json").read_text())
+    manifest["sha256"]["train"] = hashlib.sha256(tokens.read_bytes()).hexdigest()
+    (corpus_copy / "corpus.json").write_text(json.dumps(manifest))
+    assert_refused(train(data__path=corpus_copy), tokens, "the token id 300, and the vocabulary ends at 299")
+    assert not new_run.exists()
+
+
 # The run directory
 
 
@@ -182,6 +223,7 @@ OTHERWISE = [
     ({"masking__mask_prob": 0.3}, "masking.mask_prob 0.15 and not 0.3"),
     ({"masking__replacement": "80/10/10"}, "masking.replacement 'mask' and not '80/10/10'"),
     ({"train__batch_size": 8}, "train.batch_size 16 and not 8"),
+    ({"train__eval_rows": 7}, "train.eval_rows 50 and not 7"),
 ]
 
 
@@ -190,7 +232,7 @@ def test_a_run_keeps_its_model_its_order_and_its_masks(overrides, words, run_dir
     before = read_config(run_dir / "config.yaml")
     now = parse_config(tiny_flags(Path(before.data.path), run_dir, **overrides), verb="train")
     with pytest.raises(UserError) as caught:
-        check_same_run(before, now, run_dir)
+        check_same_run(fixed_values(before), fixed_values(now), run_dir)
     assert words in str(caught.value)
     assert str(run_dir) in str(caught.value)
 
@@ -198,7 +240,8 @@ def test_a_run_keeps_its_model_its_order_and_its_masks(overrides, words, run_dir
 def test_a_run_may_change_what_decides_neither_weights_nor_data(run_dir):
     before = read_config(run_dir / "config.yaml")
     changes = {"optim__lr": 5e-4, "train__max_iters": 60, "train__micro_batch_size": 4, "checkpoint__interval": 7}
-    check_same_run(before, parse_config(tiny_flags(Path("moved/corpus"), run_dir, **changes), verb="train"), run_dir)
+    now = parse_config(tiny_flags(Path("moved/corpus"), run_dir, **changes), verb="train")
+    check_same_run(fixed_values(before), fixed_values(now), run_dir)
 
 
 def test_a_run_that_was_started_otherwise_is_left_as_it_is(train, begun_run):
@@ -218,8 +261,77 @@ def test_a_run_on_another_corpus_is_left_as_it_is(train, begun_run, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("It was not the same story at all. " * 2000)
     before = contents(begun_run)
-    assert_refused(train(data__path=text, data__tokenizer="bpe"), begun_run, "another corpus")
+    assert_refused(train(data__path=text, data__tokenizer="bpe"), begun_run, "the training text (SHA-256 of train.bin)")
     assert contents(begun_run) == before
+
+
+def test_a_run_with_other_validation_text_is_left_as_it_is(train, begun_run, corpus_copy):
+    replace_tokens(corpus_copy, "val")
+    before = contents(begun_run)
+    old, new = (
+        json.loads((folder / "corpus.json").read_text())["sha256"]["val"][:12]
+        for folder in (Path(read_config(begun_run / "config.yaml").data.path), corpus_copy)
+    )
+    assert_refused(
+        train(data__path=corpus_copy),
+        begun_run,
+        f"the validation text (SHA-256 of val.bin) {old} and not {new}: give that, or another run_dir",
+    )
+    assert contents(begun_run) == before
+
+
+def test_a_run_with_another_tokenizer_beside_the_same_tokens_is_left_as_it_is(train, begun_run, corpus_copy):
+    swap_two_tokens(corpus_copy / "tokenizer")
+    before = contents(begun_run)
+    assert_refused(train(data__path=corpus_copy), begun_run, "the tokenizer (SHA-256)")
+    assert contents(begun_run) == before
+
+
+def test_a_run_without_its_config_is_compared_with_its_checkpoints(train, begun_run):
+    (begun_run / "config.yaml").unlink()
+    before = contents(begun_run)
+    assert_refused(train(model__heads=4), begun_run, "model.heads 2 and not 4")
+    assert contents(begun_run) == before
+    assert train().returncode == 0
+    assert (begun_run / "config.yaml").exists()
+
+
+def test_a_config_that_was_edited_does_not_decide_what_a_run_was_started_with(train, begun_run):
+    config = begun_run / "config.yaml"
+    config.write_text(config.read_text().replace("heads: 2", "heads: 4"))
+    assert_refused(train(model__heads=4), begun_run, "model.heads 2 and not 4")
+    assert train().returncode == 0
+
+
+def test_an_answer_is_refused_where_the_config_of_the_run_was_edited(begun_run):
+    config = begun_run / "config.yaml"
+    config.write_text(config.read_text().replace("heads: 2", "heads: 4"))
+    assert_refused(verb("fill", "--run", begun_run, "The [MASK]"), config, "model.heads 2 and not 4")
+
+
+def test_an_answer_is_refused_where_the_tokenizer_of_the_run_was_changed(begun_run):
+    swap_two_tokens(begun_run / "tokenizer")
+    assert_refused(verb("fill", "--run", begun_run, "The [MASK]"), begun_run / "tokenizer", "the tokenizer (SHA-256)")
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_is_compared_with_its_config(train, begun_run, corpus_folder):
+    manifest = json.loads((corpus_folder / "corpus.json").read_text())
+    for checkpoint in (begun_run / "checkpoints").iterdir():
+        state = torch.load(checkpoint / "state.pt", weights_only=True) | {"corpus": manifest["sha256"]["train"]}
+        torch.save(state, checkpoint / "state.pt")
+        step, files = step_of(checkpoint), {"state.pt": describe(checkpoint / "state.pt")}
+        (checkpoint / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
+    assert_refused(train(model__heads=4), begun_run, "model.heads 2 and not 4")
+    assert train().returncode == 0
+    (begun_run / "config.yaml").unlink()
+    assert_refused(train(), begun_run, "restore config.yaml, or give another run_dir")
+
+
+def test_what_a_run_goes_on_with_otherwise_is_said_in_a_line(train, begun_run):
+    result = train(train__max_iters=32, optim__lr=5e-4)
+    assert result.returncode == 0
+    (line,) = result.stderr.splitlines()
+    assert "step-00000030: the run goes on with optim.lr 0.0005 and not 0.001, train.max_iters 32 and not 30" in line
 
 
 # The processes

@@ -9,13 +9,14 @@ tokenizer/    ranks.tiktoken, encoding.json
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from mlm_dist.data.texts import Split
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.data.verification import verify_tokens
 from mlm_dist.errors import UserError
 
 FORMAT_VERSION = 1
@@ -24,6 +25,8 @@ TOKENIZER = "tokenizer"
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
+
+Verify = Literal["once", "always", "never"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Manifest:
             numbers = [manifest.vocab_size, manifest.mask_id, manifest.end_id, *(manifest.tokens[s] for s in SPLITS)]
             if not all(isinstance(number, int) and number >= 0 for number in numbers):
                 raise ValueError("sizes and ids have to be whole numbers")
+            if not all(isinstance(manifest.sha256[split], str) for split in SPLITS):
+                raise ValueError("a digest has to be text")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; is it a folder that prepare wrote?") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -95,8 +100,13 @@ class Corpus:
     val: Tokens
 
     @classmethod
-    def open(cls, folder: Path) -> "Corpus":
-        """Open a prepared corpus, checking each file's size against `corpus.json`.
+    def open(cls, folder: Path, verify: Verify = "once") -> "Corpus":
+        """Open a prepared corpus, checking each file's size and digest against `corpus.json`.
+
+        Args:
+            folder: of the corpus.
+            verify: when digests are compared: once on each machine, as long as the files stay as they are; always; or
+                never, where another process of this machine does it.
 
         Raises:
             UserError: something is missing, damaged, or was changed after preparing.
@@ -106,6 +116,10 @@ class Corpus:
         if tokenizer.vocab_size != manifest.vocab_size or tokenizer.mask_id != manifest.mask_id:
             raise UserError(f"{folder}: its tokenizer is not the one in {MANIFEST}; prepare anew")
         train, val = (map_tokens(folder, split, manifest) for split in SPLITS)
+        if verify != "never":
+            for split, tokens in zip(SPLITS, (train, val), strict=True):
+                digest, always = manifest.sha256[split], verify == "always"
+                verify_tokens(folder / f"{split}.bin", tokens, digest, manifest.vocab_size, always)
         return cls(folder, manifest, tokenizer, train, val)
 
     def rows(self, split: Split, block_size: int) -> Tokens:

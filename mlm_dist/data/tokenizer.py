@@ -131,8 +131,7 @@ class Tokenizer:
     def save(self, folder: Path) -> None:
         """Write the tokenizer into a folder: the ranks as tiktoken writes them, the rest as JSON."""
         folder.mkdir(parents=True, exist_ok=True)
-        by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
-        content = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)
+        content = self._ranks_content()
         with replacing(folder / RANKS_FILE) as file:
             file.write(content)
         parts = {
@@ -143,6 +142,16 @@ class Tokenizer:
         }
         with replacing(folder / ENCODING_FILE) as file:
             file.write((json.dumps(parts, indent=2) + "\n").encode())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the token ids of a text. Two tokenizers with the same one are the same."""
+        rest = json.dumps([self.pattern, sorted(self.special_tokens.items())])
+        return hashlib.sha256(self._ranks_content() + rest.encode()).hexdigest()
+
+    def _ranks_content(self) -> bytes:
+        by_rank = sorted(self.ranks.items(), key=lambda item: item[1])
+        return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in by_rank)
 
     @property
     def vocab_size(self) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from mlm_dist.config import Config, MaskingConfig, MaskProb
 from mlm_dist.data.batches import load_batch
-from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, token_dtype
+from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, Verify, token_dtype
 from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.preparation import encode_in_order, find_or_prepare, read_all
 from mlm_dist.data.sampler import Selection
@@ -41,7 +41,7 @@ def evaluate(
         UserError: there is no such corpus or text, nothing in it, or the corpus has other tokens than the run.
     """
     with processes.together():
-        tokens = find_tokens(model.config, model.tokenizer, path)
+        tokens = find_tokens(model.config, model.tokenizer, path, "once" if processes.is_first_here else "never")
     masking = model.config.masking if mask_prob is None else MaskingConfig(mask_prob)
     config = dataclasses.replace(model.config, masking=masking)
     batches = masked_batches(tokens, config, model.tokenizer, processes, batch_size)
@@ -52,16 +52,16 @@ def evaluate(
     return result
 
 
-def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None) -> Tokens:
-    """The token ids to evaluate on, as `evaluate` says."""
+def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> Tokens:
+    """The token ids to evaluate on, as `evaluate` says; `verify` as for `Corpus.open`."""
     if path is not None and not (path / MANIFEST).exists():
         return encode_texts(path, tokenizer)
     try:
         folder = path or find_or_prepare(config.data, config.model.vocab_size)
     except UserError as error:
         raise UserError(f"the run's own corpus: {error}; --data names another corpus or text") from error
-    corpus = Corpus.open(folder)
-    if (corpus.tokenizer.ranks, corpus.tokenizer.special_tokens) != (tokenizer.ranks, tokenizer.special_tokens):
+    corpus = Corpus.open(folder, verify)
+    if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(f"{folder} was prepared with other tokens than the run's: give the text itself")
     if not len(corpus.val):
         raise UserError(f"{folder} holds out nothing: give a text, or a corpus with a held-out part")

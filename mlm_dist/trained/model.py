@@ -1,5 +1,6 @@
 """A trained model, taken from its run directory."""
 
+import dataclasses
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from mlm_dist.trained.generating import Generation, Watch, generate
 from mlm_dist.trained.predictor import Predictor
 from mlm_dist.trained.request import Order, Request
 from mlm_dist.trained.scoring import Score, score
-from mlm_dist.training.checkpoint import find_newest, list_checkpoints, load_checkpoint, step_of
+from mlm_dist.training.checkpoint import find_newest, list_checkpoints, load_checkpoint, read_record, step_of
+from mlm_dist.training.record import differences
 from mlm_dist.training.run_dir import RunDir
 
 
@@ -49,6 +51,7 @@ class TrainedModel:
         self.device = device
         self.config = read_config(run_dir.config)
         self.tokenizer = Tokenizer.load(run_dir.tokenizer)
+        check_record(run_dir, self.config, self.tokenizer)
         self.encoder = Encoder(self.config.model)
         weights, self.step = load_weights(run_dir, self.config)
         try:
@@ -128,11 +131,30 @@ class TrainedModel:
         return embed(self._predictor, texts)
 
 
+def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
+    """Compare config.yaml and the tokenizer of a run with the record in its newest checkpoint that has one.
+
+    Weights fit another number of heads, or other tokens, as well; the answers would be wrong without a word.
+
+    Raises:
+        UserError: they differ.
+    """
+    records = (read_record(place) for place in list_checkpoints(run_dir.checkpoints))
+    record = next(filter(None, records), None)
+    shape = {f"model.{key}": value for key, value in dataclasses.asdict(config.model).items() if key != "dropout"}
+    now = shape | {"corpus.tokenizer_sha256": tokenizer.fingerprint}
+    if record and (changes := differences(record["fixed"], now)):
+        raise UserError(
+            f"{run_dir.config} or {run_dir.tokenizer} was changed after the training, which had {', '.join(changes)}: "
+            f"restore it"
+        )
+
+
 def load_weights(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int | None]:
     """The final weights of a run, or, where it goes on beyond them, those of its newest checkpoint; and their step.
 
     Raises:
-        UserError: there are neither, or `model.pth` is damaged.
+        UserError: there are neither, `model.pth` is damaged, or all checkpoints are.
     """
     goes_on = not run_dir.done.exists() and list_checkpoints(run_dir.checkpoints)
     if goes_on or not run_dir.model.exists():

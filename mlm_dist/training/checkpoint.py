@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: written beside, flushed to disk, described by digests, then renamed.
 
 checkpoints/step-00001000/state.pt        what torch.save wrote
-checkpoints/step-00001000/manifest.json   size and sha256 of each file, written last
+checkpoints/step-00001000/manifest.json   size and sha256 of each file, and the record of the run; written last
 """
 
 import errno
@@ -25,7 +25,12 @@ NAME = re.compile(r"step-\d{8,}")
 
 
 def save_checkpoint(
-    folder: Path, step: int, state: dict[str, Any], keep: int, val_losses: Mapping[int, float] | None = None
+    folder: Path,
+    step: int,
+    state: dict[str, Any],
+    keep: int,
+    val_losses: Mapping[int, float] | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint and, once it is in place, delete those that are no longer wanted.
 
@@ -35,6 +40,7 @@ def save_checkpoint(
         state: tensors and plain values, such as `torch.load(..., weights_only=True)` reads.
         keep: how many of the newest to keep, this one included.
         val_losses: held-out losses by step; the checkpoint with the lowest is kept besides.
+        record: what the run was trained with, as plain JSON values. `read_record` returns it.
 
     Raises:
         OSError: the disk is full or the folder cannot be written. Older checkpoints are untouched.
@@ -48,7 +54,7 @@ def save_checkpoint(
         with (partial / STATE).open("wb") as file:
             write(state, file)
         flush(partial / STATE)
-        manifest = {"step": step, "files": {STATE: describe(partial / STATE)}}
+        manifest = {"step": step, "files": {STATE: describe(partial / STATE)}, "record": record}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         flush(partial / MANIFEST)
         flush(partial)
@@ -64,17 +70,17 @@ def save_checkpoint(
 def find_useless(folder: Path, step: int, keep: int, val_losses: Mapping[int, float]) -> list[Path]:
     """The checkpoints that may go now that the one of `step` is in place.
 
-    Only whole ones are counted and compared. Those of later steps may go: a run that saves an earlier step has passed
-    them over as damaged.
+    Checkpoints of later steps stay. A run saves an earlier step only where it could not read them, and a person may
+    still be able to repair what training could not.
+
+    Only sizes are compared here. Hashing every kept checkpoint at each save would read several times what is written.
     """
-    places = list_checkpoints(folder)
-    later = [place for place in places if step_of(place) > step]
-    earlier = places[len(later) :]
-    whole = [place for place in earlier if step_of(place) == step or find_damage(place) is None]
+    earlier = [place for place in list_checkpoints(folder) if step_of(place) <= step]
+    whole = [place for place in earlier if step_of(place) == step or find_damage(place, verify=False) is None]
     newest = whole[:keep]
     evaluated = [place for place in whole if step_of(place) in val_losses]
     best = min(evaluated, key=lambda place: val_losses[step_of(place)], default=None)
-    return later + [place for place in earlier if place < newest[-1] and place != best]
+    return [place for place in earlier if step_of(place) < step_of(newest[-1]) and place != best]
 
 
 def step_of(place: Path) -> int:
@@ -84,32 +90,74 @@ def step_of(place: Path) -> int:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints, the newest first."""
-    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), reverse=True)
+    return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def find_newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole; those that are not are passed over with a warning."""
+    """The newest checkpoint that is whole, with a warning for each newer one that is damaged; None if there is none.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    damages: dict[Path, str] = {}
     for place in list_checkpoints(folder):
-        if damage := find_damage(place):
-            warn(f"{place} is passed over: {damage}")
-        else:
+        damage = find_damage(place)
+        if damage is None:
+            for damaged, reason in damages.items():
+                warn(f"{damaged} is passed over: {reason}")
             return place
+        damages[place] = damage
+    if damages:
+        listed = "; ".join(f"{place.name}: {damage}" for place, damage in damages.items())
+        raise UserError(
+            f"{folder}: every checkpoint is damaged ({listed}). Restore a copy of one, or delete them to train from "
+            f"step 0, or give another run_dir"
+        )
     return None
 
 
-def find_damage(place: Path) -> str | None:
-    """Say what is wrong with a checkpoint, going by its manifest; None if nothing is."""
+def find_damage(place: Path, verify: bool = True) -> str | None:
+    """Say what is wrong with a checkpoint, going by its manifest; None if nothing is.
+
+    Args:
+        place: path of the checkpoint.
+        verify: compare digests; otherwise sizes alone.
+    """
     try:
-        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest(place)
         if list(manifest["files"]) != [STATE] or manifest["step"] != step_of(place):
             return f"{MANIFEST} is of another checkpoint"
-        if describe(place / STATE) != manifest["files"][STATE]:
+        if manifest.get("record") is not None and read_record(place) is None:
+            return f"the record in {MANIFEST} cannot be read"
+        expected = manifest["files"][STATE]
+        if (place / STATE).stat().st_size != expected["size"] or (verify and describe(place / STATE) != expected):
             return f"{STATE} is not what {MANIFEST} describes"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return None
+
+
+def read_manifest(place: Path) -> Any:
+    """The content of a checkpoint's manifest.json.
+
+    Raises:
+        OSError, ValueError: the file cannot be read.
+    """
+    return json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+
+
+def read_record(place: Path) -> dict[str, dict[str, Any]] | None:
+    """The record of the run that a checkpoint is of, as `mlm_dist.training.record` describes it.
+
+    None if there is none, as in a checkpoint of an earlier version, or it cannot be read.
+    """
+    try:
+        record = read_manifest(place)["record"]
+        return {part: dict(record[part]) for part in ("fixed", "adjustable")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def load_checkpoint(place: Path) -> dict[str, Any]:

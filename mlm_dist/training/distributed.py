@@ -83,6 +83,11 @@ class Processes:
         """Whether this is rank 0."""
         return self.rank == 0
 
+    @property
+    def is_first_here(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over all ranks, in place."""
         if self._store is not None:

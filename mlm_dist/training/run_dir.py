@@ -1,20 +1,19 @@
 """The run directory: where each file of a run lies, and which config may continue it."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.files import replacing
-from mlm_dist.training.checkpoint import list_checkpoints
+from mlm_dist.training.checkpoint import list_checkpoints, read_record
 from mlm_dist.training.lock import lock
+from mlm_dist.training.record import Values, differences, fixed_values
 
 
 class RunDir:
@@ -49,15 +48,34 @@ class RunDir:
         self.lock = path / ".lock"
 
     def check(self, config: Config) -> None:
-        """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing."""
+        """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing.
+
+        The corpus is not compared yet: `Trainer.resume` does that.
+        """
         checkpoints = list_checkpoints(self.checkpoints)
-        if checkpoints and self.config.exists():
-            check_same_run(read_config(self.config), config, self.path)
         if self.model.exists() and not checkpoints:
             raise UserError(
                 f"run_dir {self.path} holds the weights of a run, and no checkpoint from which that could go on: "
                 f"delete the folder or give another"
             )
+        if checkpoints:
+            check_same_run(self.recorded_values(), fixed_values(config), self.path)
+
+    def recorded_values(self) -> Values:
+        """What the run was started with: its newest checkpoint says so; in earlier versions config.yaml alone did.
+
+        Raises:
+            UserError: neither says so.
+        """
+        for place in list_checkpoints(self.checkpoints):
+            if record := read_record(place):
+                return dict(record["fixed"])
+        if not self.config.exists():
+            raise UserError(
+                f"run_dir {self.path} holds checkpoints, and neither they nor {self.config.name} say what they were "
+                f"trained with: restore {self.config.name}, or give another run_dir"
+            )
+        return fixed_values(read_config(self.config))
 
     def check_space(self, checkpoint_bytes: int, config: Config) -> None:
         """Raise `UserError` if the disk has no room for the checkpoints to come. Writes nothing."""
@@ -114,23 +132,7 @@ class RunDir:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
 
 
-def check_same_run(before: Config, now: Config, path: Path) -> None:
-    """Raise `UserError` if the configs differ where a run has to stay as it is: in what decides weights and data."""
-    changes = [
-        f"{key} {old!r} and not {new!r}"
-        for (key, old), (_, new) in zip(lasting_values(before), lasting_values(now), strict=True)
-        if old != new
-    ]
-    if changes:
+def check_same_run(before: Values, now: Values, path: Path) -> None:
+    """Raise `UserError` if a run would continue with other values than it was started with."""
+    if changes := differences(before, now):
         raise UserError(f"{path} holds a run that was started with {', '.join(changes)}: give that, or another run_dir")
-
-
-def lasting_values(config: Config) -> list[tuple[str, Any]]:
-    """The keys, and their values, that a run keeps to its end."""
-    return [
-        ("seed", config.seed),
-        ("train.batch_size", config.train.batch_size),
-        ("optim.name", config.optim.name),
-        *[(f"model.{key}", value) for key, value in dataclasses.asdict(config.model).items()],
-        *[(f"masking.{key}", value) for key, value in dataclasses.asdict(config.masking).items()],
-    ]

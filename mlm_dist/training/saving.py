@@ -20,14 +20,16 @@ class BackgroundSaver:
     Args:
         folder: of the run's checkpoints.
         keep: how many of the newest are kept.
+        record: what the run is trained with, stored in each checkpoint.
 
     Attributes:
         failed: whether the last write has come to nothing.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, record: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.keep = keep
+        self.record = record
         self.failed = False
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -65,7 +67,7 @@ class BackgroundSaver:
     def _write(self, step: int, state: dict[str, Any], val_losses: Mapping[int, float]) -> None:
         self._error = None
         try:
-            save_checkpoint(self.folder, step, state, self.keep, val_losses)
+            save_checkpoint(self.folder, step, state, self.keep, val_losses, self.record)
         except Exception as error:  # whatever it is, the training's own thread has to hear of it
             self._error = error
 

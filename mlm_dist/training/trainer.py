@@ -21,7 +21,7 @@ from mlm_dist.errors import RunError, UserError, warn
 from mlm_dist.files import replacing
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import MaskedLoss
-from mlm_dist.training.checkpoint import find_newest, load_checkpoint, write
+from mlm_dist.training.checkpoint import find_newest, load_checkpoint, read_record, write
 from mlm_dist.training.curves import draw_curves
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import HeldOut
@@ -29,7 +29,8 @@ from mlm_dist.training.machine import describe_machine
 from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
 from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
 from mlm_dist.training.precision import autocast, choose_dtype
-from mlm_dist.training.run_dir import RunDir
+from mlm_dist.training.record import describe_run, differences
+from mlm_dist.training.run_dir import RunDir, check_same_run
 from mlm_dist.training.saving import BackgroundSaver, copy_to_cpu
 from mlm_dist.training.stopping import StopRequest
 
@@ -96,6 +97,7 @@ class Trainer:
         self.loss: MaskedLoss | DistributedDataParallel = MaskedLoss(self.encoder, self.most_hidden)
         if processes.exchanges:
             self.loss = DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+        self.record = describe_run(config, corpus, self.dtype)
         self.step = self.saved_step = 0
         self.seconds = 0.0
         self.bad_steps = 0
@@ -145,7 +147,7 @@ class Trainer:
         config, interval = self.config.train, self.config.checkpoint.interval
         if self.processes.is_first:
             self.recorder = Recorder(self.run_dir, self.step, self.tokens, self.seconds, config.max_iters)
-            self.saver = BackgroundSaver(self.run_dir.checkpoints, self.config.checkpoint.keep)
+            self.saver = BackgroundSaver(self.run_dir.checkpoints, self.config.checkpoint.keep, self.record)
         if self.lacks_evaluation():
             self.evaluate()
         batches, stopwatch = self.batches(), Stopwatch(self.seconds)
@@ -315,7 +317,6 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "bad_steps": self.bad_steps,
-            "corpus": self.corpus.manifest.sha256["train"],
             "model": self.encoder.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
@@ -325,19 +326,37 @@ class Trainer:
         """Go back to the newest checkpoint that is whole, if there is one.
 
         Raises:
-            UserError: the checkpoint is of another model or corpus, or from after the run's end.
+            UserError: all checkpoints are damaged, or the newest whole one is of another run, or from after the run's
+                end.
         """
         name = self.processes.first_alone(lambda: str(find_newest(self.run_dir.checkpoints) or ""))
         if not name:
             return
         with self.processes.together():
-            state = load_checkpoint(Path(name))
+            place = Path(name)
+            record = read_record(place)
+            if record:
+                check_same_run(record["fixed"], self.record["fixed"], place)
+            state = load_checkpoint(place)
             try:
+                if not record:
+                    self.check_corpus(state)
                 self.restore(state)
             except UserError as error:
-                raise UserError(f"{name} {error}") from error
+                raise UserError(f"{place} {error}") from error
             except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-                raise UserError(f"{name} is of a model of another shape: choose another run_dir") from error
+                raise UserError(f"{place} is of a model of another shape: choose another run_dir") from error
+        if record and (changes := differences(self.record["adjustable"], record["adjustable"])):
+            warn(f"{place}: the run goes on with {', '.join(changes)}")
+
+    def check_corpus(self, state: dict[str, Any]) -> None:
+        """Compare the corpus with the one of a checkpoint that has no record, being of an earlier version.
+
+        Raises:
+            UserError, KeyError, TypeError: as `restore`.
+        """
+        if state["corpus"] != self.corpus.manifest.sha256["train"]:
+            raise UserError(f"was trained on another corpus than {self.corpus.folder}: choose another run_dir")
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what a checkpoint holds.
@@ -346,8 +365,6 @@ class Trainer:
             UserError: it does not belong to this run; the rest of a sentence that begins with its name.
             KeyError, TypeError, ValueError, AttributeError, RuntimeError: it is of another model.
         """
-        if state["corpus"] != self.corpus.manifest.sha256["train"]:
-            raise UserError(f"was trained on another corpus than {self.corpus.folder}: choose another run_dir")
         if state["step"] > self.config.train.max_iters:
             raise UserError(f"is beyond train.max_iters {self.config.train.max_iters}: raise that")
         self.encoder.load_state_dict(state["model"])

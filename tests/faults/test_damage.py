@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlm_dist.training.checkpoint import describe
+from mlm_dist.training.checkpoint import describe, step_of
 from tests.conftest import start, tiny_flags, verb
 from tests.faults.conftest import assert_same_run, train_command
 
@@ -90,6 +90,52 @@ def test_every_damage_is_passed_over_and_said_and_the_run_goes_on_from_the_newes
         assert result.stderr.count(f"step-{step:08d} is passed over: ") == 1
     assert len(result.stderr.splitlines()) == len(DAMAGES)
     assert_same_run(run_dir, unbroken)
+
+
+@pytest.fixture
+def all_damaged(run_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny run whose checkpoints are all damaged."""
+    copy = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    for place in (copy / "checkpoints").iterdir():
+        change_byte(place, 0.5)
+    return copy
+
+
+@pytest.mark.parametrize("lost", [[], ["DONE"], ["DONE", "model.pth"]], ids=["done", "longer", "killed"])
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_trained_again_from_the_start(lost, corpus_folder, all_damaged):
+    for name in lost:
+        (all_damaged / name).unlink()
+    places = sorted((all_damaged / "checkpoints").iterdir(), reverse=True)
+    before = {path: path.read_bytes() for path in all_damaged.rglob("*") if path.is_file() and path.name != ".lock"}
+    result = verb("train", *tiny_flags(corpus_folder, all_damaged, train__max_iters=40))
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert f"{all_damaged / 'checkpoints'}: every checkpoint is damaged" in line
+    assert "Restore a copy of one, or delete them to train from step 0, or give another run_dir" in line
+    assert all(f"{place.name}: state.pt is not what manifest.json describes" in line for place in places)
+    assert {p: p.read_bytes() for p in all_damaged.rglob("*") if p.is_file() and p.name != ".lock"} == before
+
+
+def test_nothing_is_asked_of_a_run_whose_checkpoints_are_all_damaged(all_damaged):
+    for name in ("DONE", "model.pth"):
+        (all_damaged / name).unlink()
+    result = verb("fill", "--run", all_damaged, "The [MASK].")
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "every checkpoint is damaged" in line
+
+
+def test_damaged_checkpoints_stay_while_a_run_has_not_passed_their_steps(corpus_folder, run_dir, tmp_path):
+    copy = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    (copy / "DONE").unlink()
+    newest, middle, oldest = sorted((copy / "checkpoints").iterdir(), reverse=True)
+    damaged = {place: (change_byte(place, 0.5), (place / "state.pt").read_bytes())[1] for place in (newest, middle)}
+    limits = {"train__max_iters": 30, "checkpoint__interval": 3, "checkpoint__keep": 1}
+    (copy / "STOP").touch()
+    result = verb("train", *tiny_flags(corpus_folder, copy, **limits))
+    assert result.returncode == 0, result.stderr
+    assert f"step {step_of(oldest)} to 30" in result.stdout
+    assert all((place / "state.pt").read_bytes() == content for place, content in damaged.items())
 
 
 class Hostile:

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from mlm_dist.errors import UserError
+from mlm_dist.training import checkpoint
 from mlm_dist.training.checkpoint import (
     find_damage,
     find_newest,
     list_checkpoints,
     load_checkpoint,
+    read_record,
     save_checkpoint,
     step_of,
 )
@@ -36,11 +38,19 @@ def test_the_newest_are_kept_and_no_trace_of_writing_is_left(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000011"]
 
 
-def test_damaged_ones_of_later_steps_do_not_push_out_whole_ones(tmp_path: Path) -> None:
-    for step in (1000, 1500, 2000):
-        (save(tmp_path, step) / "manifest.json").unlink()
-    newest = save(tmp_path, 500, keep=3)
-    assert list_checkpoints(tmp_path) == [newest]
+def test_damaged_ones_of_later_steps_stay_until_training_is_past_them(tmp_path: Path) -> None:
+    for place in [save(tmp_path, step) for step in (1000, 1500, 2000)]:
+        lose_the_manifest(place)
+    save(tmp_path, 400, keep=2)
+    save(tmp_path, 500, keep=2)
+    save(tmp_path, 600, keep=2)
+    assert names(tmp_path) == [2000, 1500, 1000, 600, 500]
+    save(tmp_path, 1200, keep=2)
+    assert names(tmp_path) == [2000, 1500, 1200, 1000, 600]
+    save(tmp_path, 1500, keep=2)
+    assert names(tmp_path) == [2000, 1500, 1200]
+    save(tmp_path, 2500, keep=1)
+    assert names(tmp_path) == [2500]
 
 
 def names(folder: Path) -> list[int]:
@@ -72,6 +82,37 @@ def test_damaged_ones_are_not_counted_among_those_to_keep(tmp_path: Path) -> Non
     truncate(tmp_path / "step-00000003")
     save(tmp_path, 4, keep=2)
     assert [step for step in names(tmp_path) if step != 3] == [4, 2]
+
+
+def test_a_save_reads_no_checkpoint_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    hashed: list[Path] = []
+    digest = checkpoint.describe
+    monkeypatch.setattr(checkpoint, "describe", lambda file: hashed.append(file) or digest(file))
+    save(tmp_path, 4, keep=4)
+    assert [file.parent.name for file in hashed] == [".step-00000004.partial"]
+
+
+def test_checkpoints_are_in_the_order_of_their_steps_however_many_digits_those_have(tmp_path: Path) -> None:
+    for step in (99_999_998, 99_999_999, 100_000_000, 100_000_001):
+        save(tmp_path, step, keep=2)
+    assert names(tmp_path) == [100_000_001, 100_000_000]
+
+
+def test_the_record_of_a_run_is_read_as_it_was_saved(tmp_path: Path) -> None:
+    record = {"fixed": {"seed": 1, "masking.mask_prob": [0.0, 1.0]}, "adjustable": {"optim.lr": 1e-3}}
+    save_checkpoint(tmp_path, 1, {"step": 1}, keep=1, record=record)
+    assert read_record(tmp_path / "step-00000001") == record
+    assert read_record(save(tmp_path, 2)) is None
+
+
+def test_a_checkpoint_whose_record_is_damaged_is_damaged(tmp_path: Path) -> None:
+    place = save(tmp_path, 1)
+    manifest = json.loads((place / "manifest.json").read_text())
+    for record in ([], {"fixed": {}}, {"fixed": 1, "adjustable": {}}, "text"):
+        (place / "manifest.json").write_text(json.dumps(manifest | {"record": record}))
+        assert find_damage(place) == "the record in manifest.json cannot be read"
 
 
 def test_what_a_killed_process_has_half_written_is_removed(tmp_path: Path) -> None:
@@ -154,6 +195,17 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_names_it(
     damage(newer)
     assert find_newest(tmp_path) == older
     assert f"{newer} is passed over" in capsys.readouterr().err
+
+
+def test_if_all_checkpoints_are_damaged_the_error_names_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [save(tmp_path, step) for step in (1, 2, 3)]
+    for place, damage in zip(places, (truncate, lose_the_manifest, flip_a_bit), strict=True):
+        damage(place)
+    with pytest.raises(UserError, match=r"step-00000003: state\.pt is not .* step-00000002: .* step-00000001: "):
+        find_newest(tmp_path)
+    assert not capsys.readouterr().err
 
 
 def test_a_write_that_fails_leaves_the_older_checkpoints(tmp_path: Path) -> None:

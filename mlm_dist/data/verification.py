@@ -1,0 +1,102 @@
+"""Token files held against `corpus.json`: hashed once on each machine, then known by size, times and inode."""
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from mlm_dist.data.cache import cache_folder
+from mlm_dist.errors import UserError
+from mlm_dist.files import replacing
+
+CHUNK_TOKENS = 1 << 22
+BYTES_WORTH_A_PROGRESS_BAR = 1 << 31
+
+
+def verify_tokens(
+    path: Path, tokens: npt.NDArray[np.unsignedinteger[Any]], sha256: str, vocab_size: int, always: bool = False
+) -> None:
+    """Check that a token file is the one that was prepared.
+
+    Hashing a file costs less than a second a gigabyte. Where this machine has verified the file before, and neither its
+    size nor its inode nor its times have changed since, the earlier result counts.
+
+    Args:
+        path: of the file.
+        tokens: its content, (tokens,).
+        sha256: what its digest must be.
+        vocab_size: what every id must be below.
+        always: hash the file even if this machine has verified it before.
+
+    Raises:
+        UserError: the content is another than was prepared, or holds an id beyond the vocabulary.
+    """
+    note = verification_note(path)
+    status = path.stat()
+    verified = {
+        "path": str(path.resolve()),
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "ctime_ns": status.st_ctime_ns,  # which a program that sets the mtime back cannot set
+        "inode": status.st_ino,
+        "sha256": sha256,
+        "vocab_size": vocab_size,
+    }
+    if not always and read_note(note) == verified:
+        return
+    digest, highest = scan(tokens, path.name)
+    if digest != sha256:
+        raise UserError(
+            f"{path}: its SHA-256 is not the one in corpus.json: the file was changed after it was prepared; restore a "
+            f"copy, or delete {path.parent} and prepare it again"
+        )
+    if highest >= vocab_size:
+        raise UserError(
+            f"{path}: it holds the token id {highest}, and the vocabulary ends at {vocab_size - 1}: prepare it again"
+        )
+    write_note(note, verified)
+
+
+def scan(tokens: npt.NDArray[np.unsignedinteger[Any]], name: str) -> tuple[str, int]:
+    """The SHA-256 of tokens (N,) and the highest id, -1 if there are none, in one pass."""
+    digest, highest = hashlib.sha256(), -1
+    hidden = tokens.nbytes < BYTES_WORTH_A_PROGRESS_BAR or None  # None: hidden unless stderr is a terminal
+    with tqdm(
+        total=tokens.nbytes, desc=f"verify {name}", unit="B", unit_scale=True, disable=hidden, leave=False
+    ) as bar:
+        for start in range(0, len(tokens), CHUNK_TOKENS):
+            chunk = tokens[start : start + CHUNK_TOKENS]
+            digest.update(chunk.data)
+            highest = max(highest, int(chunk.max()))
+            bar.update(chunk.nbytes)
+    return digest.hexdigest(), highest
+
+
+def verification_note(path: Path) -> Path | None:
+    """Where this machine notes that a file was verified; None if this user has no place for caches."""
+    try:
+        folder = cache_folder() / "verified"
+    except UserError:
+        return None
+    return folder / f"{hashlib.sha256(str(path.resolve()).encode(errors='surrogateescape')).hexdigest()[:32]}.json"
+
+
+def read_note(note: Path | None) -> Any:
+    """What was noted; None if nothing that can be read."""
+    with suppress(OSError, ValueError, RecursionError):
+        return json.loads(note.read_text(encoding="utf-8")) if note else None
+    return None
+
+
+def write_note(note: Path | None, verified: dict[str, Any]) -> None:
+    """Note that a file was verified. Where the note cannot be written, the file is hashed again the next time."""
+    with suppress(OSError):
+        if note:
+            note.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(note, shared=True) as file:
+                file.write(json.dumps(verified).encode())

@@ -1,0 +1,73 @@
+"""The record of a run: what its weights and validation figures depend on. Each checkpoint holds it.
+
+A run that continues is compared with the record key by key. `fixed` values must stay; a run that changed one would no
+longer be the run that it continues. `adjustable` values may change, and the change is said.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mlm_dist.config import Config
+from mlm_dist.data.corpus import Corpus
+
+Values = Mapping[str, Any]
+
+# Digests that stand in a record, by what they are digests of.
+DIGESTS = {
+    "corpus.train_sha256": "the training text (SHA-256 of train.bin)",
+    "corpus.val_sha256": "the validation text (SHA-256 of val.bin)",
+    "corpus.tokenizer_sha256": "the tokenizer (SHA-256)",
+}
+SHOWN_DIGITS = 12  # of a digest, in a message
+
+
+def describe_run(config: Config, corpus: Corpus, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+    """The record of a run, as plain JSON values.
+
+    Args:
+        config: of the run, with every value that was left open decided.
+        corpus: that the run is trained and evaluated on.
+        dtype: of the matrix products.
+    """
+    return {
+        "fixed": {
+            **fixed_values(config),
+            "corpus.train_sha256": corpus.manifest.sha256["train"],
+            "corpus.val_sha256": corpus.manifest.sha256["val"],
+            "corpus.tokenizer_sha256": corpus.tokenizer.fingerprint,
+        },
+        "adjustable": {
+            **{f"optim.{key}": value for key, value in dataclasses.asdict(config.optim).items() if key != "name"},
+            "train.max_iters": config.train.max_iters,
+            "precision": str(dtype).removeprefix("torch."),
+        },
+    }
+
+
+def fixed_values(config: Config) -> dict[str, Any]:
+    """The config's keys, and their values, that a run keeps to its end."""
+    return {
+        "seed": config.seed,
+        "train.batch_size": config.train.batch_size,
+        "train.eval_rows": config.train.eval_rows,
+        "optim.name": config.optim.name,
+        **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},
+        **{f"masking.{key}": value for key, value in dataclasses.asdict(config.masking).items()},
+    }
+
+
+def differences(before: Values, now: Values) -> list[str]:
+    """A phrase for each key that stands in both records with different values: its name, the old and the new value."""
+    return [
+        f"{DIGESTS.get(key, key)} {show(key, before[key])} and not {show(key, value)}"
+        for key, value in now.items()
+        if key in before and before[key] != value
+    ]
+
+
+def show(key: str, value: object) -> str:
+    """A value as messages show it."""
+    return str(value)[:SHOWN_DIGITS] if key in DIGESTS else repr(value)
