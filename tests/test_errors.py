@@ -191,6 +191,17 @@ def test_a_token_file_that_was_overwritten_is_not_trained_on(split, train, new_r
     assert contents(new_run) == before
 
 
+def test_what_this_machine_has_verified_is_verified_again_where_that_is_asked_for(train, corpus_copy, tmp_path):
+    assert train(data__path=corpus_copy, train__max_iters=1).returncode == 0
+    tokens = corpus_copy / "train.bin"
+    tokens.write_bytes(tokens.read_bytes()[::-1])
+    times = {"mtime_ns": tokens.stat().st_mtime_ns, "ctime_ns": tokens.stat().st_ctime_ns}
+    for note in (tmp_path / "cache/mlm_dist/verified").iterdir():
+        note.write_text(json.dumps(json.loads(note.read_text()) | times))
+    assert train(data__path=corpus_copy, train__max_iters=2).returncode == 0
+    assert_refused(train(data__path=corpus_copy, data__verify=True), tokens, "SHA-256")
+
+
 def test_a_token_id_beyond_the_vocabulary_is_not_trained_on(train, new_run, corpus_copy):
     tokens = corpus_copy / "train.bin"
     tokens.write_bytes(b"\x2c\x01" + tokens.read_bytes()[2:])  # 300 is the first that there is not
@@ -314,14 +325,16 @@ def test_an_answer_is_refused_where_the_tokenizer_of_the_run_was_changed(begun_r
     assert_refused(verb("fill", "--run", begun_run, "The [MASK]"), begun_run / "tokenizer", "the tokenizer (SHA-256)")
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_is_compared_with_its_config(train, begun_run, corpus_folder):
-    manifest = json.loads((corpus_folder / "corpus.json").read_text())
+def test_a_run_of_an_earlier_version_goes_on_and_is_compared_with_its_config(train, begun_run, corpus_copy):
+    manifest = json.loads((corpus_copy / "corpus.json").read_text())
     for checkpoint in (begun_run / "checkpoints").iterdir():
         state = torch.load(checkpoint / "state.pt", weights_only=True) | {"corpus": manifest["sha256"]["train"]}
         torch.save(state, checkpoint / "state.pt")
         step, files = step_of(checkpoint), {"state.pt": describe(checkpoint / "state.pt")}
         (checkpoint / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
     assert_refused(train(model__heads=4), begun_run, "model.heads 2 and not 4")
+    replace_tokens(corpus_copy, "train")
+    assert_refused(train(data__path=corpus_copy), "step-00000030", "was trained on another corpus")
     assert train().returncode == 0
     (begun_run / "config.yaml").unlink()
     assert_refused(train(), begun_run, "restore config.yaml, or give another run_dir")

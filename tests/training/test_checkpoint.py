@@ -53,6 +53,14 @@ def test_damaged_ones_of_later_steps_stay_until_training_is_past_them(tmp_path: 
     assert names(tmp_path) == [2500]
 
 
+def test_damaged_ones_of_later_steps_do_not_count_among_those_to_keep(tmp_path: Path) -> None:
+    for place in [save(tmp_path, step) for step in (1000, 1500)]:
+        flip_a_bit(place)
+    for step in (400, 500, 600):
+        save(tmp_path, step, keep=2)
+    assert names(tmp_path) == [1500, 1000, 600, 500]
+
+
 def names(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder, the newest first."""
     return [step_of(place) for place in list_checkpoints(folder)]
