@@ -87,9 +87,10 @@ class OptimConfig:
     """Course of the learning rate after the warm-up: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
     constant, then linear to zero over the last `optim.decay_fraction` of the run)."""
     warmup_iters: int = 100
-    """Steps over which the learning rate rises from zero to its peak."""
+    """Steps over which the learning rate rises from zero to its peak: half of the run at most."""
     decay_fraction: float = 0.4
-    """Used by the wsd schedule: the part of the run, at its end, over which the learning rate falls."""
+    """Used by the wsd schedule: the part of the run, at its end, over which the learning rate falls, after the
+    warm-up at the earliest."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; longer ones are scaled down to it. 0 turns clipping off."""
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from mlm_dist.config_reading import parse_config
-from mlm_dist.errors import run_verb, tell
+from mlm_dist.errors import run_verb, tell, warn
 from mlm_dist.training.stopping import StopRequest
 
 
@@ -44,6 +44,8 @@ def main(arguments: list[str]) -> None:
                 run_dir.record_machine(trainer.machine())
         if processes.is_first:
             tell(trainer.describe())
+            for line in trainer.misfits():
+                warn(line)
         trainer.train()
         if processes.is_first:
             tell(trainer.summarize())

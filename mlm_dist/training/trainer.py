@@ -27,7 +27,7 @@ from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import HeldOut
 from mlm_dist.training.machine import describe_machine
 from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
-from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
+from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate, shortened_parts
 from mlm_dist.training.precision import autocast, choose_dtype
 from mlm_dist.training.run_dir import RunDir
 from mlm_dist.training.saving import BackgroundSaver, copy_to_cpu
@@ -409,6 +409,10 @@ class Trainer:
             f"{self.device.type}, step {self.step} to {self.config.train.max_iters} "
             f"({self.sampler.steps_per_epoch} steps an epoch), in {self.run_dir.path}"
         )
+
+    def misfits(self) -> list[str]:
+        """Which values of the config do not fit the run, and what becomes of them, a line for each."""
+        return shortened_parts(self.config.train.max_iters, self.config.optim)
 
     def summarize(self) -> str:
         """What came of the run."""
