@@ -28,9 +28,11 @@ def main(arguments: list[str]) -> None:
     run_dir = RunDir(Path(config.run_dir))
     with processes.together():
         run_dir.check(config)
+        config = run_dir.complete(config)
     folder = processes.first_alone(lambda: str(find_or_prepare(config.data, config.model.vocab_size)))
     with processes.together():
         corpus = Corpus.open(Path(folder))
+    config = config.with_vocab_size(corpus.tokenizer.vocab_size)
     with processes.naming_the_lost():
         trainer = Trainer(config, corpus, processes, run_dir, stop)
         with processes.together():

@@ -59,6 +59,12 @@ class RunDir:
                 f"delete the folder or give another"
             )
 
+    def complete(self, config: Config) -> Config:
+        """Put the `model.vocab_size` of the run that the folder holds in the place of null. Writes nothing."""
+        if config.model.vocab_size is None and list_checkpoints(self.checkpoints) and self.config.exists():
+            return config.with_vocab_size(read_config(self.config).model.vocab_size)
+        return config
+
     def check_space(self, checkpoint_bytes: int, config: Config) -> None:
         """Raise `UserError` if the disk has no room for the checkpoints to come. Writes nothing."""
         # Besides the newest there are the best and one that is being written.
@@ -116,6 +122,7 @@ class RunDir:
 
 def check_same_run(before: Config, now: Config, path: Path) -> None:
     """Raise `UserError` if the configs differ where a run has to stay as it is: in what decides weights and data."""
+    now = now.with_vocab_size(before.model.vocab_size)  # null fits every run
     changes = [
         f"{key} {old!r} and not {new!r}"
         for (key, old), (_, new) in zip(lasting_values(before), lasting_values(now), strict=True)

@@ -411,8 +411,9 @@ class Trainer:
         )
 
     def misfits(self) -> list[str]:
-        """Which values of the config do not fit the run, and what becomes of them, a line for each."""
-        return shortened_parts(self.config.train.max_iters, self.config.optim)
+        """Which values of the config do not fit the run or its corpus, and what becomes of them, a line for each."""
+        parts = shortened_parts(self.config.train.max_iters, self.config.optim)
+        return parts + unused_entries(self.corpus, self.config)
 
     def summarize(self) -> str:
         """What came of the run."""
@@ -432,8 +433,19 @@ class Trainer:
 
 def check_vocabulary(corpus: Corpus, config: Config) -> None:
     """Raise `UserError` if the model has no place for a token of the corpus."""
-    needed, size = corpus.tokenizer.vocab_size, config.model.vocab_size
+    needed, size = corpus.tokenizer.vocab_size, config.model.entries
     if needed > size:
         raise UserError(
             f"{corpus.folder} has a vocabulary of {needed}, more than model.vocab_size {size}: set that to {needed}"
         )
+
+
+def unused_entries(corpus: Corpus, config: Config) -> list[str]:
+    """Say in a line how many entries of the model's vocabulary no token of the corpus has, if there are any."""
+    needed, size = corpus.tokenizer.vocab_size, config.model.entries
+    if size <= needed:
+        return []
+    unused = "1 entry is" if size - needed == 1 else f"{size - needed} entries are"
+    return [
+        f"model.vocab_size {size} is larger than the vocabulary of {config.data.path} ({needed}): {unused} never used"
+    ]

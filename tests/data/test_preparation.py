@@ -244,6 +244,13 @@ def test_text_is_prepared_into_the_cache_once(tmp_path: Path, cache: Path) -> No
     assert [path.name for path in cache.iterdir()] == [folder.name]
 
 
+def test_to_train_a_vocabulary_its_size_is_needed(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words " * 50, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^data\.tokenizer bpe needs model\.vocab_size: 8000 suits a few megabytes"):
+        find_or_prepare(DataConfig(path=str(tmp_path / "a.txt"), tokenizer="bpe"), None)
+    assert not cache.exists()
+
+
 def test_other_text_or_another_recipe_is_prepared_anew(tmp_path: Path, cache: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("some words " * 50, encoding="utf-8")
