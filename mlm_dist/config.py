@@ -40,8 +40,9 @@ class DataConfig:
 class ModelConfig:
     """The shape of the encoder."""
 
-    vocab_size: int = 50258
-    """Entries of the vocabulary, the mask token included. At least as many as the corpus has."""
+    vocab_size: int | None = None
+    """Entries of the vocabulary, the mask token included. null: as many as the corpus has; a number is at least that.
+    With `data.tokenizer` bpe and `data.path` a text, how many to train."""
     block_size: int = 64
     """Tokens in a row: how far the model sees."""
     embedding_dim: int = 256
@@ -54,6 +55,17 @@ class ModelConfig:
     """Probability with which activations are dropped in training."""
     tie_embeddings: bool = True
     """Use one matrix for the token embedding and the output layer."""
+
+    @property
+    def entries(self) -> int:
+        """Entries of the vocabulary, once they are known.
+
+        Raises:
+            ValueError: `vocab_size` is null, which the corpus has to replace: `Config.with_vocab_size`.
+        """
+        if self.vocab_size is None:
+            raise ValueError("model.vocab_size is null: Config.with_vocab_size puts the size of a corpus in its place")
+        return self.vocab_size
 
 
 MaskProb = float | dict[str, float] | list[float]
@@ -90,9 +102,10 @@ class OptimConfig:
     """Course of the learning rate after the warm-up: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
     constant, then linear to zero over the last `optim.decay_fraction` of the run)."""
     warmup_iters: int = 100
-    """Steps over which the learning rate rises from zero to its peak."""
+    """Steps over which the learning rate rises from zero to its peak: half of the run at most."""
     decay_fraction: float = 0.4
-    """Used by the wsd schedule: the part of the run, at its end, over which the learning rate falls."""
+    """Used by the wsd schedule: the part of the run, at its end, over which the learning rate falls, after the
+    warm-up at the earliest."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; longer ones are scaled down to it. 0 turns clipping off."""
 
@@ -158,6 +171,12 @@ class Config:
         """The config as YAML, every key written out."""
         return yaml.dump(dataclasses.asdict(self), Dumper=QuotingDumper, sort_keys=False, allow_unicode=True)
 
+    def with_vocab_size(self, entries: int | None) -> "Config":
+        """The config with a number in the place of a `model.vocab_size` of null; a number that is there stays."""
+        if self.model.vocab_size is not None:
+            return self
+        return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=entries))
+
     def micro_batch_size(self, world_size: int) -> int:
         """Rows that one rank puts through the model at a time."""
         return self.train.micro_batch_size or self.train.batch_size // world_size
@@ -206,7 +225,7 @@ def find_problems(config: Config) -> list[str]:
             ("seed", config.seed, "at least 0 and below 2**64", 0 <= config.seed < 2**64),
             ("run_dir", "empty", "the name of a folder", config.run_dir != ""),
             ("data.path", "empty", "a corpus, a text file or a folder", config.data.path != ""),
-            ("model.vocab_size", model.vocab_size, "at least 3", model.vocab_size >= 3),
+            ("model.vocab_size", model.vocab_size, "at least 3", model.vocab_size is None or model.vocab_size >= 3),
             ("model.dropout", model.dropout, "at least 0 and below 1", 0 <= model.dropout < 1),
             ("masking.mask_prob", config.masking.mask_prob, *bound_of(config.masking.mask_prob)),
             (

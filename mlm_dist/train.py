@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from mlm_dist.config_reading import parse_config
-from mlm_dist.errors import run_verb, tell
+from mlm_dist.errors import run_verb, tell, warn
 from mlm_dist.training.stopping import StopRequest
 
 
@@ -28,10 +28,12 @@ def main(arguments: list[str]) -> None:
     run_dir = RunDir(Path(config.run_dir))
     with processes.together():
         run_dir.check(config)
+        config = run_dir.complete(config)
     folder = processes.first_alone(lambda: str(find_or_prepare(config.data, config.model.vocab_size)))
     with processes.together():
         verify: Verify = "always" if config.data.verify else "once"
         corpus = Corpus.open(Path(folder), verify if processes.is_first_here else "never")
+    config = config.with_vocab_size(corpus.tokenizer.vocab_size)
     with processes.naming_the_lost():
         trainer = Trainer(config, corpus, processes, run_dir, stop)
         with processes.together():
@@ -45,6 +47,8 @@ def main(arguments: list[str]) -> None:
                 run_dir.record_machine(trainer.machine())
         if processes.is_first:
             tell(trainer.describe())
+            for line in trainer.misfits():
+                warn(line)
         trainer.train()
         if processes.is_first:
             tell(trainer.summarize())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlm_dist.config import Config, TrainConfig, find_problems, positive_keys
+from mlm_dist.config import Config, ModelConfig, TrainConfig, find_problems, positive_keys
 from mlm_dist.config_reading import known_keys, parse_config, read_config
 from mlm_dist.errors import UserError
 from tests.conftest import flags
@@ -43,6 +43,19 @@ def test_sections_are_not_shared_between_configs():
     one, other = Config(), Config()
     one.optim.lr = 7.0
     assert other.optim.lr == 1e-3
+
+
+def test_a_vocabulary_size_of_null_is_replaced_and_a_number_stays():
+    config = Config()
+    assert config.with_vocab_size(600).model == ModelConfig(vocab_size=600)
+    assert config.model.vocab_size is None
+    assert config.with_vocab_size(600).with_vocab_size(300).model.vocab_size == 600
+
+
+def test_the_entries_of_a_vocabulary_are_not_known_as_long_as_its_size_is_null():
+    assert ModelConfig(vocab_size=600).entries == 600
+    with pytest.raises(ValueError, match=r"model\.vocab_size is null"):
+        _ = ModelConfig().entries
 
 
 @pytest.mark.parametrize("value", [0, -1])

@@ -76,14 +76,17 @@ def encode_corpus(documents: list[Document], folder: Path, tokenizer: Tokenizer,
     return manifest
 
 
-def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
+def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
     """The corpus that `data.path` names; where it names text, the text is prepared into the user's cache first.
 
     Text that lies there already, of the same files unchanged, cut and encoded in the same way, is not prepared again.
 
     Args:
         config: where the text is and how to prepare it.
-        vocab_size: entries of the vocabulary where a `bpe` tokenizer is to be trained.
+        vocab_size: entries of the vocabulary where a `bpe` tokenizer is to be trained, which needs a number.
+
+    Raises:
+        UserError: there is no such corpus or text, or the text cannot be prepared.
     """
     path = Path(config.path)
     if (path / MANIFEST).exists():
@@ -95,6 +98,8 @@ def find_or_prepare(config: DataConfig, vocab_size: int) -> Path:
             f"data.path {path}: there is no such corpus or text; `python -m mlm_dist.prepare TEXTS --out {path}` "
             f"makes one"
         )
+    if config.tokenizer == "bpe" and vocab_size is None:
+        raise UserError("data.tokenizer bpe needs model.vocab_size: 8000 suits a few megabytes of text")
     documents = find_documents([path], [], config.val_fraction)
     recipe = [FORMAT_VERSION, config.tokenizer, config.tokenizer == "bpe" and vocab_size, config.encoding]
     files = [[d.name, str(d.path.resolve()), d.size, d.val_start, d.path.stat().st_mtime_ns] for d in documents]

@@ -33,7 +33,7 @@ def describe_model(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "architectures": ["MegatronBertForMaskedLM"],
         "model_type": "megatron-bert",
-        "vocab_size": model.vocab_size,
+        "vocab_size": model.entries,
         "hidden_size": model.embedding_dim,
         "num_hidden_layers": model.blocks,
         "num_attention_heads": model.heads,

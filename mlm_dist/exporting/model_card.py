@@ -80,7 +80,7 @@ def model_figures(model: TrainedModel) -> dict[str, str]:
         "width": f"{shape.embedding_dim}",
         "tokens it sees": f"{shape.block_size}",
         "vocabulary": f"{tokenizer.vocab_size} tokens ({tokenizer.name}, with {MASK})",
-        "entries of the output layer": f"{shape.vocab_size}",
+        "entries of the output layer": f"{shape.entries}",
         "input and output embedding": "the same matrix" if shape.tie_embeddings else "two matrices",
     }
 

@@ -34,7 +34,7 @@ def step_flops(config: Config) -> float:
     keys_and_values = 2 * tokens * 2 * width**2
     all_else = 2 * 10 * width**2 + 4 * model.block_size * width
     blocks = model.blocks * keys_and_values + ((model.blocks - 1) * tokens + predicted) * all_else
-    return 3 * (blocks + 2 * predicted * width * model.vocab_size)
+    return 3 * (blocks + 2 * predicted * width * model.entries)
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
@@ -68,7 +68,7 @@ def random_corpus(folder: Path, config: Config) -> None:
 
     Its tokenizer is a small one of the text that comes with the package.
     """
-    vocab_size = min(SAMPLE_VOCABULARY, config.model.vocab_size)
+    vocab_size = min(SAMPLE_VOCABULARY, config.model.entries)
     tokenizer = Tokenizer.train_bpe([SAMPLE_TEXT.read_text(encoding="utf-8")], vocab_size)
     folder.mkdir()
     tokenizer.save(folder / TOKENIZER)

@@ -40,11 +40,11 @@ class SeedEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.token_embedding = nn.Embedding(config.vocab_size, config.embedding_dim)
+        self.token_embedding = nn.Embedding(config.entries, config.embedding_dim)
         self.position_embedding = nn.Embedding(config.block_size, config.embedding_dim)
         self.blocks = nn.Sequential(*(SeedBlock(config) for _ in range(config.blocks)))
         self.norm = nn.LayerNorm(config.embedding_dim)
-        self.output = nn.Linear(config.embedding_dim, config.vocab_size)
+        self.output = nn.Linear(config.embedding_dim, config.entries)
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean loss over the labels that are not ignored; both are (B, T)."""
@@ -62,7 +62,7 @@ class TransformersEncoder(nn.Module):
         from transformers import BertConfig, BertForMaskedLM  # noqa: PLC0415
 
         shape = BertConfig(
-            vocab_size=config.vocab_size,
+            vocab_size=config.entries,
             hidden_size=config.embedding_dim,
             num_hidden_layers=config.blocks,
             num_attention_heads=config.heads,
@@ -88,5 +88,5 @@ def mask_from_the_global_generator(
     labels = tokens.masked_fill(~drawn, IGNORED)
     lot = torch.rand(tokens.shape, device=tokens.device)
     inputs = tokens.masked_fill(drawn & (lot < 0.8), mask_id)
-    random = torch.randint_like(tokens, config.model.vocab_size)
+    random = torch.randint_like(tokens, config.model.entries)
     return torch.where(drawn & (lot >= 0.9), random, inputs), labels

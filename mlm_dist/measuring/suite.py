@@ -22,6 +22,7 @@ from mlm_dist.training.precision import choose_dtype
 OURS = "mlm_dist"
 STEPS_A_TURN = {"cpu": 2, "cuda": 20}  # a GPU is given many at a time, as in training
 MOST_PROCESSES = 8
+MISSING_VOCABULARY = 50258  # of the corpus that is not there: GPT-2's, which `prepare` takes by default, and [MASK]
 
 Results = dict[str, Any]
 
@@ -162,7 +163,7 @@ def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
     """Open the config's corpus; where none lies at the default place, one of random tokens in `folder`.
 
     Returns:
-        the config as it is to be measured, and the corpus that it names.
+        the config as it is to be measured, its `model.vocab_size` a number, and the corpus that it names.
 
     Raises:
         UserError: the corpus that was asked for is not there.
@@ -170,6 +171,7 @@ def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
     path = Path(config.data.path)
     if config.data.path == DataConfig().path and not (path / MANIFEST).exists():
         path = folder / "random"
+        config = config.with_vocab_size(MISSING_VOCABULARY)
         random_corpus(path, config)
     else:
         path = find_or_prepare(config.data, config.model.vocab_size)
@@ -178,4 +180,5 @@ def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
         data=dataclasses.replace(config.data, path=str(path)),
         train=dataclasses.replace(config.train, eval_interval=0),
     )
-    return config, Corpus.open(path)
+    corpus = Corpus.open(path)
+    return config.with_vocab_size(corpus.tokenizer.vocab_size), corpus

@@ -136,12 +136,12 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.embedding_dim
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.token_embedding = nn.Embedding(config.entries, width)
         self.position_embedding = nn.Embedding(config.block_size, width)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.blocks))
         self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.output = nn.Linear(width, config.vocab_size)
+        self.output = nn.Linear(width, config.entries)
         if config.tie_embeddings:
             self.output.weight = self.token_embedding.weight
         self.apply(initialize)

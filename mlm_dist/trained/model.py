@@ -50,6 +50,8 @@ class TrainedModel:
             raise UserError(f"{path} is no run directory: it has no {run_dir.config.name}")
         self.device = device
         self.config = read_config(run_dir.config)
+        if self.config.model.vocab_size is None:
+            raise UserError(f"{run_dir.config}: model.vocab_size has to be the number that the run was trained with")
         self.tokenizer = Tokenizer.load(run_dir.tokenizer)
         check_record(run_dir, self.config, self.tokenizer)
         self.encoder = Encoder(self.config.model)

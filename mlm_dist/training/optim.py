@@ -1,6 +1,7 @@
 """AdamW, or Muon and AdamW side by side, and the learning rate as a function of the step."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -46,22 +47,76 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> N
             group["lr"] = rate * group["relative_lr"]
 
 
+class Schedule(NamedTuple):
+    """How long the parts of a learning-rate schedule are, fitted to the length of the run.
+
+    Attributes:
+        warmup_iters: steps of the warm-up.
+        decay_iters: steps over which the rate falls at the end of the run; with wsd perhaps not a whole number.
+    """
+
+    warmup_iters: int
+    decay_iters: float
+
+
+def fit_schedule(max_iters: int, config: OptimConfig) -> Schedule:
+    """Shorten the parts of a schedule where the run is too short for them.
+
+    The warm-up takes at most half of the run, and the decay of wsd begins when the warm-up has ended, at the earliest.
+    So every run reaches its peak rate, and no step changes the rate by more than the ramps do. A schedule that fits is
+    left as it is.
+    """
+    warmup_iters = min(config.warmup_iters, max_iters // 2)
+    rest = max_iters - warmup_iters
+    if config.schedule == "constant":
+        return Schedule(warmup_iters, 0.0)
+    if config.schedule != "wsd":
+        return Schedule(warmup_iters, rest)
+    decay_iters = config.decay_fraction * max_iters
+    # 0.55 * 100 is 55.00000000000001, which fits into 55 steps.
+    fits = decay_iters < rest or math.isclose(decay_iters, rest)
+    return Schedule(warmup_iters, decay_iters if fits else rest)
+
+
+def shortened_parts(max_iters: int, config: OptimConfig) -> list[str]:
+    """Say what `fit_schedule` has shortened, a line for each part."""
+    warmup_iters, decay_iters = fit_schedule(max_iters, config)
+    lines = []
+    if warmup_iters < config.warmup_iters:
+        lines.append(
+            f"optim.warmup_iters {config.warmup_iters} is more than half of train.max_iters {max_iters}: "
+            f"the warm-up takes {count_steps(warmup_iters)}"
+        )
+    if config.schedule == "wsd" and decay_iters < config.decay_fraction * max_iters:
+        lines.append(
+            f"optim.decay_fraction {config.decay_fraction:g} of train.max_iters {max_iters} is more than the warm-up "
+            f"leaves: the decay takes {count_steps(round(decay_iters))}"
+        )
+    return lines
+
+
+def count_steps(count: int) -> str:
+    """A number of steps, in words."""
+    return f"{count} step" if count == 1 else f"{count} steps"
+
+
 def learning_rate(step: int, max_iters: int, config: OptimConfig) -> float:
     """The learning rate of a step, as a function of `lr`; Muon's follows it in proportion.
 
     Args:
         step: counted from 0.
         max_iters: steps of the whole run.
-        config: peak, schedule and warm-up.
+        config: peak, schedule, warm-up and decay, which are fitted to the run (`fit_schedule`).
     """
-    if step < config.warmup_iters:
-        return config.lr * (step + 1) / config.warmup_iters
-    left = max_iters - step
+    fitted = fit_schedule(max_iters, config)
+    if step < fitted.warmup_iters:
+        return config.lr * (step + 1) / fitted.warmup_iters
     if config.schedule == "constant":
         return config.lr
+    # Above 1 before the decay of wsd begins; the last step still has one step's part of the peak.
+    part_left = (max_iters - step) / max(1.0, fitted.decay_iters)
     if config.schedule == "wsd":  # warmup-stable-decay: Hu et al. 2024, "MiniCPM"
-        return config.lr * min(1.0, left / max(1.0, config.decay_fraction * max_iters))
-    part_left = left / max(1, max_iters - config.warmup_iters)
+        return config.lr * min(1.0, part_left)
     if config.schedule == "cosine":
         return config.lr * 0.5 * (1 - math.cos(math.pi * part_left))
     return config.lr * part_left

@@ -48,8 +48,8 @@ def describe_run(config: Config, corpus: Corpus, dtype: torch.dtype) -> dict[str
 
 
 def fixed_values(config: Config) -> dict[str, Any]:
-    """The config's keys, and their values, that a run keeps to its end."""
-    return {
+    """The config's keys, and their values, that a run keeps to its end. A `model.vocab_size` of null fits every run."""
+    values = {
         "seed": config.seed,
         "train.batch_size": config.train.batch_size,
         "train.eval_rows": config.train.eval_rows,
@@ -57,6 +57,9 @@ def fixed_values(config: Config) -> dict[str, Any]:
         **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},
         **{f"masking.{key}": value for key, value in dataclasses.asdict(config.masking).items()},
     }
+    if config.model.vocab_size is None:
+        del values["model.vocab_size"]
+    return values
 
 
 def differences(before: Values, now: Values) -> list[str]:

@@ -77,6 +77,12 @@ class RunDir:
             )
         return fixed_values(read_config(self.config))
 
+    def complete(self, config: Config) -> Config:
+        """Put the `model.vocab_size` of the run that the folder holds in the place of null. Writes nothing."""
+        if config.model.vocab_size is None and list_checkpoints(self.checkpoints):
+            return config.with_vocab_size(self.recorded_values().get("model.vocab_size"))
+        return config
+
     def check_space(self, checkpoint_bytes: int, config: Config) -> None:
         """Raise `UserError` if the disk has no room for the checkpoints to come. Writes nothing."""
         # Besides the newest there are the best and one that is being written.

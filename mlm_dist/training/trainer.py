@@ -27,7 +27,7 @@ from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import HeldOut
 from mlm_dist.training.machine import describe_machine
 from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
-from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
+from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate, shortened_parts
 from mlm_dist.training.precision import autocast, choose_dtype
 from mlm_dist.training.record import describe_run, differences
 from mlm_dist.training.run_dir import RunDir, check_same_run
@@ -427,6 +427,11 @@ class Trainer:
             f"({self.sampler.steps_per_epoch} steps an epoch), in {self.run_dir.path}"
         )
 
+    def misfits(self) -> list[str]:
+        """Which values of the config do not fit the run or its corpus, and what becomes of them, a line for each."""
+        parts = shortened_parts(self.config.train.max_iters, self.config.optim)
+        return parts + unused_entries(self.corpus, self.config)
+
     def summarize(self) -> str:
         """What came of the run."""
         if self.stopping:
@@ -445,8 +450,19 @@ class Trainer:
 
 def check_vocabulary(corpus: Corpus, config: Config) -> None:
     """Raise `UserError` if the model has no place for a token of the corpus."""
-    needed, size = corpus.tokenizer.vocab_size, config.model.vocab_size
+    needed, size = corpus.tokenizer.vocab_size, config.model.entries
     if needed > size:
         raise UserError(
             f"{corpus.folder} has a vocabulary of {needed}, more than model.vocab_size {size}: set that to {needed}"
         )
+
+
+def unused_entries(corpus: Corpus, config: Config) -> list[str]:
+    """Say in a line how many entries of the model's vocabulary no token of the corpus has, if there are any."""
+    needed, size = corpus.tokenizer.vocab_size, config.model.entries
+    if size <= needed:
+        return []
+    unused = "1 entry is" if size - needed == 1 else f"{size - needed} entries are"
+    return [
+        f"model.vocab_size {size} is larger than the vocabulary of {config.data.path} ({needed}): {unused} never used"
+    ]

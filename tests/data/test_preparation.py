@@ -241,7 +241,14 @@ def test_text_is_prepared_into_the_cache_once(tmp_path: Path, cache: Path) -> No
     written = (folder / "corpus.json").stat().st_mtime_ns
     assert find_or_prepare(config, 260) == folder
     assert (folder / "corpus.json").stat().st_mtime_ns == written
-    assert [path.name for path in cache.iterdir()] == [folder.name]
+    assert [path.parent for path in cache.glob("*/corpus.json")] == [folder]
+
+
+def test_to_train_a_vocabulary_its_size_is_needed(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.txt").write_text("some words " * 50, encoding="utf-8")
+    with pytest.raises(UserError, match=r"^data\.tokenizer bpe needs model\.vocab_size: 8000 suits a few megabytes"):
+        find_or_prepare(DataConfig(path=str(tmp_path / "a.txt"), tokenizer="bpe"), None)
+    assert not cache.exists()
 
 
 def test_other_text_or_another_recipe_is_prepared_anew(tmp_path: Path, cache: Path) -> None:

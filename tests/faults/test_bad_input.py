@@ -67,6 +67,11 @@ CASES = [
     ("train", "--data.path short.txt --data.tokenizer bpe", "fewer than one batch of train.batch_size 16"),
     ("train", "--data.path latin.txt --data.tokenizer bpe", "latin.txt: not utf-8 at byte 2"),
     ("train", "--data.path text.txt --data.tokenizer bpe --data.encoding klingon", "no text encoding 'klingon'"),
+    (
+        "train",
+        "--data.path text.txt --data.tokenizer bpe --model.vocab_size null",
+        "data.tokenizer bpe needs model.vocab_size: 8000 suits a few megabytes of text",
+    ),
     ("train", "--model.vocab_size 200", "vocabulary of 300, more than model.vocab_size 200"),
     ("train", "--model.block_size 100000", "fewer than one batch"),
     ("train", "--run_dir text.txt", "run_dir text.txt cannot be written"),

@@ -53,6 +53,16 @@ def test_a_corpus_that_was_asked_for_is_taken(corpus: Corpus, tmp_path: Path) ->
     assert "".join(texts_of(opened)).startswith("The Keeper of Hollin")
 
 
+def test_a_vocabulary_size_of_null_is_the_corpus_or_gpt2s_where_there_is_none(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config(train=TrainConfig(batch_size=12))
+    assert open_corpus(config, tmp_path)[0].model.vocab_size == 50258
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(corpus.folder)))
+    assert open_corpus(config, tmp_path)[0].model.vocab_size == 300
+
+
 def test_random_corpora_are_as_large_as_the_config_needs(tmp_path: Path) -> None:
     config = dataclasses.replace(small(), train=TrainConfig(batch_size=1000))
     random_corpus(tmp_path / "random", config)

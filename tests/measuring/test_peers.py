@@ -52,7 +52,7 @@ def test_the_seed_with_our_weights_comes_to_our_loss() -> None:
 def test_peers_mask_as_bert_does() -> None:
     torch.manual_seed(0)
     tokens = torch.full((400, 64), 7)
-    inputs, labels = mask_from_the_global_generator(tokens, Config(), mask_id=50257)
+    inputs, labels = mask_from_the_global_generator(tokens, Config().with_vocab_size(50258), mask_id=50257)
     predicted = labels != IGNORED
     assert predicted.float().mean().item() == pytest.approx(0.15, abs=0.01)
     assert (labels[predicted] == 7).all()

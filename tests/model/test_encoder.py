@@ -117,8 +117,13 @@ def test_every_layer_norm_has_an_eps_of_1e_12() -> None:
     assert {norm.eps for norm in norms} == {1e-12}
 
 
+def test_an_encoder_wants_to_know_the_size_of_its_vocabulary() -> None:
+    with pytest.raises(ValueError, match=r"model\.vocab_size is null"):
+        Encoder(ModelConfig(vocab_size=None))
+
+
 def test_the_recipe_has_the_sizes_of_the_definition() -> None:
-    weights = sum(weight.numel() for weight in Encoder(ModelConfig()).parameters())
+    weights = sum(weight.numel() for weight in Encoder(ModelConfig(vocab_size=50258)).parameters())
     embeddings, block = 50258 * 256 + 64 * 256, 3 * 256**2 + 256**2 + 256 + 8 * 256**2 + 5 * 256 + 4 * 256
     assert weights == embeddings + 4 * block + 2 * 256 + 50258
 

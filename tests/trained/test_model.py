@@ -49,6 +49,18 @@ def test_nothing_is_dropped(run_dir: Path, tmp_path: Path, model: TrainedModel) 
     assert dropping.fill("The [MASK]") == model.fill("The [MASK]")
 
 
+def test_a_run_whose_config_leaves_the_size_of_its_vocabulary_open_cannot_be_asked(
+    run_dir: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    config = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(config.replace("vocab_size: 300", "vocab_size: null"))
+    with pytest.raises(
+        UserError, match=r"config\.yaml: model\.vocab_size has to be the number that the run was trained"
+    ):
+        mlm_dist.load(copy, "cpu")
+
+
 def test_damaged_weights_are_said(run_dir: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "run"
     shutil.copytree(run_dir, damaged)

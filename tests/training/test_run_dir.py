@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.config import Config
+from mlm_dist.config import Config, ModelConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
 from mlm_dist.training.record import fixed_values
@@ -49,3 +49,16 @@ def test_what_decides_neither_may_change() -> None:
     changed = Config(precision="fp32")
     changed.optim.lr, changed.train.max_iters = 1e-4, 7
     check_same_run(fixed_values(Config()), fixed_values(changed), Path("run"))
+
+
+def test_a_vocabulary_size_of_null_fits_every_run_and_another_number_does_not() -> None:
+    before = Config(model=ModelConfig(vocab_size=310))
+    check_same_run(fixed_values(before), fixed_values(Config()), Path("run"))
+    with pytest.raises(UserError, match=r"model\.vocab_size 310 and not 300: give that, or another run_dir"):
+        check_same_run(fixed_values(before), fixed_values(Config(model=ModelConfig(vocab_size=300))), Path("run"))
+
+
+def test_null_stands_for_the_vocabulary_size_of_the_run_in_the_folder(run_dir: Path, tmp_path: Path) -> None:
+    assert RunDir(run_dir).complete(Config()).model.vocab_size == 300
+    assert RunDir(run_dir).complete(Config(model=ModelConfig(vocab_size=310))).model.vocab_size == 310
+    assert RunDir(tmp_path / "new").complete(Config()).model.vocab_size is None

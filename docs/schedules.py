@@ -1,0 +1,135 @@
+"""Draw docs/schedules.png: `python docs/schedules.py [FILE]`."""
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from PIL import Image
+
+from mlm_dist.config import OptimConfig
+from mlm_dist.drawing import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, picture, render
+from mlm_dist.training.optim import fit_schedule, learning_rate
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIZE = (9.0, 6.4)  # inches
+SMALL = 9  # points
+FEW_STEPS = 10  # are drawn one by one
+COLORS_IN_FILE = 64  # lines and letters on white need no more, and the file is a quarter as large
+
+STEPS, WARMUP_ITERS, DECAY_FRACTION = 1000, 150, 0.4
+COLORS = {"constant": PURPLE, "wsd": BLUE, "cosine": GREEN, "linear": VERMILLION}
+NAMES: list[tuple[Literal["constant", "wsd", "cosine", "linear"], tuple[float, float]]] = [
+    ("constant", (905, 0.93)),
+    ("wsd", (850, 0.52)),
+    ("cosine", (475, 0.86)),
+    ("linear", (300, 0.7)),
+]
+
+
+class TooShort(NamedTuple):
+    """A run that is too short for its schedule.
+
+    Attributes:
+        title: what its config says, and what comes of it.
+        max_iters: its steps.
+        config: its schedule.
+    """
+
+    title: str
+    max_iters: int
+    config: OptimConfig
+
+
+TOO_SHORT = [
+    TooShort(
+        "cosine, warmup_iters 100 of 100\nthe warm-up takes half of the run",
+        100,
+        OptimConfig(lr=1.0, schedule="cosine", warmup_iters=100),
+    ),
+    TooShort(
+        "wsd, warmup_iters 40, decay_fraction 0.8\nthe decay begins after the warm-up",
+        100,
+        OptimConfig(lr=1.0, schedule="wsd", warmup_iters=40, decay_fraction=0.8),
+    ),
+    TooShort(
+        "wsd, warmup_iters 100, max_iters 4\neven four steps reach the peak",
+        4,
+        OptimConfig(lr=1.0, schedule="wsd", warmup_iters=100, decay_fraction=0.4),
+    ),
+]
+
+
+def rates(max_iters: int, config: OptimConfig) -> list[float]:
+    """The learning rate of every step."""
+    return [learning_rate(step, max_iters, config) for step in range(max_iters)]
+
+
+def lay_out(figure: "Figure") -> None:
+    """Draw the four schedules in a run that has room for them, and below them runs that are too short."""
+    panels = figure.subplot_mosaic([["all"] * 3, ["0", "1", "2"]], height_ratios=[1.3, 1])
+    draw_schedules(panels["all"])
+    for number, run in enumerate(TOO_SHORT):
+        draw_fitted(panels[str(number)], run)
+    for axes in panels.values():
+        axes.set(ylim=(0, 1.22), yticks=[0, 0.5, 1], yticklabels=["0", "", "optim.lr"], xlabel="step")
+        axes.grid(True)
+    panels["0"].text(99, 1.04, "as asked", color=GREY, ha="right", va="bottom", fontsize=SMALL)
+    panels["1"].tick_params(labelleft=False)
+    panels["2"].tick_params(labelleft=False)
+
+
+def draw_schedules(axes: "Axes") -> None:
+    """Draw the four schedules, each with its name at its line, and how long warm-up and decay are."""
+    for name, place in NAMES:
+        course = rates(STEPS, OptimConfig(lr=1.0, schedule=name, warmup_iters=WARMUP_ITERS))
+        axes.plot(range(1, STEPS + 1), course, color=COLORS[name], linewidth=2)
+        axes.annotate(name, place, color=COLORS[name], ha="center", va="center", fontweight="bold")
+    draw_length(axes, 0, WARMUP_ITERS, "warmup_iters")
+    draw_length(axes, STEPS * (1 - DECAY_FRACTION), STEPS, "decay_fraction of the run (wsd)")
+    axes.set(xlim=(0, STEPS), ylabel="learning rate", title=f"max_iters {STEPS}")
+
+
+def draw_length(axes: "Axes", start: float, end: float, text: str) -> None:
+    """Draw an arrow with two heads above the lines, and its name over it."""
+    arrow = {"arrowstyle": "<->", "color": INK, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+    axes.annotate("", (start, 1.07), (end, 1.07), arrowprops=arrow)
+    axes.text((start + end) / 2, 1.09, text, ha="center", va="bottom", fontsize=SMALL)
+
+
+def draw_fitted(axes: "Axes", run: TooShort) -> None:
+    """Draw a schedule as it is fitted, and dashed in grey what the config asks for in the place of a shortened ramp."""
+    _, max_iters, config = run
+    warmup_iters, decay_iters = fit_schedule(max_iters, config)
+    if warmup_iters < config.warmup_iters:
+        axes.plot([0, config.warmup_iters], [0, 1], color=GREY, linestyle="--", linewidth=1.2)
+    if config.schedule == "wsd" and decay_iters < config.decay_fraction * max_iters:
+        start = max_iters * (1 - config.decay_fraction)
+        axes.plot([start, max_iters], [1, 0], color=GREY, linestyle="--", linewidth=1.2)
+    axes.plot(
+        range(1, max_iters + 1),
+        rates(max_iters, config),
+        color=COLORS[config.schedule],
+        linewidth=2,
+        marker="o" if max_iters < FEW_STEPS else "",
+        clip_on=False,
+    )
+    draw_length(axes, 0, warmup_iters, "warm-up")
+    axes.set(xlim=(0, max_iters))
+    axes.set_title(run.title, fontsize=SMALL)
+
+
+def main() -> None:
+    """Draw into the file that the command line names, or else beside this script."""
+    file = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_suffix(".png")
+    with picture(*SIZE) as figure:
+        lay_out(figure)
+        drawn = render(figure, "png")
+    Image.open(io.BytesIO(drawn)).convert("RGB").quantize(COLORS_IN_FILE).save(file, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

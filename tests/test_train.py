@@ -1,0 +1,75 @@
+"""The training verb as a person runs it: what it makes of values that the config leaves open or that do not fit."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from mlm_dist.config_reading import read_config
+from mlm_dist.data.preparation import SAMPLE_TEXT
+from mlm_dist.training.metrics import read_events
+from tests.conftest import tiny_flags, torchrun, verb
+
+SHORT = {"train__max_iters": 4, "optim__warmup_iters": 2}
+
+
+def vocab_size(run_dir: Path) -> int | None:
+    """What the config.yaml of a run says."""
+    return read_config(run_dir / "config.yaml").model.vocab_size
+
+
+def said(stderr: str) -> list[str]:
+    """The lines of the package itself."""
+    prefix = "mlm_dist: "
+    return [line.removeprefix(prefix) for line in stderr.splitlines() if line.startswith(prefix)]
+
+
+def test_null_gives_the_model_as_many_entries_as_the_corpus_has_and_nothing_is_said_where_all_fits(
+    corpus_folder: Path, tmp_path: Path
+) -> None:
+    result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", model__vocab_size="null", **SHORT))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert vocab_size(tmp_path / "run") == 300
+    first = next(event for event in read_events(tmp_path / "run" / "metrics.jsonl") if "val_loss" in event)
+    assert first["val_loss"] == pytest.approx(math.log(300), abs=0.1)
+    filled = verb("fill", "--run", tmp_path / "run", "The [MASK].")
+    assert filled.returncode == 0, filled.stderr
+
+
+def test_null_goes_on_with_the_number_that_a_run_was_started_with(corpus_folder: Path, tmp_path: Path) -> None:
+    for size, max_iters in ((310, 4), ("null", 6)):
+        changes = SHORT | {"model__vocab_size": size, "train__max_iters": max_iters}
+        result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", **changes))
+        assert result.returncode == 0, result.stderr
+        assert said(result.stderr) == [
+            f"model.vocab_size 310 is larger than the vocabulary of {corpus_folder} (300): 10 entries are never used"
+        ]
+        assert vocab_size(tmp_path / "run") == 310
+    assert "step 4 to 6" in result.stdout
+
+
+def test_a_trained_vocabulary_is_asked_for_by_number_once_and_is_found_again_with_null(tmp_path: Path) -> None:
+    text, cache = tmp_path / "text.txt", {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    text.write_bytes(SAMPLE_TEXT.read_bytes()[:20000])
+    for size, max_iters in ((100000, 4), ("null", 6)):
+        changes = SHORT | {"model__vocab_size": size, "train__max_iters": max_iters, "data__tokenizer": "bpe"}
+        result = verb("train", *tiny_flags(text, tmp_path / "run", data__val_fraction=0.1, **changes), **cache)
+        assert result.returncode == 0, result.stderr
+        # The text has fewer merges, and the model is as large as was asked for.
+        (line,) = said(result.stderr)
+        assert line.startswith(f"model.vocab_size 100000 is larger than the vocabulary of {text} (")
+        assert vocab_size(tmp_path / "run") == 100000
+    assert "step 4 to 6" in result.stdout
+    assert len(list((tmp_path / "cache" / "mlm_dist").glob("*/corpus.json"))) == 1
+
+
+@pytest.mark.multiprocess
+def test_what_does_not_fit_is_said_once_by_two_processes(corpus_folder: Path, tmp_path: Path) -> None:
+    changes = {"train__max_iters": 4, "optim__decay_fraction": 0.9, "model__vocab_size": 301}
+    result = torchrun(2, *tiny_flags(corpus_folder, tmp_path / "run", **changes))
+    assert result.returncode == 0, result.stderr
+    assert said(result.stderr) == [
+        "optim.warmup_iters 5 is more than half of train.max_iters 4: the warm-up takes 2 steps",
+        "optim.decay_fraction 0.9 of train.max_iters 4 is more than the warm-up leaves: the decay takes 2 steps",
+        f"model.vocab_size 301 is larger than the vocabulary of {corpus_folder} (300): 1 entry is never used",
+    ]
