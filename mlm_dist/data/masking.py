@@ -1,17 +1,25 @@
 """Which tokens a row hides: chosen by hashing (seed, epoch, row, position), in a shape that never changes.
 
-The tokens of a row, or its words, or spans of words, are put in an order by their hashes, and hidden from the first on
-up to a cut.
+The tokens of a row, or its words, are put in an order by their hashes, and hidden from the first on up to a cut.
 
 With a rate p that is a number, n maskable tokens are cut at p * n. What the cut goes through is hidden with the
 probability that is the part of it before the cut, so p * n tokens are hidden on average.
+
+A cut would not do for spans of words: it hides the left end of the span that it goes through and never the right one,
+and it favors short spans over long ones. Instead the spans of a row lie on a circle, in the order of their hashes.
+Their n maskable tokens are at 0 to n - 1, those of a span next to one another. A window [U, U + p * n) hides the words
+whose first token is in it, with U uniform over [0, n). A word whose first token is at s is hidden if (s - U) mod n is
+below p * n. For every s that difference is uniform over [0, n), so each word is hidden with probability p exactly,
+whatever its length, its place, its span and the order of the spans; and so is each token, being hidden if and only if
+its word is. (U takes 2**24 values, so p is met up to a relative error of n / 2**24 and an absolute one of 2 / 2**24.)
 
 With a rate t that is drawn from a range, so many tokens (or words) are hidden that they are the part t of them,
 rounded up, and each counts with the inverse of the part that they are. With t uniform over (0, 1] their number is
 uniform over 1 to n then, and the expected loss of a row is exactly the negative log-likelihood of its tokens written
 in a random order, a bound of their likelihood: the masked-diffusion objective (MDLM, arXiv 2406.07524, whose integral
 over t comes to the same), with less variance at small t. Of words or spans it is that of a model that writes the
-tokens of a word at once, each for itself.
+tokens of a word at once, each for itself. Spans lie on the circle here too: the order begins at a word that is uniform
+among the row's words, so k of w words hide each of them with probability k / w exactly.
 
 `<|endoftext|>` is never hidden.
 """
@@ -36,7 +44,8 @@ ROUNDING = 1e-9  # what floating point may add to a number of tokens that is a w
 # Spans of words have lengths that are distributed geometrically, with the mean of SpanBERT's (Joshi et al. 2020).
 MEAN_SPAN = 3.8
 
-# A word that lies across the cut, where a row has hidden enough, is hidden whole if that takes so many places more.
+# How many places a row has besides those of its rate. A word that lies across the cut, or across the end of the window,
+# is hidden whole if it needs no more of them. With spans every token of a longer word counts as a word of its own.
 OVERHANG = 3
 
 
@@ -160,19 +169,10 @@ class Masker:
         row_hashes = mix(mix(rows.to(torch.int32)) ^ salt(self.seed, epoch, "mask"))[:, None]
         # No value stands twice in a row of these: `mix` is one to one, and so are steps of an odd number.
         hashes = mix(row_hashes + self.columns)
-        positions, before, length, words = self._order(tokens, hashes[:, 1:], maskable)
-        if self.rate.is_drawn:
-            hidden_words = (rates * words - ROUNDING).ceil()
-            number = (before == 0).cumsum(1)  # of the word that a token is in
-            wanted = (number <= hidden_words[:, None]) & (self.ranking < maskable.sum(1, keepdim=True))
-            weights = wanted * (words / hidden_words.clamp(min=1))[:, None]
-        else:
-            start = self.ranking - before
-            cut = (rates * maskable.sum(1))[:, None]
-            before_cut = ((cut - start) / length).clamp(0, 1)
-            wanted = uniform(hashes[:, :1]) < (before_cut * (1 << BITS)).round()
-            wanted &= start + length <= self.masked_places
-            weights = wanted
+        lots = uniform(hashes[:, :1]).long()
+        order = self._order(tokens, hashes[:, 1:], lots, maskable)
+        weights = self._weights(order, lots, rates, maskable.sum(1, keepdim=True))
+        wanted, positions = weights > 0, order.positions
         targets = tokens.gather(1, positions)
         replaced = torch.where(wanted, self._replace(targets, row_hashes, positions), targets)
         return MaskedBatch(
@@ -182,12 +182,43 @@ class Masker:
             weights=weights.float(),
         )
 
-    def _order(self, tokens: torch.Tensor, hashes: torch.Tensor, maskable: torch.Tensor) -> Order:
+    def _weights(
+        self, order: Order, lots: torch.Tensor, rates: torch.Tensor, maskable_count: torch.Tensor
+    ) -> torch.Tensor:
+        """How much each token of the order counts, 0 if it is not hidden.
+
+        Args:
+            order: of the tokens.
+            lots: (B, 1) int64, uniform over [0, 2**BITS).
+            rates: (B,) float64.
+            maskable_count: (B, 1) int64, how many tokens may be hidden, n.
+
+        Returns:
+            (B, K).
+        """
+        is_maskable = self.ranking < maskable_count
+        if self.rate.is_drawn:
+            hidden_words = (rates * order.words - ROUNDING).ceil()
+            number = (order.before == 0).cumsum(1)  # of the word that a token is in
+            return (number <= hidden_words[:, None]) * is_maskable * (order.words / hidden_words.clamp(min=1))[:, None]
+        start = self.ranking - order.before
+        cut = rates[:, None] * maskable_count
+        if self.unit == "span":
+            # Integers in units of 2**-BITS tokens. The window begins before place 0 of the order by less than a token;
+            # place n is place 0 again.
+            begins_earlier = lots * maskable_count & ((1 << BITS) - 1)
+            into_window = (start.remainder(maskable_count.clamp(min=1)) << BITS) + begins_earlier
+            return is_maskable & (into_window < (cut * (1 << BITS)).round())
+        before_cut = ((cut - start) / order.length).clamp(0, 1)
+        return (lots < (before_cut * (1 << BITS)).round()) & (start + order.length <= self.masked_places)
+
+    def _order(self, tokens: torch.Tensor, hashes: torch.Tensor, lots: torch.Tensor, maskable: torch.Tensor) -> Order:
         """The order in which rows hide their tokens.
 
         Args:
             tokens: (B, T) ids.
             hashes: (B, T) int32, of each place.
+            lots: (B, 1) int64, uniform over [0, 2**BITS).
             maskable: (B, T) bool.
         """
         keys = hashes.clamp(max=LARGEST - 1)
@@ -201,13 +232,33 @@ class Masker:
         if self.unit == "span":
             ended = pad(~maskable, (1, -1), value=True)
             begins_span = begins & (ended | (uniform(mix(hashes ^ salt("span"))) < threshold(1 / MEAN_SPAN)))
-            keys = keys.gather(1, last_true(begins_span))
+            may_come_first = maskable & begins if self.rate.is_drawn else maskable
+            keys = self._on_circle(hashes.long().gather(1, last_true(begins_span)), may_come_first, lots)
+            if not self.rate.is_drawn:
+                first = torch.where(length > OVERHANG + 1, columns, first)
         else:
-            keys = keys.gather(1, first)
-        in_order = keys.long() * self.block_size + columns
-        positions = self._first(in_order.masked_fill(~maskable, LARGEST * self.block_size))
+            keys = keys.long().gather(1, first)
+        in_order = keys * self.block_size + columns
+        positions = self._first(in_order.masked_fill(~maskable, torch.iinfo(torch.int64).max))
         before = positions - first.gather(1, positions)
         return Order(positions, before, length.gather(1, positions), (begins & maskable).sum(1))
+
+    def _on_circle(self, keys: torch.Tensor, may_come_first: torch.Tensor, lots: torch.Tensor) -> torch.Tensor:
+        """The keys of spans, changed so that the order of them is a circle which begins at a token drawn uniformly.
+
+        Args:
+            keys: (B, T) int64, within the range of int32, of the span that each token is in.
+            may_come_first: (B, T) bool, the tokens to draw from.
+            lots: (B, 1) int64, uniform over [0, 2**BITS), to draw with.
+
+        Returns:
+            (B, T) int64, at most 2**32. The tokens of the first span that lie before the drawn one come last.
+        """
+        number = lots * may_come_first.sum(1, keepdim=True) >> BITS
+        drawn = torch.searchsorted(may_come_first.cumsum(1), number, right=True).clamp(max=self.block_size - 1)
+        turned = (keys - keys.gather(1, drawn)) & 0xFFFFFFFF
+        columns = torch.arange(self.block_size, device=keys.device)
+        return turned.masked_fill((turned == 0) & (columns < drawn), 1 << 32)
 
     def _first(self, keys: torch.Tensor) -> torch.Tensor:
         """Where the K smallest keys of a row stand, in their order."""

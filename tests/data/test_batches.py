@@ -49,6 +49,7 @@ DIALS = [
     MaskingConfig(mask_prob=[0.1, 0.5], unit="word"),
     MaskingConfig(unit="word"),
     MaskingConfig(unit="span"),
+    MaskingConfig(mask_prob=[0.1, 0.5], unit="span"),
 ]
 
 
