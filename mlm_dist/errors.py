@@ -74,15 +74,26 @@ def speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def run_verb(main: Callable[[list[str]], None]) -> None:
+def run_verb(main: Callable[[list[str]], None], prints_only_a_log: bool = False) -> None:
     """Run a verb's `main` on the command line and leave with the exit code that the README promises.
+
+    Called from Python, `main` returns; everything that is for a program that ends with the verb is done here. Under
+    torchrun that is to end without taking Python down (see `Processes.leave`).
 
     Under torchrun a mistake in the config is found by all ranks at once. Rank 0 prints it; the others wait for
     torchrun to end them, since one that left first would have torchrun kill rank 0 before it had spoken. If they are
     still there after that, the mistake was found here alone, and they say it.
+
+    Args:
+        main: takes the command line without the program's name.
+        prints_only_a_log: what it prints can get lost (the disk is full, its reader gone) without making it a failure.
     """
     try:
         main(sys.argv[1:])
+        if prints_only_a_log:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)  # all is done; taking torch down takes a while
+            let_go_of_output()
         sys.stdout.flush()
     except UserError as error:
         refuse(str(error), error.exit_code)
@@ -98,6 +109,9 @@ def run_verb(main: Callable[[list[str]], None]) -> None:
         if error.errno not in PATH_ERRORS or error.filename is None:
             raise
         refuse(f"{error.filename}: {error.strerror}")
+    if "RANK" in os.environ:
+        let_go_of_output()
+        os._exit(0)
 
 
 def refuse(complaint: str, exit_code: int = 2) -> NoReturn:

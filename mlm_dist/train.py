@@ -1,18 +1,33 @@
 """Train a masked language model: `python -m mlm_dist.train --config FILE`, alone or under torchrun."""
 
 import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
+from mlm_dist.config import Config
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import run_verb, tell, warn
 from mlm_dist.training.stopping import StopRequest
 
 
 def main(arguments: list[str]) -> None:
-    """Train, or continue what the run directory holds."""
+    """Train, or continue what the run directory holds.
+
+    It returns at the end of the run and also when the run was asked to stop: the run directory then has a file STOPPED.
+
+    Raises:
+        UserError: something that was given is wrong.
+        RunError: the run cannot go on.
+    """
     config = parse_config(arguments, verb="train")
     config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
-    stop = StopRequest(config.train.time_limit)
+    with StopRequest(config.train.time_limit) as stop, deterministic() if config.debug else nullcontext():
+        train(config, stop)
+
+
+def train(config: Config, stop: StopRequest) -> None:
+    """Train as the config says until the end or until `stop` asks."""
     # Only now, so that --help and mistakes in the config are answered without waiting for torch.
     from mlm_dist.data.corpus import Corpus, Verify  # noqa: PLC0415
     from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
@@ -22,8 +37,6 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.training.trainer import Trainer  # noqa: PLC0415
 
     keep_freed_memory()
-    if config.debug:
-        be_deterministic()
     processes = Processes(config.device, config.train.hang_timeout)
     run_dir = RunDir(Path(config.run_dir))
     with processes.together():
@@ -34,7 +47,7 @@ def main(arguments: list[str]) -> None:
         verify: Verify = "always" if config.data.verify else "once"
         corpus = Corpus.open(Path(folder), verify if processes.is_first_here else "never")
     config = config.with_vocab_size(corpus.tokenizer.vocab_size)
-    with processes.naming_the_lost():
+    with processes.naming_the_lost(), closing(run_dir):
         trainer = Trainer(config, corpus, processes, run_dir, stop)
         with processes.together():
             if processes.is_first:
@@ -55,14 +68,20 @@ def main(arguments: list[str]) -> None:
     processes.leave()
 
 
-def be_deterministic() -> None:
+@contextmanager
+def deterministic() -> Iterator[None]:
     """Repeat every bit on GPUs too, and have autograd name the operation that gave a NaN."""
     import torch  # noqa: PLC0415
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; torch asks for it
+    before = torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) would import the compiler: seconds
-    torch.autograd.set_detect_anomaly(True)
+    try:
+        with torch.autograd.set_detect_anomaly(True):
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(before)
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    run_verb(main, prints_only_a_log=True)

@@ -19,9 +19,10 @@ def vocab_size(run_dir: Path) -> int | None:
 
 
 def said(stderr: str) -> list[str]:
-    """The lines of the package itself."""
+    """The lines of the package itself, but for the one on what a run goes on with."""
     prefix = "mlm_dist: "
-    return [line.removeprefix(prefix) for line in stderr.splitlines() if line.startswith(prefix)]
+    lines = [line.removeprefix(prefix) for line in stderr.splitlines() if line.startswith(prefix)]
+    return [line for line in lines if "the run goes on with" not in line]
 
 
 def test_null_gives_the_model_as_many_entries_as_the_corpus_has_and_nothing_is_said_where_all_fits(

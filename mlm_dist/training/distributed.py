@@ -3,30 +3,32 @@
 The same code serves one process without torchrun, where every exchange is the identity.
 """
 
+import functools
 import itertools
 import math
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Literal, NoReturn
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from mlm_dist.errors import RunError, UserError, let_go_of_output, say
+from mlm_dist.errors import RunError, UserError, say
 
 LONGEST_PART = 1 << 20  # of a note, in characters: the store takes 8 MiB at a time
 SECONDS_BETWEEN_LOOKS = 0.1
 SECONDS_BETWEEN_PULSES = 1.0
 SECONDS_FOR_ROLL_CALL = 3.0
 MEETING_TIMEOUT = timedelta(minutes=10)
+
+MEETINGS = itertools.count()  # of this process; each has notes of its own
 
 
 class Processes:
@@ -210,19 +212,15 @@ class Processes:
             missing.append("the process where the others meet, rank 0 or its torchrun, does not answer")
         return present, missing
 
-    def leave(self) -> NoReturn:
-        """End this process with exit code 0.
+    def leave(self) -> None:
+        """Destroy the process group, if there is one; this process may then join another. All ranks call it.
 
         Processes that used gloo under DDP abort now and then while Python takes them down ("terminate called without
-        an active exception"), even after the group is destroyed, and torchrun takes that for a failure. So they
-        leave without being taken down.
+        an active exception"), even after this, and torchrun takes that for a failure. So the verbs end by `run_verb`,
+        which leaves without being taken down.
         """
         if self._store is not None:
             dist.destroy_process_group()
-            let_go_of_output()
-            os._exit(0)
-        let_go_of_output()
-        sys.exit(0)
 
 
 def meet() -> tuple[Store, int, int]:
@@ -230,7 +228,8 @@ def meet() -> tuple[Store, int, int]:
 
     A store that torchrun keeps itself outlives an attempt under `--max-restarts`, with the notes and addresses of
     processes that are dead (pytorch#135712), so each attempt has a part of its own. That works on one machine; between
-    several, torchrun's counts of attempts differ.
+    several, torchrun's counts of attempts differ. A process that trains and then evaluates meets the others twice, in
+    the same store, and the second meeting too has a part of its own.
 
     Raises:
         UserError: they cannot meet, or could not meet again.
@@ -243,13 +242,23 @@ def meet() -> tuple[Store, int, int]:
             "of each torchrun (pytorch#135712)"
         )
     try:
-        store, rank, world_size = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
+        store, rank, world_size = join_store()
     except (dist.DistError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         reason = "the port is taken; choose another" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
         raise UserError(f"the processes cannot meet at {place}: {reason}") from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_torchruns else "0"
-    return PrefixStore(f"attempt {attempt}", store), rank, world_size
+    return PrefixStore(f"attempt {attempt}, meeting {next(MEETINGS)}", store), rank, world_size
+
+
+@functools.cache
+def join_store() -> tuple[Store, int, int]:
+    """The store at MASTER_ADDR:MASTER_PORT, the rank and the world size.
+
+    It is joined once and kept until the process ends, for the others may still be reading what rank 0 hosts.
+    """
+    joined: tuple[Store, int, int] = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
+    return joined
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:

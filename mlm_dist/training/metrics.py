@@ -111,8 +111,13 @@ class Recorder:
         Raises:
             OSError: events are left that could not be written.
         """
-        self.progress.close()
         self.file.close()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the files without the events that could not be written. Does nothing the second time."""
+        self.progress.close()
+        self.file.abandon()
         self.tensorboard.close()
 
     def _write(self, event: Event, group: str) -> None:
@@ -152,6 +157,11 @@ class PatientFile:
             OSError: it still cannot be written.
         """
         self._write_waiting()
+        self._file.close()
+
+    def abandon(self) -> None:
+        """Close without what is left to write."""
+        self._waiting = b""
         self._file.close()
 
     def _write_waiting(self) -> None:

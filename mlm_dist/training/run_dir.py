@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
@@ -46,6 +47,7 @@ class RunDir:
         self.stop = path / "STOP"
         self.stopped = path / "STOPPED"
         self.lock = path / ".lock"
+        self._lock: IO[str] | None = None
 
     def check(self, config: Config) -> None:
         """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing.
@@ -98,7 +100,7 @@ class RunDir:
             )
 
     def take(self) -> None:
-        """Make the folder and take its lock, which this process keeps until it ends.
+        """Make the folder and take its lock, which this process keeps until `close` or its end.
 
         Raises:
             UserError: the folder cannot be written, or another process has the lock.
@@ -106,6 +108,12 @@ class RunDir:
         with self.written():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.lock)
+
+    def close(self) -> None:
+        """Give up the lock, if this process has it."""
+        if self._lock:
+            self._lock.close()
+        self._lock = None
 
     def begin(self, config: Config, tokenizer: Tokenizer) -> None:
         """Store config and tokenizer in the folder.

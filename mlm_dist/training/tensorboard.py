@@ -18,6 +18,7 @@ class TensorBoard:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._writer: Any = None
+        self._hook_before = threading.excepthook
         try:
             from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (there may be none)
 
@@ -43,6 +44,8 @@ class TensorBoard:
                 self._writer.close()
         except OSError as error:
             self._give_up(error)
+        self._writer = None
+        threading.excepthook = self._hook_before
 
     def _give_up(self, error: OSError) -> None:
         warn(f"nothing more is written for TensorBoard ({error.strerror}); metrics.jsonl has it all")

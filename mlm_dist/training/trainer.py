@@ -135,12 +135,15 @@ class Trainer:
         """
         try:
             self.take_steps()
+            with self.processes.together():
+                self.finish()
         except Exception:
             if self.saver:  # what it is writing may be the newest there is; KeyboardInterrupt alone does not wait
                 self.saver.wait()
             raise
-        with self.processes.together():
-            self.finish()
+        finally:
+            if self.recorder:
+                self.recorder.abandon()
 
     def take_steps(self) -> None:
         """Train until the last step or until the ranks are asked to stop."""

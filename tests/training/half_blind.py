@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
-from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.corpus import Corpus, Verify
 from mlm_dist.errors import UserError, run_verb
 from mlm_dist.train import main
 
 
-def open_nothing(folder: Path) -> Corpus:
+def open_nothing(folder: Path, verify: Verify) -> Corpus:
     raise UserError(f"{folder}: not there")
 
 

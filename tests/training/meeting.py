@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from mlm_dist.errors import RunError, UserError
+from mlm_dist.errors import RunError, UserError, run_verb
 from mlm_dist.training.distributed import Processes
 
 
@@ -18,7 +18,7 @@ def failing_work() -> str:
     raise UserError("the work is impossible")
 
 
-def main() -> None:
+def main(_: list[str]) -> None:
     processes = Processes("cpu", hang_timeout=2 / 60)
     lines = [processes.first_alone(long_work)]
     worked = ""
@@ -67,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)

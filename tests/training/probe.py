@@ -6,7 +6,6 @@ Each rank writes OUT/rank-<r>.pt: a dict a step with its row numbers, its masked
 whole global batch, and the number of times that gradients were exchanged.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.errors import run_verb
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.run_dir import RunDir
 from mlm_dist.training.stopping import StopRequest
@@ -25,9 +25,9 @@ from mlm_dist.training.trainer import Trainer
 STEPS = 3
 
 
-def main() -> None:
-    out, *arguments = sys.argv[1:]
-    config = parse_config(arguments, "train")
+def main(arguments: list[str]) -> None:
+    out, *flags = arguments
+    config = parse_config(flags, "train")
     processes = Processes(config.device)
     corpus = Corpus.open(Path(config.data.path))
     trainer = Trainer(config, corpus, processes, RunDir(Path(config.run_dir)), StopRequest())
@@ -68,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_verb(main)
