@@ -242,8 +242,11 @@ def find_problems(config: Config) -> list[str]:
         ]
         if not fits
     ]
-    if not problems and model.embedding_dim % model.heads:
-        problems.append(f"model.embedding_dim {model.embedding_dim} is not a multiple of model.heads {model.heads}")
+    if not problems and (width := model.embedding_dim) % model.heads:
+        below = next(heads for heads in range(min(model.heads, model.embedding_dim), 0, -1) if not width % heads)
+        problems.append(
+            f"model.embedding_dim {width} is not a multiple of model.heads {model.heads}: {below} heads fit"
+        )
     if is_range(config.masking.mask_prob) and config.masking.replacement != "mask":
         problems.append("masking.mask_prob is a range: masking.replacement must be mask, for the weights count on it")
     if not problems and train.batch_size % (train.micro_batch_size or 1):

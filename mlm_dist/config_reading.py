@@ -13,10 +13,21 @@ from typing import Any, Literal, TypeGuard
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 
+from mlm_dist import foreign_names
 from mlm_dist.config import Config, MaskProb, find_problems
 from mlm_dist.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+# What is usually the matter where the YAML parser has a problem.
+YAML_HINTS = {
+    "mapping values are not allowed here": "; indent the keys of a section alike, and quote a value that has a colon",
+    "could not find expected ':'": "; write `key: value`, with a space after the colon",
+    "<stream end>": "; a bracket or a quote is not closed",
+    "unexpected end of stream": "; a quote is not closed",
+    "<block mapping start>": "; indent the keys of a section alike",
+    "expected <block end>": "; indent the keys of a section alike",
+}
 
 
 def parse_config(arguments: list[str], verb: str) -> Config:
@@ -94,10 +105,17 @@ def check_file(path: Path, parser: ArgumentParser) -> None:
         raise UserError(f"--config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--config {path}: not UTF-8 at byte {error.start}") from error
+    except yaml.MarkedYAMLError as error:
+        raise UserError(f"--config {path}{explain_yaml(error)}") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-02-31
         raise UserError(f"--config {path}: not YAML: {error}") from error
+    if content is None:
+        raise UserError(f"--config {path}: it holds no key")
     if not is_mapping(content):
-        raise UserError(f"--config {path}: expected `key: value` lines, found {type(content).__name__}")
+        found = "a list" if isinstance(content, list) else f"'{str(content)[:40]}'"
+        raise UserError(
+            f"--config {path}: expected `key: value` lines, with a space after the colon, and found {found}"
+        )
     for key, value in flatten(content):
         check_key(key, where=f"{path}: ")
         check_value(key, value, where=f"{path}: ")
@@ -110,6 +128,16 @@ def check_file(path: Path, parser: ArgumentParser) -> None:
         raise UserError(f"{path}: {in_plain_words(error)}") from error
 
 
+def explain_yaml(error: yaml.MarkedYAMLError) -> str:
+    """Line and reason of what is wrong in a YAML file; the rest of a message that begins with the file's name."""
+    line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+    if "'\\t'" in str(error.problem):
+        return f"{line}: a tab; YAML is indented with spaces"
+    begun = f", in what begins in line {error.context_mark.line + 1}" if error.context_mark else ""
+    hint = next((hint for part, hint in YAML_HINTS.items() if part in str(error.problem)), "")
+    return f"{line}: not YAML: {error.problem}{begun}{hint}"
+
+
 class OnceLoader(yaml.SafeLoader):
     """Reads YAML as `yaml.safe_load` does, but refuses a key that stands twice, of which that keeps the last."""
 
@@ -119,9 +147,11 @@ class OnceLoader(yaml.SafeLoader):
         Raises:
             yaml.YAMLError: a key stands twice in it.
         """
-        keys = [key.value for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"{twice} stands there twice")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key.value, str) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} stands there twice", problem_mark=key.start_mark)
+            seen |= {key.value} if isinstance(key.value, str) else set()
         return super().construct_mapping(node, deep)
 
 
@@ -141,9 +171,11 @@ def check_key(key: str, where: str) -> None:
         return
     if key in keys:
         raise UserError(f"{where}{key} is a section: give one of its keys, such as {key}.{leaf_of(key, leaves)}")
-    by_last_name = [known for known in leaves if known.split(".")[-1] == key.rsplit(".", maxsplit=1)[-1]]
+    last_name = key.rsplit(".", maxsplit=1)[-1]
+    by_last_name = [known for known in leaves if known.split(".")[-1] == last_name.replace("-", "_")]
+    foreign = None if by_last_name else foreign_names.explain(last_name)
     near = by_last_name or difflib.get_close_matches(key, leaves, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}?" if near else "see --help for the keys there are"
+    hint = foreign or (f"did you mean {near[0]}?" if near else "see --help for the keys there are")
     raise UserError(f"{where}{key}: unknown key; {hint}")
 
 

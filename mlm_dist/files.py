@@ -11,6 +11,14 @@ from typing import IO
 from mlm_dist.errors import UserError
 
 
+def format_size(size: int) -> str:
+    """A number of bytes in the unit that suits it: `512 bytes`, `1.5 kB`, `190.0 MB`, `2.4 GB`."""
+    if size < 1000:
+        return f"{size} bytes"
+    unit, divisor = next((u, d) for u, d in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= d)
+    return f"{size / divisor:.1f} {unit}"
+
+
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
     """Open a file that takes `path`'s place, whole and on disk, when the block ends well; if not, nothing changes.

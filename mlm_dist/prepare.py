@@ -109,9 +109,15 @@ def main(arguments: list[str]) -> None:
     manifest = prepare_corpus(documents, given.out, given.tokenizer, given.vocab_size, given.encoding)
     seconds = time.perf_counter() - start
     size = sum(document.size for document in documents)
+    fewer = (
+        f" instead of {given.vocab_size}, since every word of the texts is a token already and no pair is left to merge"
+        if given.vocab_size is not None and manifest.vocab_size < given.vocab_size
+        else ""
+    )
     print(
         f"{given.out}: {len(documents)} documents, {manifest.tokens['train']:,} tokens to train on, "
-        f"{manifest.tokens['val']:,} held out, vocabulary {manifest.vocab_size} ({manifest.tokenizer}, with [MASK]), "
+        f"{manifest.tokens['val']:,} held out, "
+        f"vocabulary {manifest.vocab_size}{fewer} ({manifest.tokenizer}, with [MASK]), "
         f"{size / 1e6:.1f} MB in {seconds:.1f} s"
     )
 

@@ -181,7 +181,7 @@ def test_a_seed_that_torch_cannot_take_is_refused():
 
 def test_the_embedding_has_to_be_divisible_by_the_heads():
     message = complaint(flags(model__embedding_dim=100, model__heads=8))
-    assert message == "model.embedding_dim 100 is not a multiple of model.heads 8"
+    assert message == "model.embedding_dim 100 is not a multiple of model.heads 8: 5 heads fit"
 
 
 def test_the_batch_has_to_be_divisible_by_the_micro_batch():

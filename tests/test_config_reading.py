@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from mlm_dist import config as config_module
+from mlm_dist import foreign_names
 from mlm_dist.config import Config
-from mlm_dist.config_reading import known_keys, parse_config, read_config
+from mlm_dist.config_reading import known_keys, parse_config, read_config, section_keys
 from mlm_dist.errors import UserError
 
 LEAVES = [key for key, kind in known_keys().items() if not dataclasses.is_dataclass(kind)]
@@ -200,14 +201,23 @@ def test_a_mistake_on_the_command_line_is_named(arguments, words):
         ("optim:\n", ["optim is a section"]),
         ("data: data.yaml\n", ["data is a section"]),
         ("seed: {a: 1}\n", ["seed"]),
-        ("a: [1\n", ["not YAML"]),
-        ("\tseed: 3\n", ["not YAML"]),
-        ("seed: 3: 4\n", ["not YAML"]),
+        ("a: [1\n", [" line 2: not YAML", "in what begins in line 1; a bracket or a quote is not closed"]),
+        ("\tseed: 3\n", [" line 1: a tab; YAML is indented with spaces"]),
+        ("optim:\n\tlr: 3\n", [" line 2: a tab; YAML is indented with spaces"]),
+        ("seed: 3: 4\n", [" line 1: not YAML", "quote a value that has a colon"]),
+        ("optim:\n lr: 1\n  schedule: wsd\n", [" line 3: not YAML", "indent the keys of a section alike"]),
+        ("optim:\n    lr: 1\n  schedule: wsd\n", [" line 3: not YAML", "indent the keys of a section alike"]),
+        ("run_dir: 'a\n", [" line 2: not YAML", "a quote is not closed"]),
+        (
+            "seed: 3\nrun_dir a\ndebug: true\n",
+            [" line 3: not YAML", "write `key: value`, with a space after the colon"],
+        ),
+        ("seed = 3\n", ["with a space after the colon, and found 'seed = 3'"]),
         ("seed: 1\n---\nseed: 2\n", ["not YAML"]),
         ("seed: !!python/object/apply:os.getcwd []\n", ["not YAML"]),
-        ("- 1\n", ["found list"]),
-        ("just words\n", ["found str"]),
-        ("", ["found NoneType"]),
+        ("- 1\n", ["found a list"]),
+        ("just words\n", ["found 'just words'"]),
+        ("", ["it holds no key"]),
         ("seed: 1.5\n", ["seed", "'1.5'", "whole number"]),
         ("seed: true\n", ["seed", "whole number"]),
         ("optim:\n  lr: fast\n", ["optim.lr", "'fast'", "a number"]),
@@ -220,7 +230,9 @@ def test_a_mistake_on_the_command_line_is_named(arguments, words):
         ("data:\n  path: 3\n", ["data.path", "'3'", "text"]),
         ("data:\n  path: [a, b]\n", ["data.path", "text"]),
         ("optim:\n  lr: 1.0\nseed: 1\noptim:\n  warmup_iters: 2\n", ["optim", "twice"]),
-        ("optim:\n  lr: 1.0\n  lr: 2.0\n", ["lr", "twice"]),
+        ("optim:\n  lr: 1.0\n  lr: 2.0\n", [" line 3: not YAML: lr stands there twice"]),
+        ("learning_rate: 1.0\n", ["learning_rate: unknown key; did you mean optim.lr?"]),
+        ("training:\n  max-steps: 10\n", ["training.max-steps: unknown key; did you mean train.max_iters?"]),
     ],
 )
 def test_a_mistake_in_a_file_is_named_with_the_file(content, words, file):
@@ -254,3 +266,23 @@ def test_the_file_at_fault_is_named_among_several(file, tmp_path):
 def test_a_value_out_of_bounds_in_a_file_is_refused(file):
     file.write_text("masking:\n  mask_prob: 1.5\n")
     assert "masking.mask_prob is 1.5" in complaint("--config", file)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "learning-rate", "LEARNING_RATE", "optim.learning_rate", "lr"])
+def test_a_key_by_its_name_in_other_trainers_is_answered_with_ours(name: str) -> None:
+    assert f"--{name}: unknown key; did you mean optim.lr?" in complaint(f"--{name}=3")
+
+
+def test_what_needs_no_key_here_is_explained() -> None:
+    assert "--num_train_epochs: unknown key; the length of a run is train.max_iters" in complaint(
+        "--num_train_epochs=3"
+    )
+    assert "--resume: unknown key; the same command continues the run" in complaint("--resume=true")
+
+
+def test_every_name_in_other_trainers_stands_for_one_key_that_there_is() -> None:
+    names = [name for names in foreign_names.SAME.values() for name in names] + list(foreign_names.NONE)
+    assert len(set(names)) == len(names)
+    leaves = known_keys().keys() - section_keys()
+    assert foreign_names.SAME.keys() <= leaves
+    assert all(not {leaf.split(".")[-1] for leaf in leaves} & {name} for name in names)

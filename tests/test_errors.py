@@ -347,6 +347,13 @@ def test_what_a_run_goes_on_with_otherwise_is_said_in_a_line(train, begun_run):
     assert "step-00000030: the run goes on with optim.lr 0.0005 and not 0.001, train.max_iters 32 and not 30" in line
 
 
+@pytest.mark.parametrize("place", ["/proc/run", "/sys/run"])
+def test_a_place_that_stores_no_files_is_no_question_of_room(place, train):
+    if not Path(place).parent.is_dir():
+        pytest.skip("this system has no such folder")
+    assert_refused(train("--run_dir", place), f"run_dir {place} is on a file system that stores no files")
+
+
 # The processes
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mlm_dist.errors import UserError
-from mlm_dist.files import new_folder, replacing
+from mlm_dist.files import format_size, new_folder, replacing
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -66,3 +66,18 @@ def test_who_comes_second_leaves_the_folder_of_the_first_alone(tmp_path: Path) -
         with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out"):
             raise ZeroDivisionError
     assert (tmp_path / "out" / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (123_456, "123.5 kB"),
+        (190_000_000, "190.0 MB"),
+        (2_400_000_000_000, "2400.0 GB"),
+    ],
+)
+def test_a_size_is_told_in_the_unit_that_suits_it(size: int, words: str) -> None:
+    assert format_size(size) == words

@@ -411,3 +411,14 @@ def test_a_book_for_which_the_disk_has_no_room_leaves_nothing(mirror: Mirror, tm
     result = start(limited, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"), NO_PROXY="127.0.0.1")
     check_mistake(result, "pg11.txt: cannot be written: File too large")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_trained_vocabulary_that_is_smaller_than_asked_for_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the same few words and no more. " * 20)
+    trained = ("prepare", tmp_path / "text.txt", "--tokenizer", "bpe")
+    result = verb(*trained, "--vocab_size", 1000, "--out", tmp_path / "fewer")
+    assert result.returncode == 0, result.stderr
+    size = Corpus.open(tmp_path / "fewer").manifest.vocab_size
+    assert size < 300
+    assert f"vocabulary {size} instead of 1000, since every word of the texts is a token already" in result.stdout
+    assert "instead of" not in verb(*trained, "--vocab_size", size, "--out", tmp_path / "as_many").stdout

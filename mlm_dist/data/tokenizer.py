@@ -80,7 +80,7 @@ class Tokenizer:
         Args:
             texts: the pieces to learn from.
             vocab_size: entries of the vocabulary, the two special tokens included. Fewer come out where the texts
-                are too short for as many.
+                are too short for as many: when every word in them is a token, no pair of tokens is left to merge.
 
         Raises:
             UserError: the vocabulary could not even hold the single bytes.

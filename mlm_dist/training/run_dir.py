@@ -11,7 +11,7 @@ from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
-from mlm_dist.files import replacing
+from mlm_dist.files import format_size, replacing
 from mlm_dist.training.checkpoint import list_checkpoints, read_record
 from mlm_dist.training.lock import lock
 from mlm_dist.training.record import Values, differences, fixed_values
@@ -92,11 +92,13 @@ class RunDir:
         there = sum(file.stat().st_size for file in self.checkpoints.glob("*/*"))
         needed = count * checkpoint_bytes - there
         place = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
-        free = shutil.disk_usage(place).free
-        if needed > free:
+        disk = shutil.disk_usage(place)
+        if not disk.total:
+            raise UserError(f"run_dir {self.path} is on a file system that stores no files: give another run_dir")
+        if needed > disk.free:
             raise UserError(
-                f"run_dir {self.path} needs {needed / 1e9:.2f} GB more for {count} checkpoints, and there are "
-                f"{free / 1e9:.2f} GB: make room, lower checkpoint.keep, or give another run_dir"
+                f"run_dir {self.path} needs {format_size(needed)} more for {count} checkpoints, and "
+                f"{format_size(disk.free)} are free: make room, lower checkpoint.keep, or give another run_dir"
             )
 
     def take(self) -> None:

@@ -201,7 +201,7 @@ def test_no_code_in_a_config_is_run(hostile_run, victim):
     ):
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
-        assert "config.yaml: not YAML" in line
+        assert "config.yaml line 1: not YAML" in line
     assert not victim.exists()
 
 

@@ -107,7 +107,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_refused_at_the_start(corpus_
         result = start(train_command(corpus_folder, disk / "run"))
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
-        assert "GB more for 5 checkpoints" in line
+        assert " more for 5 checkpoints" in line
         assert "lower checkpoint.keep" in line
         assert list(disk.iterdir()) == []
 
