@@ -4,13 +4,14 @@ import argparse
 import difflib
 import re
 import sys
+from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mlm_dist.errors import UserError
 
 
-class OneLineParser(argparse.ArgumentParser):
+class OneLineParser(ArgumentParser):
     """An argument parser whose complaint is one line; it takes no argument that is not text and no flag cut short."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -55,6 +56,16 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="folder of a training run"
     )
     return parser
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """Let a verb that computes be told where."""
+    parser.add_argument(
+        "--device",
+        choices=["auto", "cpu", "cuda"],
+        default="auto",
+        help="where to compute; auto: on a GPU where there is one, else on the CPU (default: %(default)s)",
+    )
 
 
 def named_path(text: str) -> Path:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mlm_dist.command_line import named_path, read_lines, run_parser
+from mlm_dist.command_line import add_device, named_path, read_lines, run_parser
 from mlm_dist.errors import UserError, run_verb, tell
 
 
@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> None:
         "--out", type=named_path, required=True, metavar="FILE", help="file to write, such as vectors.npy"
     )
     parser.add_argument("lines", nargs="?", default="-", metavar="LINES", help="UTF-8 text (default: standard input)")
+    add_device(parser)
     given = parser.parse_args(arguments)
     if not given.out.parent.is_dir() or (given.out.exists() and not given.out.is_file()):
         raise UserError(f"--out {given.out}: it has to be a file in a folder that is there")
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.files import replacing  # noqa: PLC0415
 
-    vectors = load(given.run).embed(lines)
+    vectors = load(given.run, given.device).embed(lines)
     try:
         with replacing(given.out) as file:
             np.save(file, vectors)

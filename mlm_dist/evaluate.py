@@ -5,7 +5,7 @@ import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import named_path, read_lines, run_parser
+from mlm_dist.command_line import add_device, named_path, read_lines, run_parser
 from mlm_dist.config import MaskProb, is_range
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError, run_verb
@@ -54,6 +54,7 @@ def describe_arguments() -> ArgumentParser:
         metavar="N",
         help="rows of held-out text that each process reads at a time (default: %(default)s)",
     )
+    add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -76,7 +77,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.trained.scoring import score_together  # noqa: PLC0415
     from mlm_dist.training.distributed import Processes  # noqa: PLC0415
 
-    processes = Processes("auto")
+    processes = Processes(given.device)
     with processes.together():
         model = TrainedModel(given.run, processes.device)
     with processes.naming_the_lost():

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from mlm_dist.command_line import read_lines, run_parser
+from mlm_dist.command_line import add_device, read_lines, run_parser
 from mlm_dist.errors import UserError, run_verb
 
 
@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "texts", nargs="*", metavar="TEXT", help="text with masks (default: the lines of standard input)"
     )
+    add_device(parser)
     given = parser.parse_args(arguments)
     if given.top < 1:
         raise UserError(f"--top is {given.top}: it must be at least 1")
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> None:
         if len(filling.masks) > 1:
             print(f"    together, {percent(filling.probability)}: {filling.text}")
 
-    model = load(given.run)
+    model = load(given.run, given.device)
     for text, filling in [(text, model.fill(text, given.top)) for text in texts]:
         show(text, filling)
 

@@ -7,7 +7,7 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 
-from mlm_dist.command_line import run_parser
+from mlm_dist.command_line import add_device, run_parser
 from mlm_dist.errors import run_verb
 from mlm_dist.trained.request import Request
 
@@ -67,6 +67,7 @@ def describe_arguments() -> ArgumentParser:
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: %(default)s)"
     )
+    add_device(parser)
     parser.add_argument("--watch", action="store_true", help="on a terminal, show the text as it is written")
     parser.add_argument("--json", action="store_true", help="print one JSON object a sample")
     return parser
@@ -75,11 +76,11 @@ def describe_arguments() -> ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Print what the model writes."""
     given = vars(describe_arguments().parse_args(arguments))
-    run, watched, as_json = (given.pop(name) for name in ("run", "watch", "json"))
+    run, device, watched, as_json = (given.pop(name) for name in ("run", "device", "watch", "json"))
     Request(**given)  # so that a mistake is answered without waiting for torch
     from mlm_dist import load  # noqa: PLC0415
 
-    model = load(run)
+    model = load(run, device)
     with screen() if watched and sys.stdout.isatty() else contextlib.nullcontext() as watch:
         generations = model.generate(**given, watch=watch)
     if as_json:

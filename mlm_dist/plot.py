@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import OneLineParser, named_path
+from mlm_dist.command_line import OneLineParser, add_device, named_path
 from mlm_dist.errors import UserError, run_verb
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--fill", nargs="+", default=[], metavar="TEXT", help="texts with [MASK] for the page (default: three of ours)"
     )
+    add_device(parser)
     return parser
 
 
@@ -78,9 +79,9 @@ def ask(given: Namespace) -> "Answers":
     from mlm_dist.pictures.answers import Answers, answer  # noqa: PLC0415
 
     try:
-        model = load(given.run[0])
+        model = load(given.run[0], given.device)
     except UserError as error:
-        if given.attention is not None or given.neighbours or given.fill:
+        if given.attention is not None or given.neighbours or given.fill or given.device != "auto":
             raise
         return Answers(None, [], [], str(error))
     return answer(model, given.attention, given.neighbours, given.fill)

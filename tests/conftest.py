@@ -78,6 +78,24 @@ def torchrun(processes: int, *arguments: object, verb: str = "train", **options:
     return start([*launcher, "-m", f"mlm_dist.{verb}", *map(str, arguments)], **options)  # type: ignore[arg-type]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Leave the cache of the user who runs the tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def without_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every process that a test starts compute on the CPU, unless the test is of GPUs.
+
+    In this process CUDA has looked for GPUs already; tests name the device here.
+    """
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="session")
 def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample text, prepared with a BPE of 300 entries trained on it."""

@@ -1,9 +1,13 @@
 """Flags of the verbs that take no config, and what they read from files of lines."""
 
+from pathlib import Path
+
 import pytest
 
 from mlm_dist.command_line import read_lines, run_parser
+from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
+from tests.conftest import verb
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,25 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
 def test_a_last_line_needs_no_end(tmp_path):
     (tmp_path / "lines.txt").write_text("one\ntwo")
     assert read_lines(str(tmp_path / "lines.txt")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("fill", "The [MASK]."),
+        ("generate", "--length", 1),
+        ("evaluate", "--data", SAMPLE_TEXT),
+        ("embed", SAMPLE_TEXT, "--out", "vectors.npy"),
+        ("plot", "--out", "plots"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_verbs_compute_where_they_are_told_to(arguments: tuple[object, ...], run_dir: Path, tmp_path: Path) -> None:
+    name, *rest = arguments
+    refused = verb(str(name), "--run", run_dir, *rest, "--device", "cuda", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("mlm_dist: error: device: cuda, but torch finds no CUDA device here")
+    assert list(tmp_path.iterdir()) == []
+    assert verb(str(name), "--run", run_dir, *rest, "--device", "cpu", cwd=tmp_path).returncode == 0
+    unknown = verb(str(name), "--run", run_dir, *rest, "--device", "gpu", cwd=tmp_path)
+    assert "argument --device: invalid choice: 'gpu'" in unknown.stderr

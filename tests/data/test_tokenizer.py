@@ -3,7 +3,9 @@
 import base64
 import json
 import random
+import signal
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,14 @@ from tiktoken.load import load_tiktoken_bpe
 from tokenizers import models, pre_tokenizers, trainers
 
 from mlm_dist.data.preparation import SAMPLE_TEXT
-from mlm_dist.data.tokenizer import ENCODING_FILE, GPT2_PATTERN, RANKS_FILE, Tokenizer, byte_characters
+from mlm_dist.data.tokenizer import (
+    ENCODING_FILE,
+    GPT2_PATTERN,
+    RANKS_FILE,
+    Tokenizer,
+    byte_characters,
+    run_interruptibly,
+)
 from mlm_dist.errors import UserError
 from tests.data.test_texts import HARD_TEXTS, random_text
 
@@ -250,3 +259,23 @@ def test_a_tokenizer_without_its_special_tokens_is_damaged(
     (tmp_path / ENCODING_FILE).write_text(json.dumps(parts | {"special_tokens": special_tokens}))
     with pytest.raises(UserError, match="is damaged"):
         Tokenizer.load(tmp_path)
+
+
+def test_an_interrupt_ends_what_does_not_listen_to_it_before_it_has_ended() -> None:
+    begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
+    main_thread = threading.get_ident()
+
+    def work() -> None:
+        begun.set()
+        may_end.wait()
+        ended.set()
+
+    def interrupt() -> None:
+        begun.wait()
+        signal.pthread_kill(main_thread, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(work)
+    assert not ended.is_set()
+    may_end.set()

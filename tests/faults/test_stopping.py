@@ -2,12 +2,12 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import (
+    Popen,
     assert_same_run,
     children,
     complete,
@@ -65,14 +65,25 @@ def test_a_signal_while_torch_is_imported_stops_a_run_before_its_first_step(corp
     assert_same_run(run_dir, unbroken)
 
 
+def wait_for_work(process: Popen, seconds: float) -> None:
+    """Wait until a process has computed for so long, however long it has to wait for a core."""
+    ticks = os.sysconf("SC_CLK_TCK")
+
+    def worked() -> float:
+        return int(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11]) / ticks
+
+    enough = worked() + seconds
+    wait_until(process, lambda: worked() >= enough)
+
+
 def test_a_second_interrupt_does_not_wait_for_the_end_of_a_step(corpus_folder, tmp_path):
     run_dir = tmp_path / "run"
     long_steps = {"train__batch_size": 2560, "train__micro_batch_size": 1, "train__eval_interval": 0}
     with running(train_command(corpus_folder, run_dir, **long_steps)) as process:
         wait_until(process, has_reached(run_dir, 1))
-        time.sleep(0.3)  # so that the next step has begun: between two steps the run would stop at once
+        wait_for_work(process, 0.3)  # so that the next step has begun: between two steps the run would stop at once
         process.send_signal(signal.SIGINT)
-        time.sleep(0.2)
+        wait_for_work(process, 0.1)
         process.send_signal(signal.SIGINT)
         code, stdout, stderr = end(process)
     assert (code, stderr) == (130, "mlm_dist: interrupted\n")

@@ -39,7 +39,7 @@ def test_our_trainer_answers_every_question_on_two_ranks(config: Config) -> None
     with running([Runner("mlm_dist", config, world_size=2, threads=1)]) as (runner,):
         times = runner.ask("run 2")
         assert len(times) == 2
-        assert all(0 < each < 60 for each in times)
+        assert min(times) > 0
         parts = runner.ask("split")[0]
         assert parts.keys() == {"input", "forward", "backward", "optimizer", "all-reduce"}
         assert min(parts.values()) > 0
@@ -51,7 +51,7 @@ def test_our_trainer_answers_every_question_on_two_ranks(config: Config) -> None
 
 def test_peers_are_asked_alike(config: Config) -> None:
     with running([Runner("seed", config)]) as (runner,):
-        assert 0 < runner.slowest("run 1") < 60
+        assert runner.slowest("run 1") > 0
         assert 100e6 < runner.slowest("peak_memory") < 4e9
 
 

@@ -155,14 +155,16 @@ def test_tensorboard_reads_the_curves(folder: RunDir) -> None:
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
 
 
-def test_a_stopwatch_leaves_out_its_pauses() -> None:
+def test_a_stopwatch_leaves_out_its_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     watch = Stopwatch(10.0)
-    time.sleep(0.05)
+    clock.now += 3
     with watch.paused():
-        time.sleep(0.2)
-    assert 10.05 <= watch.read() < 10.15
-    time.sleep(0.05)
-    assert watch.read() >= 10.1
+        clock.now += 50
+    assert watch.read() == 13.0
+    clock.now += 4
+    assert watch.read() == 17.0
 
 
 def test_a_line_that_is_no_event_is_left_out_with_a_warning(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,13 +13,13 @@ from mlm_dist.training.saving import BackgroundSaver
 
 
 class Obstacle:
-    """A value at which writing stops until it is let go, or for five seconds."""
+    """A value at which writing stops until it is let go, or for a minute."""
 
     def __init__(self) -> None:
         self._gone = threading.Event()
 
     def __reduce__(self) -> tuple[object, ...]:
-        self._gone.wait(5)
+        self._gone.wait(60)
         return OrderedDict, ()
 
     def let_go(self) -> None:
@@ -95,7 +95,7 @@ def test_a_write_that_fails_is_said_once_and_the_next_one_is_tried(
     folder = tmp_path / "checkpoints"
     saver = BackgroundSaver(folder, keep=3)
     saver.save(1, {}, {})
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not saver.failed and time.monotonic() < deadline:
         time.sleep(0.01)
         saver.report()

@@ -127,7 +127,7 @@ class Cluster:
     """
 
     def __init__(
-        self, folder: Path, nodes: int = 2, cpus: int = 1, extra: str = "", kill_wait: int = 10, grace: int = 20
+        self, folder: Path, nodes: int = 2, cpus: int = 1, extra: str = "", kill_wait: int = 10, grace: int = 60
     ) -> None:
         self.folder = folder.resolve()
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
