@@ -30,7 +30,8 @@ class DataConfig:
     encoding: str = "utf-8"
     """Used when `data.path` is text: its character encoding."""
     val_fraction: float = 0.05
-    """Used when `data.path` is text: the tail of every document that is held out, as a fraction of it."""
+    """Used when `data.path` is text: the fraction of it that is held out, the ends of long documents and short
+    documents whole."""
     verify: bool = False
     """Compare the corpus with its SHA-256 digests at every start. false: once on each machine, and again after a file
     has changed."""

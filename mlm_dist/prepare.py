@@ -6,6 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from mlm_dist import __version__
 from mlm_dist.command_line import OneLineParser, named_path
 from mlm_dist.data.preparation import prepare_corpus
+from mlm_dist.data.splitting import describe_held_out, hold_out
 from mlm_dist.data.texts import find_documents
 from mlm_dist.errors import UserError, run_verb
 from mlm_dist.files import refuse_existing
@@ -56,7 +57,8 @@ def build_parser() -> ArgumentParser:
         type=float,
         default=0.05,
         metavar="F",
-        help="without --val: tail of every document to hold out (default: %(default)s)",
+        help="without --val: fraction of the text to hold out: the ends of long documents, short ones whole (default: "
+        "%(default)s)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -99,12 +101,13 @@ def main(arguments: list[str]) -> None:
             f"--encoding {given.encoding} does not go with --gutenberg, whose books are utf-8: leave one out"
         )
     refuse_existing(given.out)
-    documents = find_documents(given.paths, given.val, given.val_fraction) if given.paths or given.val else []
+    documents = find_documents(given.paths, given.val) if given.paths or given.val else []
     if given.gutenberg:
         from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (only those who fetch wait for requests)
 
-        agent = f"mlm_dist/{__version__}"
-        documents += fetch_books(given.gutenberg, given.mirror, agent, 0.0 if given.val else given.val_fraction)
+        documents += fetch_books(given.gutenberg, given.mirror, f"mlm_dist/{__version__}")
+    if not given.val:
+        documents = hold_out(documents, given.val_fraction)
     start = time.perf_counter()
     manifest = prepare_corpus(documents, given.out, given.tokenizer, given.vocab_size, given.encoding)
     seconds = time.perf_counter() - start
@@ -114,9 +117,10 @@ def main(arguments: list[str]) -> None:
         if given.vocab_size is not None and manifest.vocab_size < given.vocab_size
         else ""
     )
+    held_out = f" ({describe_held_out(manifest)})" if manifest.tokens["val"] else ""
     print(
         f"{given.out}: {len(documents)} documents, {manifest.tokens['train']:,} tokens to train on, "
-        f"{manifest.tokens['val']:,} held out, "
+        f"{manifest.tokens['val']:,} held out{held_out}, "
         f"vocabulary {manifest.vocab_size}{fewer} ({manifest.tokenizer}, with [MASK]), "
         f"{size / 1e6:.1f} MB in {seconds:.1f} s"
     )

@@ -11,6 +11,7 @@ import pytest
 
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
+from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import find_documents
 from mlm_dist.training.stopping import SIGNALS
 
@@ -100,7 +101,7 @@ def without_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample text, prepared with a BPE of 300 entries trained on it."""
     folder = tmp_path_factory.mktemp("corpus") / "sample"
-    prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), folder, "bpe", vocab_size=300)
+    prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), folder, "bpe", vocab_size=300)
     return folder
 
 

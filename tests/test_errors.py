@@ -83,9 +83,14 @@ def replace_tokens(corpus: Path, split: str) -> None:
     """Put other tokens into a corpus, as many as there were, and describe them in corpus.json."""
     tokens = corpus / f"{split}.bin"
     tokens.write_bytes(bytes(len(tokens.read_bytes())))
+    digests = json.loads((corpus / "corpus.json").read_text())["sha256"]
+    edit_corpus(corpus, sha256=digests | {split: hashlib.sha256(tokens.read_bytes()).hexdigest()})
+
+
+def edit_corpus(corpus: Path, **changes: object) -> None:
+    """Change what corpus.json says."""
     manifest = json.loads((corpus / "corpus.json").read_text())
-    manifest["sha256"][split] = hashlib.sha256(tokens.read_bytes()).hexdigest()
-    (corpus / "corpus.json").write_text(json.dumps(manifest))
+    (corpus / "corpus.json").write_text(json.dumps(manifest | changes))
 
 
 def swap_two_tokens(tokenizer: Path) -> None:
@@ -143,7 +148,7 @@ def test_a_data_path_where_nothing_is(train, new_run, tmp_path):
     [
         (b"", {}, ["empty"]),
         ("Zoë went.".encode("latin-1"), {}, ["not utf-8 at byte 2"]),
-        (b"Once upon a time.\n" * 9, {}, ["train.batch_size 16", "more text"]),
+        (b"Once upon a time.\n" * 9, {"data__val_fraction": 0}, ["train.batch_size 16", "more text"]),
         (SAMPLE_TEXT.read_bytes(), {"data__val_fraction": 0}, ["val_fraction", "train.eval_interval 0"]),
     ],
     ids=["empty", "not UTF-8", "shorter than one batch", "nothing held out"],
@@ -294,6 +299,8 @@ def test_a_run_with_other_validation_text_is_left_as_it_is(train, begun_run, cor
 def test_a_run_with_another_tokenizer_beside_the_same_tokens_is_left_as_it_is(train, begun_run, corpus_copy):
     swap_two_tokens(corpus_copy / "tokenizer")
     before = contents(begun_run)
+    assert_refused(train(data__path=corpus_copy), "tokenizer: it was changed after the corpus was prepared")
+    edit_corpus(corpus_copy, tokenizer_sha256=Tokenizer.load(corpus_copy / "tokenizer").fingerprint)
     assert_refused(train(data__path=corpus_copy), begun_run, "the tokenizer (SHA-256)")
     assert contents(begun_run) == before
 

@@ -306,8 +306,8 @@ def gutenberg(*arguments: object, cache: Path) -> Result:
 def mirror() -> Iterator[Mirror]:
     """A mirror of Project Gutenberg with two books, 11 and 12."""
     with Mirror() as running:
-        running.add(11, file_of("Eleven came down to the sea.\n" * 50, "Book Eleven"))
-        running.add(12, file_of("Twelve went up to the hills.\n" * 50, "Book Twelve"))
+        running.add(11, file_of("Eleven came down to the sea.\n" * 1500, "Book Eleven"))
+        running.add(12, file_of("Twelve went up to the hills.\n" * 1500, "Book Twelve"))
         yield running
 
 

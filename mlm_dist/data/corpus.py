@@ -7,6 +7,8 @@ tokenizer/    ranks.tiktoken, encoding.json
 """
 
 import json
+import math
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +19,13 @@ import numpy.typing as npt
 from mlm_dist.data.texts import Split
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.verification import verify_tokens
-from mlm_dist.errors import UserError
+from mlm_dist.errors import UserError, warn
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+EARLIER_VERSIONS = (1,)  # which lack the tokenizer's digest
 MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
+SCRAP_TOKENS = 64
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -37,6 +41,7 @@ class Manifest:
         tokens: the number of tokens in each split.
         sha256: of each split's file.
         documents: for each, its `name` and, split by split, the half-open range of its tokens.
+        tokenizer_sha256: the fingerprint of the tokenizer; None in corpora of format version 1.
     """
 
     tokenizer: str
@@ -46,6 +51,7 @@ class Manifest:
     tokens: dict[Split, int]
     sha256: dict[Split, str]
     documents: list[dict[str, Any]]
+    tokenizer_sha256: str | None = None
     version: int = FORMAT_VERSION
 
     @property
@@ -68,7 +74,7 @@ class Manifest:
         path = folder / MANIFEST
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content["version"] != FORMAT_VERSION:
+            if content["version"] not in (*EARLIER_VERSIONS, FORMAT_VERSION):
                 raise UserError(
                     f"{path}: format version {content['version']} instead of {FORMAT_VERSION}: prepare anew"
                 )
@@ -78,11 +84,26 @@ class Manifest:
                 raise ValueError("sizes and ids have to be whole numbers")
             if not all(isinstance(manifest.sha256[split], str) for split in SPLITS):
                 raise ValueError("a digest has to be text")
+            if not all(is_document(document) for document in manifest.documents):
+                raise ValueError("a document has to have a name and a range of tokens in each split")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; is it a folder that prepare wrote?") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: not a corpus description ({error}); prepare anew") from error
         return manifest
+
+    @property
+    def median_end(self) -> float:
+        """The median number of held-out tokens of the documents that are held out in part; infinity without any."""
+        ranges = [[document[split] for split in SPLITS] for document in self.documents]
+        ends = [val[1] - val[0] for train, val in ranges if train[1] > train[0] and val[1] > val[0]]
+        return statistics.median(ends) if ends else math.inf
+
+
+def is_document(value: Any) -> bool:
+    """Whether an entry of `corpus.json` describes a document."""
+    numbers = [number for split in SPLITS for number in (*value[split], len(value[split]))]
+    return isinstance(value["name"], str) and all(isinstance(n, int) for n in numbers) and numbers[2::3] == [2, 2]
 
 
 @dataclass(frozen=True)
@@ -115,6 +136,16 @@ class Corpus:
         tokenizer = Tokenizer.load(folder / TOKENIZER)
         if tokenizer.vocab_size != manifest.vocab_size or tokenizer.mask_id != manifest.mask_id:
             raise UserError(f"{folder}: its tokenizer is not the one in {MANIFEST}; prepare anew")
+        if manifest.tokenizer_sha256 not in (None, tokenizer.fingerprint):
+            raise UserError(
+                f"{folder / TOKENIZER}: it was changed after the corpus was prepared: restore a copy, or prepare anew"
+            )
+        if manifest.version in EARLIER_VERSIONS and manifest.median_end < SCRAP_TOKENS:
+            warn(
+                f"{folder}: its held-out text is the ends of documents, half of them shorter than "
+                f"{manifest.median_end:g} tokens: figures on such scraps are worse than on whole documents, which "
+                f"`prepare` holds out now"
+            )
         train, val = (map_tokens(folder, split, manifest) for split in SPLITS)
         if verify != "never":
             for split, tokens in zip(SPLITS, (train, val), strict=True):

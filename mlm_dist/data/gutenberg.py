@@ -64,7 +64,7 @@ class Book(Document):
         return io.BytesIO(read_book(self.path).text.encode())
 
 
-def fetch_books(numbers: list[int], mirror: str, user_agent: str, val_fraction: float) -> list[Document]:
+def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[Document]:
     """The books of these numbers, one document each, from the cache or else from the network, one after the other.
 
     The cache is the folder `gutenberg` in `cache_folder()`, where each book lies as it came.
@@ -73,7 +73,6 @@ def fetch_books(numbers: list[int], mirror: str, user_agent: str, val_fraction: 
         numbers: as in https://www.gutenberg.org/ebooks/NUMBER. One that is given twice counts once.
         mirror: base address of Project Gutenberg or a mirror of it, below which there is cache/epub/N/pgN.txt.
         user_agent: what to call oneself.
-        val_fraction: the tail of every book that is held out, as a fraction of its bytes.
 
     Raises:
         UserError: a book is not to be had, or is no plain text with Project Gutenberg's markers. Those before it stay
@@ -87,7 +86,7 @@ def fetch_books(numbers: list[int], mirror: str, user_agent: str, val_fraction: 
                 time.sleep(PAUSE)
             title = fetch_book(session, mirror, number, paths[number])
             say(f"fetched {number}: {title}")
-    return [describe(path, val_fraction) for path in paths.values()]
+    return [describe(path) for path in paths.values()]
 
 
 def polite_session(user_agent: str) -> requests.Session:
@@ -180,11 +179,10 @@ def keep(content: bytes, path: Path) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def describe(path: Path, val_fraction: float) -> Book:
+def describe(path: Path) -> Book:
     """A book in the cache as a document, named by its title."""
     title, text = read_book(path)
-    size = len(text.encode())
-    return Book(title or path.stem, path, size, round(size * (1 - val_fraction)))
+    return Book(title or path.stem, path, len(text.encode()))
 
 
 def read_book(path: Path) -> Contents:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mlm_dist.config import SAMPLE, DataConfig
 from mlm_dist.data.cache import cache_folder
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Manifest, token_dtype
+from mlm_dist.data.splitting import TokenCounts, hold_out
 from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, find_documents, read_pieces
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
@@ -73,6 +74,7 @@ def encode_corpus(documents: list[Document], folder: Path, tokenizer: Tokenizer,
     if manifest.tokens["train"] == 0:
         raise UserError("the documents hold no text to train on: all of it is held out")
     manifest.write(folder)
+    writer.counts.warn()
     return manifest
 
 
@@ -100,14 +102,16 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
         )
     if config.tokenizer == "bpe" and vocab_size is None:
         raise UserError("data.tokenizer bpe needs model.vocab_size: 8000 suits a few megabytes of text")
-    documents = find_documents([path], [], config.val_fraction)
-    recipe = [FORMAT_VERSION, config.tokenizer, config.tokenizer == "bpe" and vocab_size, config.encoding]
-    files = [[d.name, str(d.path.resolve()), d.size, d.val_start, d.path.stat().st_mtime_ns] for d in documents]
+    documents = find_documents([path])
+    vocabulary = [config.tokenizer, config.tokenizer == "bpe" and vocab_size]
+    recipe = [FORMAT_VERSION, *vocabulary, config.encoding, config.val_fraction]
+    files = [[d.name, str(d.path.resolve()), d.size, d.path.stat().st_mtime_ns] for d in documents]
     digest = hashlib.sha256(json.dumps([recipe, files]).encode()).hexdigest()[:16]
     folder = cache_folder() / digest
     if not (folder / MANIFEST).exists():
         try:
-            prepare_corpus(documents, folder, config.tokenizer, vocab_size, config.encoding)
+            held_out = hold_out(documents, config.val_fraction)
+            prepare_corpus(held_out, folder, config.tokenizer, vocab_size, config.encoding)
         except UserError:
             if not (folder / MANIFEST).exists():  # else another run has just put the same there
                 raise
@@ -167,6 +171,7 @@ class CorpusWriter:
         self.dtype = token_dtype(tokenizer.vocab_size)
         self.files = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
         self.digests = {split: hashlib.sha256() for split in SPLITS}
+        self.counts = TokenCounts(tokenizer.vocab_size)
         self.tokens: dict[Split, int] = dict.fromkeys(SPLITS, 0)
         self.documents: list[dict[str, Any]] = []
         self.number = -1  # of the last document
@@ -192,6 +197,7 @@ class CorpusWriter:
             mask_id=self.tokenizer.mask_id,
             end_id=self.tokenizer.end_id,
             tokens=self.tokens,
+            tokenizer_sha256=self.tokenizer.fingerprint,
             sha256={split: digest.hexdigest() for split, digest in self.digests.items()},
             documents=self.documents,
         )
@@ -200,6 +206,7 @@ class CorpusWriter:
         content = ids.astype(self.dtype).tobytes()
         self.files[split].write(content)
         self.digests[split].update(content)
+        self.counts.add(split, ids)
         self.tokens[split] += len(ids)
         self.documents[-1][split][1] = self.tokens[split]
 

@@ -2,11 +2,13 @@
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
+from mlm_dist.data.formats import HEAD_BYTES, refuse_content, refuse_suffix
 from mlm_dist.errors import UserError, warn
 
 PIECE_BYTES = 1 << 18
@@ -26,13 +28,18 @@ class Document:
         name: what the corpus calls it: the path below the folder that was given, or the file's name.
         path: where it is.
         size: bytes.
-        val_start: byte from which on it is held out; `size` for a document that is not, 0 for one that wholly is.
+        val_start: byte from which on it is held out; 0 for a document that wholly is, `size` (by default) for one that
+            is not.
     """
 
     name: str
     path: Path
     size: int
-    val_start: int
+    val_start: int = -1
+
+    def __post_init__(self) -> None:
+        if self.val_start < 0:
+            object.__setattr__(self, "val_start", self.size)
 
     def open(self) -> BinaryIO:
         """Open its `size` bytes."""
@@ -46,21 +53,19 @@ class Piece(NamedTuple):
     text: str
 
 
-def find_documents(paths: list[Path], val_paths: list[Path], val_fraction: float) -> list[Document]:
+def find_documents(paths: list[Path], val_paths: Sequence[Path] = ()) -> list[Document]:
     """List the text files that paths name: files themselves, and `*.txt` anywhere below folders.
 
     Args:
         paths: files and folders.
-        val_paths: files and folders to hold out whole. Where there are any, no tails are held out.
-        val_fraction: the tail of every other document that is held out, as a fraction of its bytes.
+        val_paths: files and folders to hold out whole.
 
     Raises:
-        UserError: a path is missing, a file named outright is empty, or no text is found.
+        UserError: a path is missing, a file named outright is empty or of a format that is not read, or no text is
+            found.
     """
     val_files = walk(val_paths)
     held_out = {file.resolve() for _, file in val_files}
-    if val_paths:
-        val_fraction = 0.0
     documents: dict[Path, Document] = {}
     for name, file in [*walk(paths), *val_files]:
         size = file.stat().st_size
@@ -69,29 +74,50 @@ def find_documents(paths: list[Path], val_paths: list[Path], val_fraction: float
                 raise UserError(f"{file}: the file is empty")
             warn(f"{file} is empty and left out")
             continue
-        val_start = 0 if file.resolve() in held_out else round(size * (1 - val_fraction))
+        val_start = 0 if file.resolve() in held_out else size
         documents.setdefault(file.resolve(), Document(name, file, size, val_start))
     if not documents:
-        given = ", ".join(map(str, paths + val_paths))
+        given = ", ".join(map(str, [*paths, *val_paths]))
         raise UserError(f"no text in {given}: give text files, or folders with *.txt files")
     return list(documents.values())
 
 
-def walk(paths: list[Path]) -> list[tuple[str, Path]]:
-    """Names and paths of the text files below `paths`, in a fixed order."""
+def walk(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Names and paths of the text files below `paths`, in a fixed order; a line tells which files are left out."""
     found: list[tuple[str, Path]] = []
     for path in paths:
         try:
             if path.is_dir():
-                files = sorted(file for file in path.rglob("*.txt") if file.is_file())
+                below = sorted(file for file in path.rglob("*") if file.is_file())
+                files = [file for file in below if file.match("*.txt")]
+                warn_of_left_out(path, [file for file in below if not file.match("*.txt")])
                 found += [(file.relative_to(path).as_posix(), file) for file in files]
             elif path.is_file():
+                refuse_suffix(path)
                 found.append((path.name, path))
             else:
                 raise UserError(f"{path}: there is no such file or folder")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}") from error
     return found
+
+
+def warn_of_left_out(folder: Path, files: list[Path]) -> None:
+    """Say how many files of a folder are not read, by suffix; hidden ones are not counted."""
+    parts = [file.relative_to(folder).parts for file in files]
+    suffixes = Counter(file.suffix for file, names in zip(files, parts, strict=True) if not is_hidden(names))
+    if suffixes:
+        kinds = ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in suffixes.most_common(5))
+        rest = suffixes.total() - sum(count for _, count in suffixes.most_common(5))
+        others = f", {rest:,} others" if rest else ""
+        total = suffixes.total()
+        files_are = "file that is not *.txt is" if total == 1 else "files that are not *.txt are"
+        warn(f"{folder}: {total:,} {files_are} left out ({kinds}{others})")
+
+
+def is_hidden(names: tuple[str, ...]) -> bool:
+    """Whether a file, given by the names on its path, is hidden or lies in a hidden folder."""
+    return any(name.startswith(".") for name in names)
 
 
 def read_pieces(document: Document, encoding: str = "utf-8", piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
@@ -129,15 +155,18 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
         decoder = codecs.getincrementaldecoder(encoding)()
     except (LookupError, UnicodeError) as error:
         raise UserError(f"there is no text encoding '{encoding}': utf-8, latin-1, cp1252, utf-16 are some") from error
-    start = 0
+    start, has_begun = 0, False
     try:
         with document.open() as file:
+            refuse_content(document.path, file.read(HEAD_BYTES), encoding)
+            file.seek(0)
             while True:
                 bound = block_bytes if start >= document.val_start else min(block_bytes, document.val_start - start)
                 block = file.read(bound)
                 pending = len(decoder.getstate()[0])
                 try:
                     text = decoder.decode(block, final=not block)
+                    text.encode()  # fails on half a surrogate pair, which utf-7 lets pass
                 except UnicodeError as error:
                     place, reason = start - pending, str(error)
                     if isinstance(error, UnicodeDecodeError):
@@ -146,7 +175,9 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
                         f"{document.path}: not {encoding} at byte {place} ({reason}); give the file's own encoding "
                         f"(prepare: --encoding, train: --data.encoding)"
                     ) from error
-                yield start, text.removeprefix("\ufeff") if start == 0 else text
+                if text and not has_begun:
+                    text, has_begun = text.removeprefix("\ufeff"), True
+                yield start, text
                 if not block:
                     return
                 start += len(block)

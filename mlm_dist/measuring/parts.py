@@ -13,6 +13,7 @@ from mlm_dist.config import Config
 from mlm_dist.data.corpus import TOKENIZER, Corpus
 from mlm_dist.data.mask_rate import mean_rate
 from mlm_dist.data.preparation import SAMPLE_TEXT, CorpusWriter, encode_corpus
+from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import find_documents
 from mlm_dist.data.tokenizer import Tokenizer
 
@@ -101,7 +102,7 @@ def encoding_rates(corpus: Corpus, rounds: int) -> dict[str, float]:
         folder = Path(name)
         for number, text in enumerate(texts):
             (folder / f"{number:03}.txt").write_text(text, encoding="utf-8")
-        documents = find_documents([folder], [], 0.05)
+        documents = hold_out(find_documents([folder]), 0.05)
 
         def prepare() -> None:
             with tempfile.TemporaryDirectory() as out:

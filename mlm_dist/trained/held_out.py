@@ -75,7 +75,7 @@ def encode_texts(path: Path, tokenizer: Tokenizer) -> Tokens:
     end = np.array([tokenizer.end_id], dtype=np.uint32)
     ids: list[Tokens] = []
     last = 0
-    for number, _, piece in encode_in_order(read_all(find_documents([path], [], 0.0), "utf-8"), tokenizer):
+    for number, _, piece in encode_in_order(read_all(find_documents([path]), "utf-8"), tokenizer):
         ids += [end, piece] if number != last else [piece]
         last = number
     return np.concatenate([*ids, end]).astype(token_dtype(tokenizer.vocab_size))

@@ -11,6 +11,7 @@ from mlm_dist.data import gutenberg
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.gutenberg import cut_out, fetch_books
 from mlm_dist.data.preparation import prepare_corpus
+from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import Document, read_pieces
 from mlm_dist.errors import UserError
 from tests.data.mirror import Answer, Mirror, cut_page, file_of, no_answer, page
@@ -36,8 +37,8 @@ def mirror() -> Iterator[Mirror]:
         yield running
 
 
-def fetch(mirror: Mirror, *numbers: int, val_fraction: float = 0.0) -> list[Document]:
-    return fetch_books(list(numbers), mirror.url, "tests/1.0", val_fraction)
+def fetch(mirror: Mirror, *numbers: int) -> list[Document]:
+    return fetch_books(list(numbers), mirror.url, "tests/1.0")
 
 
 def read(document: Document) -> str:
@@ -55,11 +56,11 @@ def test_a_book_is_its_text_under_its_title(mirror: Mirror) -> None:
     assert book.size == len(WHALE.encode())
 
 
-def test_the_tails_of_books_are_held_out(mirror: Mirror, tmp_path: Path) -> None:
-    texts = ["".join(f"Line {line} of a café.\n" for line in range(100)), WHALE * 20]
+def test_the_ends_of_books_are_held_out(mirror: Mirror, tmp_path: Path) -> None:
+    texts = ["".join(f"Line {line} of a café.\n" for line in range(300)), WHALE * 100]
     for number, text in enumerate(texts, start=1):
         mirror.add(number, file_of(text, f"Book {number}"))
-    prepare_corpus(fetch(mirror, 2, 1, val_fraction=0.25), tmp_path / "out", "bpe", 300)
+    prepare_corpus(hold_out(fetch(mirror, 2, 1), 0.25), tmp_path / "out", "bpe", 300)
     corpus = Corpus.open(tmp_path / "out")
     assert [document["name"] for document in corpus.manifest.documents] == ["Book 2", "Book 1"]
     for document, text in zip(corpus.manifest.documents, reversed(texts), strict=True):
@@ -173,7 +174,7 @@ def test_books_are_asked_for_one_at_a_time_with_a_pause(mirror: Mirror, monkeypa
 
 def test_a_slash_after_the_mirrors_address_does_no_harm(mirror: Mirror) -> None:
     with pytest.raises(UserError, match=f"number 7: {mirror.url}/cache/epub/7/pg7.txt does not exist"):
-        fetch_books([7], f"{mirror.url}/", "tests/1.0", 0.0)
+        fetch_books([7], f"{mirror.url}/", "tests/1.0")
 
 
 def test_redirects_are_followed(mirror: Mirror) -> None:
@@ -272,7 +273,7 @@ def test_a_server_that_stops_in_the_middle_is_too_slow(mirror: Mirror, cache: Pa
 )
 def test_a_mirror_that_is_none_is_one_line(cache: Path, address: str, words: str) -> None:
     with pytest.raises(UserError, match=f"number 7: .*could not be fetched .*{words}"):
-        fetch_books([7], address, "tests/1.0", 0.0)
+        fetch_books([7], address, "tests/1.0")
     assert names(cache) == []
 
 
@@ -280,14 +281,14 @@ def test_a_server_that_is_not_there_is_one_line(cache: Path) -> None:
     with socket.socket() as taken:  # bound and not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match=r"number 7: .* \(the server takes no connection\)"):
-            fetch_books([7], f"http://127.0.0.1:{taken.getsockname()[1]}", "tests/1.0", 0.0)
+            fetch_books([7], f"http://127.0.0.1:{taken.getsockname()[1]}", "tests/1.0")
     assert names(cache) == []
 
 
 def test_a_proxy_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"the proxy takes no connection"):
-        fetch_books([7], "http://gutenberg.example", "tests/1.0", 0.0)
+        fetch_books([7], "http://gutenberg.example", "tests/1.0")
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(mirror: Mirror, cache: Path) -> None:

@@ -20,6 +20,7 @@ from mlm_dist.data.preparation import (
     find_or_prepare,
     prepare_corpus,
 )
+from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import Document, Piece, find_documents
 from mlm_dist.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
 from mlm_dist.errors import UserError
@@ -58,7 +59,7 @@ def test_train_then_val_of_each_document_are_the_tokens_of_the_whole_with_gpt2(
 ) -> None:
     # Pieces as small as these texts allow without cutting a token: many cuts in every document.
     monkeypatch.setattr("mlm_dist.data.texts.read_pieces.__defaults__", ("utf-8", 100))
-    manifest = prepare_corpus(find_documents([folder], [], val_fraction), tmp_path / "out", "gpt2")
+    manifest = prepare_corpus(hold_out(find_documents([folder]), val_fraction), tmp_path / "out", "gpt2")
     assert (manifest.tokenizer, manifest.mask_id, manifest.vocab_size) == ("gpt2", 50257, 50258)
     corpus, gpt2 = Corpus.open(tmp_path / "out"), tiktoken.get_encoding("gpt2")
     assert corpus.train.dtype == np.dtype("<u2")
@@ -69,7 +70,7 @@ def test_train_then_val_of_each_document_are_the_tokens_of_the_whole_with_gpt2(
 
 
 def test_documents_are_separated_and_described_where_they_lie(folder: Path, tmp_path: Path) -> None:
-    documents = find_documents([folder], [], 0.2)
+    documents = hold_out(find_documents([folder]), 0.2)
     prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
     corpus = Corpus.open(tmp_path / "out")
     end = corpus.tokenizer.end_id
@@ -88,7 +89,7 @@ def test_documents_are_separated_and_described_where_they_lie(folder: Path, tmp_
 def test_the_tail_of_every_document_is_held_out(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"{name} " * 5000, encoding="utf-8")
-    prepare_corpus(find_documents([tmp_path], [], 0.25), tmp_path / "out", "bpe", vocab_size=258)
+    prepare_corpus(hold_out(find_documents([tmp_path]), 0.25), tmp_path / "out", "bpe", vocab_size=258)
     for name, train, val in split_by_document(Corpus.open(tmp_path / "out")):
         assert abs(len(val) / (len(train) + len(val)) - 0.25) < 0.001
         letter = byte_of(name[0], tmp_path / "out")
@@ -104,7 +105,7 @@ def byte_of(letter: str, corpus: Path) -> int:
 def test_named_documents_are_held_out_whole_and_the_vocabulary_never_saw_them(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello world " * 100, encoding="utf-8")
     (tmp_path / "b.txt").write_text("zqzq " * 1000, encoding="utf-8")
-    documents = find_documents([tmp_path], [tmp_path / "b.txt"], 0.25)
+    documents = find_documents([tmp_path], [tmp_path / "b.txt"])
     prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=264)
     corpus = Corpus.open(tmp_path / "out")
     (_, a_train, a_val), (_, b_train, b_val) = split_by_document(corpus)
@@ -116,7 +117,7 @@ def test_named_documents_are_held_out_whole_and_the_vocabulary_never_saw_them(tm
 
 def test_the_manifest_tells_what_the_files_hold(corpus_folder: Path) -> None:
     manifest = json.loads((corpus_folder / "corpus.json").read_text(encoding="utf-8"))
-    assert (manifest["version"], manifest["tokenizer"], manifest["vocab_size"]) == (1, "bpe", 300)
+    assert (manifest["version"], manifest["tokenizer"], manifest["vocab_size"]) == (2, "bpe", 300)
     assert (manifest["end_id"], manifest["mask_id"]) == (298, 299)
     for split in ("train", "val"):
         content = (corpus_folder / f"{split}.bin").read_bytes()
@@ -132,7 +133,7 @@ def test_a_corpus_is_these_files_and_no_others(corpus_folder: Path) -> None:
 
 
 def test_preparing_again_gives_the_same_bytes(corpus_folder: Path, tmp_path: Path) -> None:
-    prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), tmp_path / "again", "bpe", vocab_size=300)
+    prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), tmp_path / "again", "bpe", vocab_size=300)
     for path in corpus_folder.rglob("*"):
         if path.is_file():
             assert (tmp_path / "again" / path.relative_to(corpus_folder)).read_bytes() == path.read_bytes()
@@ -143,7 +144,7 @@ def test_the_size_of_pieces_changes_nothing(
     corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
     monkeypatch.setattr("mlm_dist.data.texts.read_pieces.__defaults__", ("utf-8", piece_bytes))
-    manifest = prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), tmp_path / "out", "bpe", vocab_size=300)
+    manifest = prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), tmp_path / "out", "bpe", vocab_size=300)
     assert manifest == Manifest.read(corpus_folder)
 
 
@@ -182,7 +183,7 @@ def test_pieces_are_encoded_in_order_with_few_of_them_in_memory() -> None:
 def test_out_must_not_exist(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out exists already"):
-        prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), tmp_path / "out", "bpe", vocab_size=300)
+        prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), tmp_path / "out", "bpe", vocab_size=300)
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -191,14 +192,14 @@ def test_a_broken_document_after_good_ones_leaves_nothing(tmp_path: Path) -> Non
     (tmp_path / "texts" / "a.txt").write_text("fine " * 100_000, encoding="utf-8")
     (tmp_path / "texts" / "b.txt").write_bytes(b"not fine \xff")
     with pytest.raises(UserError, match=r"b\.txt: not utf-8 at byte 9 "):
-        prepare_corpus(find_documents([tmp_path / "texts"], [], 0.1), tmp_path / "out", "bpe", vocab_size=258)
+        prepare_corpus(hold_out(find_documents([tmp_path / "texts"]), 0.1), tmp_path / "out", "bpe", vocab_size=258)
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 
 def test_a_document_of_nothing_but_a_byte_order_mark_is_left_out(tmp_path: Path) -> None:
     for name, text in {"a": "\ufeff", "b": "one", "c": "\ufeff", "d": "two", "e": "three"}.items():
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
-    prepare_corpus(find_documents([tmp_path], [], 0.0), tmp_path / "out", "bpe", vocab_size=258)
+    prepare_corpus(find_documents([tmp_path]), tmp_path / "out", "bpe", vocab_size=258)
     corpus = Corpus.open(tmp_path / "out")
     found = [(name, corpus.tokenizer.decode(tokens[:-1])) for name, tokens, _ in split_by_document(corpus)]
     assert found == [("b.txt", "one"), ("d.txt", "two"), ("e.txt", "three")]
@@ -207,7 +208,7 @@ def test_a_document_of_nothing_but_a_byte_order_mark_is_left_out(tmp_path: Path)
 def test_the_name_of_a_file_need_not_be_utf_8(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.txt")
     (tmp_path / name).write_text("one two", encoding="utf-8")
-    prepare_corpus(find_documents([tmp_path], [], 0.0), tmp_path / "out", "bpe", vocab_size=258)
+    prepare_corpus(find_documents([tmp_path]), tmp_path / "out", "bpe", vocab_size=258)
     assert [found for found, _, _ in split_by_document(Corpus.open(tmp_path / "out"))] == [name]
 
 

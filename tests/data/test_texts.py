@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
 from mlm_dist.data.preparation import SAMPLE_TEXT
+from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import Document, find_documents, read_pieces
 from mlm_dist.data.tokenizer import GPT2_PATTERN, byte_characters
 from mlm_dist.errors import UserError
@@ -127,7 +128,7 @@ def test_pieces_of_random_texts_have_the_tokens_of_the_whole(encoding: tiktoken.
 
 
 def test_pieces_of_a_novel_have_the_tokens_of_the_whole(encoding: tiktoken.Encoding) -> None:
-    sample = find_documents([SAMPLE_TEXT], [], 0.1)[0]
+    [sample] = hold_out(find_documents([SAMPLE_TEXT]), 0.1)
     check_tokens(sample, SAMPLE_TEXT.read_text(encoding="utf-8"), 500, encoding)
 
 
@@ -179,8 +180,19 @@ def test_characters_that_lie_across_blocks_are_read_whole(tmp_path: Path, encodi
         assert read(file, piece_bytes, encoding) == text
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
-    assert read(document(tmp_path / "bom.txt", "\ufeffHello \ufeff there"), 8) == "Hello \ufeff there"
+@pytest.mark.parametrize("val_start", range(6))
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, val_start: int, encoding: str) -> None:
+    mark = "" if encoding == "utf-16" else "\ufeff"  # which that encoding writes itself
+    path = tmp_path / "bom.txt"
+    path.write_bytes(f"{mark}Hello \ufeff there".encode(encoding.removesuffix("-sig")))
+    file = Document("bom.txt", path, path.stat().st_size, val_start)
+    assert read(file, 8, encoding) == "Hello \ufeff there"
+
+
+def test_half_a_surrogate_pair_is_not_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"odd\.txt: not utf-7 at byte 0 "):
+        read(document(tmp_path / "odd.txt", b"fine +2D0- fine"), 100, "utf-7")
 
 
 @pytest.mark.parametrize("piece_bytes", [8, 100, 1 << 18])
@@ -239,38 +251,48 @@ def names(documents: list[Document]) -> list[str]:
 
 
 def test_folders_give_their_txt_files_in_a_fixed_order(folder: Path) -> None:
-    assert names(find_documents([folder], [], 0.1)) == ["a.txt", "b/c.txt", "b/d/e.txt", "b.txt"]
+    assert names(find_documents([folder])) == ["a.txt", "b/c.txt", "b/d/e.txt", "b.txt"]
 
 
 def test_files_are_taken_whatever_their_name_in_the_order_given(folder: Path) -> None:
-    found = find_documents([folder / "notes.md", folder / "b", folder / "a.txt"], [], 0.1)
+    found = find_documents([folder / "notes.md", folder / "b", folder / "a.txt"])
     assert names(found) == ["notes.md", "c.txt", "d/e.txt", "a.txt"]
 
 
 def test_a_file_named_twice_is_read_once(folder: Path) -> None:
-    found = find_documents([folder / "a.txt", folder, folder / "b" / ".." / "a.txt"], [], 0.1)
+    found = find_documents([folder / "a.txt", folder, folder / "b" / ".." / "a.txt"])
     assert names(found) == ["a.txt", "b/c.txt", "b/d/e.txt", "b.txt"]
 
 
-def test_the_tail_of_every_document_is_held_out(folder: Path) -> None:
-    assert [(d.size, d.val_start) for d in find_documents([folder], [], 0.25)] == [(100, 75)] * 4
-    assert [d.val_start for d in find_documents([folder], [], 0.0)] == [100] * 4
+def test_nothing_is_held_out_at_first(folder: Path) -> None:
+    assert [(d.size, d.val_start) for d in find_documents([folder])] == [(100, 100)] * 4
 
 
 def test_documents_to_hold_out_are_held_out_whole_and_no_others(folder: Path) -> None:
-    found = find_documents([folder], [folder / "b"], 0.25)
+    found = find_documents([folder], [folder / "b"])
     assert {d.name: d.val_start for d in found} == {"a.txt": 100, "b/c.txt": 0, "b/d/e.txt": 0, "b.txt": 100}
 
 
 def test_documents_to_hold_out_need_not_be_among_the_others(folder: Path) -> None:
-    found = find_documents([folder / "b"], [folder / "a.txt"], 0.25)
+    found = find_documents([folder / "b"], [folder / "a.txt"])
     assert {d.name: d.val_start for d in found} == {"c.txt": 100, "d/e.txt": 100, "a.txt": 0}
 
 
 def test_an_empty_file_in_a_folder_is_left_out_with_a_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "a.txt").write_bytes(b"")
-    assert names(find_documents([folder], [], 0.1)) == ["b/c.txt", "b/d/e.txt", "b.txt"]
+    assert names(find_documents([folder])) == ["b/c.txt", "b/d/e.txt", "b.txt"]
     assert "a.txt is empty and left out" in capsys.readouterr().err
+
+
+def test_files_of_a_folder_that_are_left_out_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b/more.md", "LICENSE", ".DS_Store", ".git/config", "b/page.html"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"text")
+    find_documents([folder])
+    message = f"mlm_dist: {folder}: 4 files that are not *.txt are left out (2 .md, 1 without a suffix, 1 .html)\n"
+    assert capsys.readouterr().err == message
+    find_documents([folder / "b" / "d"])
+    assert capsys.readouterr().err == ""
 
 
 def no_such_path(folder: Path) -> list[Path]:
@@ -305,4 +327,4 @@ def test_paths_without_text_are_the_users_mistake(
     folder: Path, paths: Callable[[Path], list[Path]], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        find_documents(paths(folder), [], 0.1)
+        find_documents(paths(folder))

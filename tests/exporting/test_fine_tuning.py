@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 import mlm_dist
 from mlm_dist.data.preparation import prepare_corpus
+from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import find_documents
 from mlm_dist.exporting.folder import export_model
 from tests.conftest import tiny_flags, verb
@@ -59,7 +60,7 @@ def pretrain(authors: Authors, folder: Path) -> Path:
     for author in range(2):
         text = "\n".join(authors.passage(author, draw, words=60) for _ in range(1500))
         (folder / "texts" / f"{author}.txt").write_text(text, encoding="utf-8")
-    documents = find_documents([folder / "texts"], [], 0.05)
+    documents = hold_out(find_documents([folder / "texts"]), 0.05)
     prepare_corpus(documents, folder / "corpus", "bpe", vocab_size=1000)
     shape = {"vocab_size": 1000, "block_size": 32, "embedding_dim": 64, "heads": 4, "blocks": 2}
     pace = {"train__batch_size": 64, "train__max_iters": 250, "checkpoint__interval": 250, "train__eval_interval": 0}

@@ -102,7 +102,7 @@ def test_novels_have_tiktokens_ids(gpt2_vocabulary: None, tmp_path: Path) -> Non
     """MLM_DIST_NOVELS=FOLDER compares whole novels, with GPT-2's vocabulary and with one trained on them."""
     if "MLM_DIST_NOVELS" not in os.environ:
         pytest.skip("needs MLM_DIST_NOVELS, a folder of *.txt files")
-    documents = find_documents([Path(os.environ["MLM_DIST_NOVELS"])], [], 0.0)
+    documents = find_documents([Path(os.environ["MLM_DIST_NOVELS"])])
     novels = [document.path.read_text(encoding="utf-8") for document in documents]
     for tokenizer in (Tokenizer.from_tiktoken("gpt2"), Tokenizer.train_bpe(novels, 8000)):
         converted = written_and_read(tokenizer, tmp_path)

@@ -12,6 +12,7 @@ import mlm_dist
 from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
+from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import find_documents
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
@@ -105,18 +106,18 @@ def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_pat
 
 def test_a_corpus_of_other_tokens_is_refused(model: TrainedModel, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    prepare_corpus(find_documents([SAMPLE_TEXT], [], 0.1), other, "bpe", vocab_size=310)
+    prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), other, "bpe", vocab_size=310)
     with pytest.raises(UserError, match=r"other.*other tokens"):
-        find_tokens(model.config, model.tokenizer, other)
+        find_tokens(model.config, model.tokenizer, other, "once")
 
 
 def test_a_corpus_that_holds_nothing_out_is_refused(
     model: TrainedModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = dataclasses.replace(corpus, val=corpus.val[:0])
-    monkeypatch.setattr(Corpus, "open", lambda folder: empty)
+    monkeypatch.setattr(Corpus, "open", lambda folder, verify: empty)
     with pytest.raises(UserError, match="holds out nothing"):
-        find_tokens(model.config, model.tokenizer, corpus.folder)
+        find_tokens(model.config, model.tokenizer, corpus.folder, "once")
 
 
 def test_a_text_that_is_not_there_is_said(model: TrainedModel, tmp_path: Path) -> None:

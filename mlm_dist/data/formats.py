@@ -1,0 +1,129 @@
+"""Files that are plainly something other than plain text, which would be learned as if it were prose."""
+
+import codecs
+import csv
+import re
+from pathlib import Path
+from typing import NoReturn
+
+from mlm_dist.errors import UserError
+
+HEAD_BYTES = 1 << 12  # by which a format is told
+
+DECOMPRESS = "decompress it first"
+EXTRACT = "extract its text into *.txt files"
+SAVE_AS_TEXT = "save it as plain text"
+
+# What a format is called, and what to do with a file of it.
+ADVICE = {
+    "gzip": DECOMPRESS,
+    "Zstandard": DECOMPRESS,
+    "bzip2": DECOMPRESS,
+    "xz": DECOMPRESS,
+    "zip": EXTRACT,
+    "7-Zip": EXTRACT,
+    "tar": EXTRACT,
+    "JSON": EXTRACT,
+    "JSON Lines": EXTRACT,
+    "CSV": EXTRACT,
+    "TSV": EXTRACT,
+    "Parquet": EXTRACT,
+    "Arrow": EXTRACT,
+    "HTML": EXTRACT,
+    "XML": EXTRACT,
+    "PDF": SAVE_AS_TEXT,
+    "EPUB": SAVE_AS_TEXT,
+    "Word": SAVE_AS_TEXT,
+    "OpenDocument": SAVE_AS_TEXT,
+    "RTF": SAVE_AS_TEXT,
+}
+
+SUFFIXES = {
+    **{".gz": "gzip", ".zst": "Zstandard", ".bz2": "bzip2", ".xz": "xz", ".zip": "zip", ".7z": "7-Zip", ".tar": "tar"},
+    **{".json": "JSON", ".jsonl": "JSON Lines", ".ndjson": "JSON Lines", ".csv": "CSV", ".tsv": "TSV"},
+    **{".parquet": "Parquet", ".arrow": "Arrow", ".feather": "Arrow"},
+    **{".html": "HTML", ".htm": "HTML", ".xhtml": "HTML", ".xml": "XML"},
+    **{".pdf": "PDF", ".epub": "EPUB", ".doc": "Word", ".docx": "Word", ".odt": "OpenDocument", ".rtf": "RTF"},
+}
+
+MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "Zstandard",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"PK\x03\x04": "zip",
+    b"7z\xbc\xaf\x27\x1c": "7-Zip",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"%PDF-": "PDF",
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "Word",
+    b"{\\rtf": "RTF",
+}
+
+ATTRIBUTE = r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'))"""
+
+# A novel may begin with a brace or an angle bracket; it does not begin with a JSON key or an HTML tag.
+BEGINNINGS = {
+    "JSON Lines": re.compile(r'\{ *"(?:[^"\\\n]|\\.)*" *:.*\}\s*\n\s*\{'),
+    "JSON": re.compile(r'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:'),
+    "HTML": re.compile(rf"<!doctype\s+html\b|<(?:html|head|body){ATTRIBUTE}*\s*>", re.I),
+    "XML": re.compile(r"<\?xml\b"),
+}
+
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def refuse_suffix(path: Path) -> None:
+    """Raise a UserError if a file's name says that it is not plain text."""
+    if name := SUFFIXES.get(path.suffix.lower()):
+        refuse(path, name, "; if it is plain text, rename it to *.txt")
+
+
+def refuse_content(path: Path, head: bytes, encoding: str) -> None:
+    """Raise a UserError if a file's first bytes say that it is not plain text, or not in that encoding.
+
+    Args:
+        path: of the file.
+        head: its first `HEAD_BYTES`.
+        encoding: in which it is to be read.
+    """
+    for mark, its_encoding in BYTE_ORDER_MARKS.items():
+        if head.startswith(mark):
+            if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
+                break
+            raise UserError(
+                f"{path}: not {encoding} but {its_encoding}, by its byte order mark: give the encoding (prepare: "
+                f"--encoding {its_encoding}, train: --data.encoding {its_encoding})"
+            )
+    if name := next((name for magic, name in MAGIC.items() if head.startswith(magic)), None):
+        refuse(path, name)
+    text = head.decode(encoding, errors="ignore").removeprefix("\ufeff").lstrip()
+    name = next((name for name, beginning in BEGINNINGS.items() if beginning.match(text)), None)
+    if name := name or table_format(text, is_whole=len(head) < HEAD_BYTES):
+        refuse(path, name)
+
+
+def table_format(text: str, is_whole: bool) -> str | None:
+    """Whether a text begins as a table: every line has the same number of fields, which no prose has line after line.
+
+    Args:
+        text: the beginning of a file.
+        is_whole: whether that is the whole file, and its last line complete.
+    """
+    for name, delimiter, fewest_fields, fewest_rows in (("TSV", "\t", 2, 5), ("CSV", ",", 3, 10)):
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
+        rows = rows if is_whole else rows[:-1]
+        widths = {len(row) for row in rows}
+        if len(rows) >= fewest_rows and len(widths) == 1 and min(widths) >= fewest_fields and all(r[0] for r in rows):
+            return name
+    return None
+
+
+def refuse(path: Path, name: str, otherwise: str = "") -> NoReturn:
+    """Raise the UserError about a file of a format that is not read."""
+    raise UserError(f"{path}: the format is {name}, and only plain text is read: {ADVICE[name]}{otherwise}")

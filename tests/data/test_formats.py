@@ -1,0 +1,129 @@
+"""Files that are plainly not plain text are refused; novels never are."""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mlm_dist.data.preparation import SAMPLE_TEXT
+from mlm_dist.data.texts import find_documents, read_pieces
+from mlm_dist.errors import UserError
+from tests.conftest import verb
+
+PROSE = SAMPLE_TEXT.read_text(encoding="utf-8")
+RECORDS = [{"id": number, "text": line} for number, line in enumerate(PROSE.splitlines()[:40])]
+
+
+def zipped() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("novel.txt", PROSE)
+    return file.getvalue()
+
+
+def table(delimiter: str) -> bytes:
+    file = io.StringIO()
+    csv.writer(file, delimiter=delimiter).writerows([record["id"], record["text"], "en"] for record in RECORDS)
+    return file.getvalue().encode()
+
+
+CONTENTS = {
+    "gzip": gzip.compress(PROSE.encode()),
+    "bzip2": bz2.compress(PROSE.encode()),
+    "xz": lzma.compress(PROSE.encode()),
+    "zip": zipped(),
+    "Zstandard": b"\x28\xb5\x2f\xfd" + bytes(100),
+    "PDF": b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n",
+    "Parquet": b"PAR1" + bytes(100),
+    "JSON Lines": "".join(json.dumps(record) + "\n" for record in RECORDS).encode(),
+    "JSON": json.dumps(RECORDS, indent=2).encode(),
+    "CSV": table(","),
+    "TSV": table("\t"),
+    "HTML": f"\ufeff\n<!DOCTYPE html>\n<html><body><p>{PROSE}</p></body></html>".encode(),
+    "XML": f'<?xml version="1.0"?>\n<TEI><text>{PROSE}</text></TEI>'.encode(),
+    "RTF": b"{\\rtf1\\ansi some words}",
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_another_format_is_told_by_its_content(name: str, tmp_path: Path) -> None:
+    (tmp_path / "novel.txt").write_bytes(CONTENTS[name])
+    [document] = find_documents([tmp_path])
+    with pytest.raises(UserError, match=rf"novel\.txt: the format is {name}, and only plain text is read: \w+"):
+        list(read_pieces(document))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_another_format_is_told_in_every_encoding(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "novel.txt").write_text(CONTENTS["JSON Lines"].decode(), encoding=encoding)
+    [document] = find_documents([tmp_path])
+    with pytest.raises(UserError, match="the format is JSON Lines"):
+        list(read_pieces(document, encoding))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "name"),
+    [(".jsonl", "JSON Lines"), (".csv", "CSV"), (".HTML", "HTML"), (".txt.gz", "gzip"), (".docx", "Word")],
+)
+def test_another_format_is_told_by_the_name_of_a_file(suffix: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"novel{suffix}"
+    path.write_text(PROSE, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"novel{suffix}: the format is {name}, .*; if it is plain text, rename it"):
+        find_documents([path])
+    with pytest.raises(UserError, match=rf"the format is {name}"):
+        find_documents([SAMPLE_TEXT], [path])
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "{He rose} and went.\n",
+        "{\n  He rose, he said, and went.\n",
+        '{"He rose," she said.}\n',
+        "<He rose> and went.\n",
+        "<body of water, the>\n",
+        "<body of='water', the>\n",
+        "[Illustration: a ship, a sea, a sail]\n",
+        "PK said so.\n",
+        "One, two, three.\nFour, five, six.\n",
+        "One\ttwo\nand\tthree\nand four\n",
+        "\tOne\n\ttwo\n\tthree\n\tfour\n\tfive\n\tsix\n",
+        "".join(f"{word}, he said; {word}\n" for word in PROSE.split()[:50]),
+    ],
+)
+def test_prose_is_read_however_it_begins(beginning: str, tmp_path: Path) -> None:
+    (tmp_path / "novel.txt").write_text(beginning + PROSE, encoding="utf-8")
+    (tmp_path / "short.txt").write_text(beginning, encoding="utf-8")
+    novel, short = find_documents([tmp_path])
+    assert "".join(piece.text for piece in read_pieces(novel)) == beginning + PROSE
+    assert "".join(piece.text for piece in read_pieces(short)) == beginning
+
+
+def test_utf_16_is_told_by_its_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "novel.txt").write_text(PROSE, encoding="utf-16")
+    [document] = find_documents([tmp_path])
+    with pytest.raises(UserError, match=r"novel\.txt: not utf-8 but utf-16, .*--encoding utf-16, .*"):
+        list(read_pieces(document))
+    assert "".join(piece.text for piece in read_pieces(document, "utf-16")) == PROSE
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
+def test_no_verb_takes_json_lines_for_prose(suffix: str, run_dir: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / f"records{suffix}", tmp_path / "out"
+    path.write_bytes(CONTENTS["JSON Lines"])
+    for arguments in (
+        ("prepare", path, "--out", out, "--tokenizer", "bpe", "--vocab_size", 300),
+        ("prepare", SAMPLE_TEXT, "--val", path, "--out", out, "--tokenizer", "bpe", "--vocab_size", 300),
+        ("train", "--data.path", path, "--data.tokenizer", "bpe", "--model.vocab_size", 300, "--run_dir", out),
+        ("evaluate", "--run", run_dir, "--data", path),
+    ):
+        done = verb(*map(str, arguments), cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"records{suffix}: the format is JSON Lines, and only plain text is read" in done.stderr
+        assert list(tmp_path.iterdir()) == [path]
