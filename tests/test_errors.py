@@ -148,7 +148,7 @@ def test_a_data_path_where_nothing_is(train, new_run, tmp_path):
     [
         (b"", {}, ["empty"]),
         ("Zoë went.".encode("latin-1"), {}, ["not utf-8 at byte 2"]),
-        (b"Once upon a time.\n" * 9, {"data__val_fraction": 0}, ["train.batch_size 16", "more text"]),
+        (b"Once upon a time.\n" * 9, {}, ["train.batch_size 16", "more text"]),
         (SAMPLE_TEXT.read_bytes(), {"data__val_fraction": 0}, ["val_fraction", "train.eval_interval 0"]),
     ],
     ids=["empty", "not UTF-8", "shorter than one batch", "nothing held out"],

@@ -146,7 +146,7 @@ class TokenCounts:
     def warn(self) -> None:
         """Warn where figures on the held-out tokens say little: they are few, or unlike the tokens to train on."""
         held_out = self.val.sum()
-        if 0 < held_out < FEWEST_TOKENS:
+        if 0 < held_out < FEWEST_TOKENS and self.position > 20 * FEWEST_TOKENS:  # else all of the text is little
             warn(
                 f"only {held_out} tokens are held out, too few to measure a loss well: hold out more with "
                 f"val_fraction, or whole documents with `prepare --val`"

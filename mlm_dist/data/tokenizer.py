@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -174,23 +175,52 @@ class Tokenizer:
         return self.special_tokens[MASK]
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Token ids of a text. What looks like a special token in it is read as plain text."""
+        """Token ids of a text. What looks like a special token in it is read as plain text.
+
+        Raises:
+            UserError: the text holds a lone surrogate.
+        """
+        check_characters(text)
         return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_words(self, text: str) -> list[list[int]]:
-        """Token ids of a text, word by word as the encoding's pattern cuts it; in a row they are those of `encode`."""
-        return [self.encode(word.group()).tolist() for word in regex.finditer(self.pattern, text)]
+        """Token ids of a text, word by word as the encoding's pattern cuts it; in a row they are those of `encode`.
+
+        tiktoken and `regex` may know different versions of Unicode and then disagree about new letters. Where a word of
+        `regex` ends within a token, it is joined with the next one.
+        """
+        ids = self.encode(text).tolist()
+        words = (word.group() for word in regex.finditer(self.pattern, text))
+        word_ends = set(accumulate(len(word.encode()) for word in words))
+        token_ends = accumulate(map(len, self.encoding.decode_tokens_bytes(ids)))
+        cuts = {0, len(ids), *(index for index, end in enumerate(token_ends, start=1) if end in word_ends)}
+        return [ids[start:stop] for start, stop in pairwise(sorted(cuts))]
 
     def encode_with_masks(self, text: str) -> list[int]:
         """Token ids of a text in which `[MASK]` stands for the mask token.
 
         A space before `[MASK]` belongs to the hidden token, as the space before a word does in byte-level BPEs.
+
+        Raises:
+            UserError: the text holds a lone surrogate.
         """
+        check_characters(text)
         return self.encoding.encode(text.replace(" " + MASK, MASK), allowed_special={MASK}, disallowed_special=())
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; bytes that are no whole character become U+FFFD."""
         return self.encoding.decode(list(ids))
+
+
+def check_characters(text: str) -> None:
+    """Raise a UserError if a text holds a lone surrogate, which no encoding of Unicode can express."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text holds a lone surrogate, half of a character (U+{ord(text[error.start]):04X} at character "
+            f"{error.start}): remove it, or decode the text with errors='replace'"
+        ) from error
 
 
 def run_interruptibly(work: Callable[[], None]) -> None:

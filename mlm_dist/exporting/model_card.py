@@ -41,6 +41,8 @@ for guess in fill("Call me {mask}."):
   `{mask}` along with it.
 - Fill masks in float32: the way to the output layer leads over a detour that costs bfloat16 two bits or more. Models
   that are fine-tuned for other tasks do not take it.
+- The embedding of a text is the mean of `AutoModel`'s `last_hidden_state` over its tokens. mlm_dist's `embed` gives the
+  same.
 
 ## The model
 

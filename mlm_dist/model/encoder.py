@@ -162,6 +162,19 @@ class Encoder(nn.Module):
 
     def encode(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Compute what the output layer reads: (B, T, C), or (B, K, C) with `positions`."""
+        normalised: torch.Tensor = self.final_norm(self.run_blocks(tokens, positions))
+        return normalised
+
+    def last_hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Compute what transformers calls so of the exported model: (B, T, C).
+
+        That is the output of the last block, normalised but without the final norm's scale and shift, which the export
+        has in the head (see exporting/megatron_bert.py).
+        """
+        return F.layer_norm(self.run_blocks(tokens), self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
+
+    def run_blocks(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the output of the last block: (B, T, C), or (B, K, C) with `positions`."""
         batch, length = tokens.shape
         # Not by calling the layer: on a CPU the backward pass of that takes five times as long.
         embedded = self.token_embedding.weight.index_select(0, tokens.flatten()).view(batch, length, -1)
@@ -170,8 +183,8 @@ class Encoder(nn.Module):
         *earlier, last = self.blocks
         for block in earlier:
             x = block(x)
-        normalised: torch.Tensor = self.final_norm(last(x, positions))
-        return normalised
+        out: torch.Tensor = last(x, positions)
+        return out
 
 
 def at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

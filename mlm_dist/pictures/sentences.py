@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.pictures.tokens import visible
-from mlm_dist.trained.filling import MASKED_WORD
+from mlm_dist.trained.marks import MASKED_WORD
 from mlm_dist.trained.model import TrainedModel
 
 SENTENCES = (

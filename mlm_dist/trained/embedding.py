@@ -10,7 +10,7 @@ from mlm_dist.trained.predictor import Predictor
 
 
 def embed(predictor: Predictor, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """The mean, over a text's tokens, of what the output layer reads.
+    """The mean, over a text's tokens, of the last hidden states, as `AutoModel` of transformers gives them.
 
     A text longer than the model's block is read block by block; one without any token has a vector of zeros.
 

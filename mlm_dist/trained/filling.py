@@ -1,7 +1,6 @@
 """What may stand in the place of masks: each for itself, and all of them together."""
 
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,9 +8,9 @@ import torch
 
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
+from mlm_dist.trained.marks import MASKED_WORD, misspelt_mask
 from mlm_dist.trained.predictor import Predictor
 
-MASKED_WORD = re.compile(r"\[MASK(?:\*0*(\d+))?\]")
 DIGITS = 6  # of n in `[MASK*n]`; more are more than any model sees all the same
 WIDEST_BEAM = 1000
 
@@ -52,7 +51,8 @@ def fill(predictor: Predictor, text: str, top: int) -> Filling:
     """
     sizes = [int(number[:DIGITS] or 1) for number in MASKED_WORD.findall(text)]
     if not sizes:
-        raise UserError(f"there is no {MASK} in the text: {text}")
+        hint = misspelt_mask(text)
+        raise UserError(f"there is no {MASK} in the text{f'; {hint}' if hint else ''}: {text}")
     if 0 in sizes:
         raise UserError(f"[MASK*0] stands for no token at all; [MASK*1] is the least: {text}")
     if max(sizes) > predictor.block_size:

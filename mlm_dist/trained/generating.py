@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from mlm_dist.data.tokenizer import MASK
+from mlm_dist.trained.marks import GAP
 from mlm_dist.trained.predictor import ROWS_AT_A_TIME, Predictor, Window
-from mlm_dist.trained.request import GAP, Request
+from mlm_dist.trained.request import Request
 from mlm_dist.trained.unmasking import Rows, unmask
 
 SHADE = " ░░░"  # a hidden token, about as wide as most

@@ -129,7 +129,7 @@ class TrainedModel:
         return score(self._predictor, texts, within_word)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Turn texts of any length into vectors, (texts, embedding_dim): the mean over a text's tokens."""
+        """Turn texts of any length into vectors, (texts, embedding_dim): the mean of the last hidden states."""
         return embed(self._predictor, texts)
 
 

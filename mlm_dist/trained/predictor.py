@@ -82,5 +82,5 @@ class Predictor:
 
     @torch.no_grad()
     def states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What the output layer reads: (B, T) ids -> (B, T, C)."""
-        return self.encoder.encode(tokens)
+        """The last hidden states: (B, T) ids -> (B, T, C)."""
+        return self.encoder.last_hidden_states(tokens)

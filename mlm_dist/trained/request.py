@@ -3,17 +3,14 @@
 Nothing here needs torch, so that a mistake is answered at once.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mlm_dist.errors import UserError
+from mlm_dist.trained.marks import GAP, LIKE_A_MASK, MASKED_WORD, misspelt_gap
 
 Order = Literal["random", "confidence"]
 
-GAP = re.compile(r"\[GAP:0*([1-9]\d*)\]", re.ASCII)
-LIKE_A_GAP = re.compile(r"\[(?:GAP|gap:|Gap:)[^\]]*\]?")
-LIKE_A_MASK = re.compile(r"\[MASK(?:\*\d+)?\]")
 DIGITS = 8  # of n in `[GAP:n]`; more are more than is ever written all the same
 MOST_TOKENS = 1_000_000
 HOTTEST = 100.0
@@ -74,10 +71,9 @@ class Request:
             )
 
     def _check_gaps(self) -> None:
-        for found in LIKE_A_GAP.findall(self.text):
-            if not GAP.fullmatch(found):
-                raise UserError(f"{found} is no gap: [GAP:5] stands for 5 tokens to be written, [GAP:1] is the least")
-        if found := LIKE_A_MASK.search(self.text):
+        if complaint := misspelt_gap(self.text):
+            raise UserError(complaint)
+        if found := (MASKED_WORD if self.gaps else LIKE_A_MASK).search(self.text):
             raise UserError(f"{found[0]} is for `fill`: here [GAP:1] stands for a token to be written")
         if self.gaps and self.length is not None:
             raise UserError(f"--length is {self.length}, but the text has gaps, which say themselves how long they are")

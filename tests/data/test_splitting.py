@@ -173,5 +173,6 @@ def test_little_held_out_text_is_told(capsys: pytest.CaptureFixture[str]) -> Non
     err = capsys.readouterr().err
     assert err.startswith("mlm_dist: only 30 tokens are held out, too few to measure a loss well")
     assert err.count("\n") == 1
+    counts_of(draw_tokens(1, 2_000, 0, 60), draw_tokens(2, 30, 50, 100)).warn()  # a text too short for more
     counts_of(draw_tokens(1, 20_000, 0, 60), draw_tokens(2, 0, 50, 100)).warn()  # as was asked for
     assert capsys.readouterr().err == ""

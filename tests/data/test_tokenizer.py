@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import regex
 import tiktoken
 import tokenizers
 from tiktoken.load import load_tiktoken_bpe
@@ -109,6 +110,34 @@ def test_words_in_a_row_have_the_tokens_of_their_text(bpe: Tokenizer, text: str)
     words = bpe.encode_words(text)
     assert [token for word in words for token in word] == bpe.encode(text).tolist()
     assert "".join(bpe.decode(word) for word in words) == text
+
+
+def letters_and_numbers() -> str:
+    """Every letter and number of the newest Unicode that `regex` knows, each in several places of a word."""
+    characters = regex.findall(r"[\p{L}\p{N}]", "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)])))
+    return "".join(f"a{character}b {character}c 1{character}2 .{character}. " for character in characters)
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "gpt2"])
+def test_words_in_a_row_have_the_tokens_of_their_text_in_every_script(
+    tokenizer: str, request: pytest.FixtureRequest, bpe: Tokenizer
+) -> None:
+    if tokenizer == "gpt2":
+        request.getfixturevalue("gpt2_vocabulary")
+    encoder = bpe if tokenizer == "bpe" else Tokenizer.from_tiktoken("gpt2")
+    text = letters_and_numbers()
+    words = encoder.encode_words(text)
+    assert [token for word in words for token in word] == encoder.encode(text).tolist()
+    assert len(words) > text.count(" ") * 0.99
+
+
+@pytest.mark.parametrize("text", ["\ud800", "fine \udcff", "[MASK] \udfff\ud800"])
+def test_a_lone_surrogate_is_the_users_mistake(bpe: Tokenizer, text: str) -> None:
+    for encode in (bpe.encode, bpe.encode_words, bpe.encode_with_masks):
+        with pytest.raises(
+            UserError, match=r"a lone surrogate, half of a character \(U\+D[8CF][0F][0F] at character \d\)"
+        ):
+            encode(text)  # type: ignore[operator]
 
 
 def test_a_word_begins_with_its_space_and_ends_before_a_mark(bpe: Tokenizer) -> None:

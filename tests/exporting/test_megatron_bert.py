@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForMaskedLM, MegatronBertForMaskedLM
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, MegatronBertForMaskedLM
 
 import mlm_dist
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.exporting.folder import export_model
 from mlm_dist.exporting.megatron_bert import lift
 from mlm_dist.model.encoder import Block, Encoder
@@ -96,6 +97,25 @@ def test_every_weight_finds_its_place(tied: bool, corpus: Corpus, tmp_path: Path
     model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
     export_model(model, tmp_path / "out")
     check_logits(model, load(tmp_path / "out"))
+
+
+def test_an_embedding_is_the_mean_of_what_auto_model_returns(corpus: Corpus, tmp_path: Path) -> None:
+    encoder = Encoder(ModelConfig(**SMALL))
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
+    model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
+    export_model(model, tmp_path / "out")
+    tokenizer, theirs = AutoTokenizer.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out")
+    texts = ["The lamp went out.", "x", "Nobody saw it come in under the harbour wall."]
+    texts.append(SAMPLE_TEXT.read_text(encoding="utf-8")[:300])
+    for text, vector in zip(texts, model.embed(texts), strict=True):
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        with torch.no_grad():
+            states = torch.cat([theirs(block[None]).last_hidden_state[0] for block in ids.split(16)])
+        difference = (torch.from_numpy(vector) - states.mean(0)).abs().max().item()
+        print(f"\nlargest difference of two entries: {difference:.1e}")
+        assert difference < 1e-5
 
 
 def test_the_most_extreme_entry_there_can_be_passes(corpus: Corpus, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ LONG = "The ferry came in under the harbour wall and nobody saw it, unbelievably
 
 def test_a_vector_is_the_mean_over_the_tokens(predictor: Predictor) -> None:
     ids = predictor.tokenizer.encode("The lamp went out.").astype(np.int64)
-    expected = predictor.encoder.encode(torch.from_numpy(ids)[None])[0].mean(0).detach()
+    expected = predictor.encoder.last_hidden_states(torch.from_numpy(ids)[None])[0].mean(0).detach()
     vectors = embed(predictor, ["The lamp went out."])
     assert vectors.shape == (1, 16)
     assert vectors.dtype == np.float32
@@ -19,7 +19,7 @@ def test_a_vector_is_the_mean_over_the_tokens(predictor: Predictor) -> None:
 def test_a_long_text_is_read_block_by_block(predictor: Predictor) -> None:
     ids = torch.from_numpy(predictor.tokenizer.encode(LONG).astype(np.int64))
     assert len(ids) > 32
-    states = torch.cat([predictor.encoder.encode(block[None])[0] for block in ids.split(16)])
+    states = torch.cat([predictor.encoder.last_hidden_states(block[None])[0] for block in ids.split(16)])
     np.testing.assert_allclose(embed(predictor, [LONG])[0], states.mean(0).detach(), rtol=1e-5)
 
 

@@ -116,12 +116,31 @@ def test_filling_in_an_endless_text_sees_what_was_filled_nearby(predictor: Predi
     assert mask not in filled
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"), [("no gap", r"no \[MASK\]"), ("[mask]", r"no \[MASK\]"), ("a [MASK*0]", "no token at all")]
-)
+@pytest.mark.parametrize(("text", "complaint"), [("no gap", r"no \[MASK\]"), ("a [MASK*0]", "no token at all")])
 def test_a_text_without_masks_is_refused(predictor: Predictor, text: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         fill(predictor, text, 3)
+
+
+@pytest.mark.parametrize(
+    ("mark", "spelling"),
+    [
+        ("[mask]", "[MASK]"),
+        ("<mask>", "[MASK]"),
+        ("[MASK ]", "[MASK]"),
+        ("[ Mask ]", "[MASK]"),
+        ("{{mask}}", "[MASK]"),
+        ("[mask*3]", "[MASK*3]"),
+        ("[MASK 3]", "[MASK*3]"),
+        ("<mask:3>", "[MASK*3]"),
+    ],
+)
+def test_the_spelling_of_a_mask_is_offered(predictor: Predictor, mark: str, spelling: str) -> None:
+    with pytest.raises(UserError) as caught:
+        fill(predictor, f"The {mark} went out.", 3)
+    complaint = f"there is no [MASK] in the text; {mark} is written {spelling}: The {mark} went out."
+    assert str(caught.value) == complaint
+    assert mark in fill(predictor, f"The [MASK] of {mark}.", 3).text
 
 
 def test_a_word_longer_than_the_model_sees_is_refused(predictor: Predictor) -> None:

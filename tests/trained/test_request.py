@@ -26,15 +26,18 @@ from tests.conftest import start
         ({"remask": float("nan")}, "--remask is nan"),
         ({"seed": -1}, "--seed is -1: it must be 0 or more"),
         ({"text": "a [GAP:2]", "length": 3}, "--length is 3, but the text has gaps"),
-        ({"text": "a [GAP:0]"}, "[GAP:0] is no gap: [GAP:5] stands for 5 tokens"),
-        ({"text": "[GAP:1] a [GAP]"}, "[GAP] is no gap"),
-        ({"text": "a [GAP:x] b"}, "[GAP:x] is no gap"),
-        ({"text": "a [GAP:-3]"}, "[GAP:-3] is no gap"),
-        ({"text": "a [GAP: 3]"}, "[GAP: 3] is no gap"),
-        ({"text": "a [GAP*3]"}, "[GAP*3] is no gap"),
-        ({"text": "a [GAP:3"}, "[GAP:3 is no gap"),
-        ({"text": "a [gap:3]"}, "[gap:3] is no gap"),
+        ({"text": "a [GAP:0]"}, "[GAP:0] is not a gap: write [GAP:5]"),
+        ({"text": "[GAP:1] a [GAP]"}, "[GAP] is not a gap"),
+        ({"text": "a [GAP:x] b"}, "[GAP:x] is not a gap"),
+        ({"text": "a [GAP:-3]"}, "[GAP:-3] is not a gap: write [GAP:3]"),
+        ({"text": "a [GAP: 3]"}, "[GAP: 3] is not a gap"),
+        ({"text": "a [GAP*3]"}, "[GAP*3] is not a gap"),
+        ({"text": "a [GAP:3"}, "[GAP:3 is not a gap"),
+        ({"text": "a [gap:3]"}, "[gap:3] is not a gap: write [GAP:3], the number being that of tokens"),
+        ({"text": "a [gap 3]"}, "[gap 3] is not a gap: write [GAP:3]"),
+        ({"text": "a <gap:12>"}, "<gap:12> is not a gap: write [GAP:12]"),
         ({"text": "a [MASK]"}, "[MASK] is for `fill`"),
+        ({"text": "a <mask>"}, "<mask> is for `fill`"),
         ({"text": "[GAP:3] [MASK*2]"}, "[MASK*2] is for `fill`"),
         ({"length": 10**12}, "at most 1,000,000 tokens"),
         ({"length": MOST_TOKENS, "samples": 2}, "at most 1,000,000 tokens"),
@@ -58,6 +61,7 @@ def test_what_lies_within_the_bounds_is_taken() -> None:
 def test_gaps_are_counted_in_order() -> None:
     assert Request("[GAP:20] and then he [GAP:007][GAP:1].").gaps == [20, 7, 1]
     assert Request("He minded the gap [sic].").gaps == []
+    assert Request("<mask> [GAP:2]").gaps == [2]
 
 
 def test_a_mistake_is_found_without_torch() -> None:
