@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 from mlm_dist.errors import UserError, warn
+from mlm_dist.files import open_regular
 
 PIECE_BYTES = 1 << 18
 
@@ -36,7 +37,7 @@ class Document:
 
     def open(self) -> BinaryIO:
         """Open its `size` bytes."""
-        return self.path.open("rb")
+        return open_regular(self.path)
 
 
 class Piece(NamedTuple):
