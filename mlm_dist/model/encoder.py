@@ -176,6 +176,19 @@ class Encoder(nn.Module):
         return normalised
 
 
+def count_weights(config: ModelConfig) -> int:
+    """How many numbers the weights of an `Encoder` are, which is not built for it."""
+    width, entries = config.embedding_dim, config.entries
+    matrices = 1 if config.tie_embeddings else 2
+    around_the_blocks = (matrices * entries + config.block_size + 2) * width + entries
+    return around_the_blocks + config.blocks * (count_in_matrices(width) + 10 * width)
+
+
+def count_in_matrices(width: int) -> int:
+    """How many of the weights of a block stand in matrices."""
+    return 12 * width**2
+
+
 def check_weights(weights: Any, config: ModelConfig) -> None:
     """Compare the names and shapes of weights with those of the model that a config describes, which is not built.
 

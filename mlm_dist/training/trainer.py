@@ -26,6 +26,7 @@ from mlm_dist.training.curves import draw_curves
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import HeldOut
 from mlm_dist.training.machine import describe_machine
+from mlm_dist.training.memory import check_memory, enough_memory
 from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
 from mlm_dist.training.optim import build_optimizers, check_state, learning_rate, set_learning_rate, shortened_parts
 from mlm_dist.training.precision import autocast, choose_dtype
@@ -79,6 +80,7 @@ class Trainer:
         self.device = processes.device
         with processes.together():
             check_vocabulary(corpus, config)
+            check_memory(config, self.device, processes.world_size)
             self.dtype = choose_dtype(config.precision, self.device)
         processes.check_same("precision", str(self.dtype))
         with processes.together():
@@ -92,7 +94,8 @@ class Trainer:
         )
 
         torch.manual_seed(config.seed)
-        self.encoder = Encoder(config.model).to(self.device)
+        with processes.together(), enough_memory():
+            self.encoder = Encoder(config.model).to(self.device)
         self.optimizers = build_optimizers(self.encoder, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss: MaskedLoss | DistributedDataParallel = MaskedLoss(self.encoder, self.most_hidden)
@@ -135,7 +138,8 @@ class Trainer:
             RunError: on all ranks: the run directory cannot be written, or too many steps in a row were left out.
         """
         try:
-            self.take_steps()
+            with enough_memory():
+                self.take_steps()
             with self.processes.together():
                 self.finish()
         except Exception:
