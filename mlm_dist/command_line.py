@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlm_dist.errors import UserError
+from mlm_dist.files import read_bytes
 
 
 class OneLineParser(ArgumentParser):
@@ -75,15 +76,32 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
+def read_stream(path: Path) -> bytes:
+    """What a regular file holds, or what comes out of a FIFO or a terminal until it ends.
+
+    Raises:
+        OSError: it cannot be read, or is something else: other devices never end.
+    """
+    if path.is_fifo():
+        return path.read_bytes()
+    if path.is_char_device():
+        with path.open("rb") as file:
+            if file.isatty():
+                return file.read()
+    return read_bytes(path)
+
+
 def read_lines(file: str) -> list[str]:
     """The lines of a UTF-8 file, or of standard input for `-`.
+
+    It may be a FIFO or a terminal as well, such as `/dev/stdin` or what a shell puts for `<(command)`.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8.
     """
     name = "standard input" if file == "-" else file
     try:
-        content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        content = sys.stdin.buffer.read() if file == "-" else read_stream(Path(file))
         lines = content.decode("utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from error

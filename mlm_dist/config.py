@@ -12,6 +12,7 @@ import yaml
 
 from mlm_dist.errors import UserError
 
+MOST_HEADS = 1 << 16  # that are proposed
 YEAR = 365 * 24 * 60  # in minutes
 SAMPLE = "sample"
 """The value of `data.path` that stands for the text that comes with the package."""
@@ -244,7 +245,7 @@ def find_problems(config: Config) -> list[str]:
         if not fits
     ]
     if not problems and (width := model.embedding_dim) % model.heads:
-        below = next(heads for heads in range(min(model.heads, model.embedding_dim), 0, -1) if not width % heads)
+        below = next(heads for heads in range(min(model.heads, width, MOST_HEADS), 0, -1) if not width % heads)
         problems.append(
             f"model.embedding_dim {width} is not a multiple of model.heads {model.heads}: {below} heads fit"
         )

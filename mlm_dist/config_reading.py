@@ -16,8 +16,12 @@ from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
 from mlm_dist import foreign_names
 from mlm_dist.config import Config, MaskProb, find_problems
 from mlm_dist.errors import UserError
+from mlm_dist.files import read_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+LARGEST_CONFIG = 1 << 16  # bytes; a reader of YAML takes seconds for a megabyte
+LARGEST_NUMBER = 1 << 64
 
 # What is usually the matter where the YAML parser has a problem.
 YAML_HINTS = {
@@ -100,14 +104,16 @@ def config_files(arguments: list[str]) -> list[Path]:
 def check_file(path: Path, parser: ArgumentParser) -> None:
     """Raise `UserError`, naming the file, if it is not a config of ours."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=OnceLoader)
+        content = yaml.load(read_text(path, largest=LARGEST_CONFIG), Loader=OnceLoader)
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--config {path}: not UTF-8 at byte {error.start}") from error
     except yaml.MarkedYAMLError as error:
         raise UserError(f"--config {path}{explain_yaml(error)}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-02-31
+    except RecursionError as error:
+        raise UserError(f"--config {path}: it is nested too deeply; a config has sections with keys in them") from error
+    except Exception as error:  # of a date such as 2026-02-31, a tag such as !!bool before another value, and so on
         raise UserError(f"--config {path}: not YAML: {error}") from error
     if content is None:
         raise UserError(f"--config {path}: it holds no key")
@@ -139,7 +145,19 @@ def explain_yaml(error: yaml.MarkedYAMLError) -> str:
 
 
 class OnceLoader(yaml.SafeLoader):
-    """Reads YAML as `yaml.safe_load` does, but refuses a key that stands twice, of which that keeps the last."""
+    """Reads YAML as `yaml.safe_load` does, but refuses aliases, and keys that stand twice, of which that takes one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """Build a node of what is read.
+
+        Raises:
+            yaml.YAMLError: it is an alias. A few lines of aliases of aliases are read as more than any memory holds.
+        """
+        if self.check_event(yaml.AliasEvent):
+            alias: yaml.AliasEvent = self.get_event()  # type: ignore[no-untyped-call]
+            problem = f"*{alias.anchor} stands for what is written elsewhere: write that out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=typing.cast(yaml.Mark, alias.start_mark))
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Build a mapping of a node.
@@ -180,9 +198,12 @@ def check_key(key: str, where: str) -> None:
 
 
 def check_value(key: str, value: object, where: str) -> None:
-    """Raise `UserError` if there is no value for a key that needs one."""
+    """Raise `UserError` if there is no value for a key that needs one, or a number that nothing can count up to."""
     if value is None and type(None) not in typing.get_args(known_keys()[key]):
         raise UserError(f"{where}{key}: it has no value")
+    parts = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if any(isinstance(part, int) and abs(part) >= LARGEST_NUMBER for part in parts):
+        raise UserError(f"{where}{key}: a number of more than 64 bits")
 
 
 def leaf_of(section: str, leaves: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import NoReturn, TextIO
 
 SECONDS_FOR_RANK_0_TO_SPEAK = 20.0
 
-# What the system says of a path that a person gave: too long, locked, below a file, on a read-only disk.
+# What is said of a path that a person gave: too long, locked, below a file, on a read-only disk, no regular file.
 PATH_ERRORS = {
     errno.ENAMETOOLONG,
     errno.EACCES,
@@ -19,6 +19,9 @@ PATH_ERRORS = {
     errno.ENOTDIR,
     errno.ELOOP,
     errno.EROFS,
+    errno.EISDIR,
+    errno.ENXIO,  # it is a socket, or what else `mlm_dist.files.open_regular` refuses
+    errno.EFBIG,
 }
 
 

@@ -1,14 +1,23 @@
-"""Files and folders that appear when they are whole."""
+"""Files that are read, if they are files, and files and folders that appear when they are whole."""
 
+import errno
+import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mlm_dist.errors import UserError
+
+LARGEST_NOTE = 1 << 22  # bytes of a JSON file with a few figures in it
+LARGEST_JSON = 1 << 30
+
+KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 def format_size(size: int) -> str:
@@ -17,6 +26,80 @@ def format_size(size: int) -> str:
         return f"{size} bytes"
     unit, divisor = next((u, d) for u, d in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= d)
     return f"{size / divisor:.1f} {unit}"
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file for reading; nothing else, since reading from a FIFO or a device may wait for ever or never end.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file. `strerror` says so in words, and `filename` is the path.
+    """
+    refuse_irregular(path, path.stat())  # before it is opened, which is enough to have some devices do something
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        refuse_irregular(path, os.fstat(handle))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def refuse_irregular(path: Path, status: os.stat_result) -> None:
+    """Raise an OSError that names the path and its kind, unless its status is that of a regular file."""
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.ENXIO, f"it is a {kind} and not a regular file", str(path))
+
+
+def read_bytes(path: Path, largest: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        OSError: as `open_regular`, or it has more than `largest` bytes.
+    """
+    with open_regular(path) as file:
+        content = file.read() if largest is None else file.read(largest + 1)
+    if largest is not None and len(content) > largest:
+        raise OSError(errno.EFBIG, f"it is larger than {format_size(largest)}, and such a file never is", str(path))
+    return content
+
+
+def read_text(path: Path, errors: str = "strict", largest: int | None = None) -> str:
+    """The UTF-8 text of a regular file.
+
+    Raises:
+        OSError: as `read_bytes`.
+        UnicodeDecodeError: it is not UTF-8, and `errors` does not allow for that.
+    """
+    return read_bytes(path, largest).decode(errors=errors)
+
+
+def read_json(path: Path, largest: int = LARGEST_NOTE) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: as `read_bytes`.
+        ValueError: it is not UTF-8 or not JSON, as `parse_json` says.
+    """
+    return parse_json(read_text(path, largest=largest))
+
+
+def parse_json(text: str) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is not JSON, is nested too deeply to be read, or holds a number of thousands of digits.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:  # of Python, which goes on about its interpreter's settings
+        raise ValueError("a number in it has too many digits") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 @contextmanager

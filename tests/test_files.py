@@ -1,9 +1,21 @@
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlm_dist.errors import UserError
-from mlm_dist.files import format_size, new_folder, replacing
+from mlm_dist.files import (
+    format_size,
+    new_folder,
+    open_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+    replacing,
+)
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -81,3 +93,50 @@ def test_who_comes_second_leaves_the_folder_of_the_first_alone(tmp_path: Path) -
 )
 def test_a_size_is_told_in_the_unit_that_suits_it(size: int, words: str) -> None:
     assert format_size(size) == words
+
+
+@pytest.fixture
+def irregular(tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """One path of each kind that is no regular file, a link to a FIFO among them."""
+    paths = {name: tmp_path / name for name in ("FIFO", "link", "socket")} | {"device": Path("/dev/zero")}
+    os.mkfifo(paths["FIFO"])
+    paths["link"].symlink_to(paths["FIFO"])
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(paths["socket"]))
+        yield paths
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["FIFO", "link", "socket", "device"])
+def test_what_is_no_regular_file_is_not_waited_for(irregular: dict[str, Path], kind: str) -> None:
+    with pytest.raises(OSError, match=f"it is a {kind.replace('link', 'FIFO')} and not a regular file") as caught:
+        open_regular(irregular[kind])
+    assert caught.value.filename == str(irregular[kind])
+
+
+def test_a_folder_is_no_file_and_leaves_no_handle_open(tmp_path: Path) -> None:
+    before = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    for _ in range(20):
+        with pytest.raises(IsADirectoryError):
+            open_regular(tmp_path)
+    assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
+
+
+def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"abc\xff")
+    assert read_bytes(path) == read_bytes(path, largest=4) == b"abc\xff"
+    assert read_text(path, errors="replace") == "abc\ufffd"
+    with pytest.raises(OSError, match="it is larger than 3 bytes"):
+        read_bytes(path, largest=3)
+    with pytest.raises(UnicodeDecodeError):
+        read_text(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "{", "", "\x00", "{'a': 1}"])
+def test_json_that_cannot_be_read_is_a_value_error_without_advice_on_python(tmp_path: Path, text: str) -> None:
+    (tmp_path / "file").write_text(text)
+    for read in (lambda: parse_json(text), lambda: read_json(tmp_path / "file")):
+        with pytest.raises(ValueError, match=r".") as caught:
+            read()
+        assert "sys." not in str(caught.value)

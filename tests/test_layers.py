@@ -1,7 +1,7 @@
 """Imports go only downward.
 
-Verbs -> exporting, pictures -> mlm_dist -> trained, measuring -> training -> model, data -> config_reading -> config,
-files, command_line, foreign_names -> errors, drawing.
+Verbs -> exporting, pictures -> mlm_dist -> trained, measuring -> training -> model, data -> config_reading,
+command_line -> config, files, foreign_names -> errors, drawing.
 """
 
 import ast
@@ -16,8 +16,8 @@ from tests.conftest import REPOSITORY, start
 PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
     {"errors", "drawing"},
-    {"config", "files", "command_line", "foreign_names"},
-    {"config_reading"},
+    {"config", "files", "foreign_names"},
+    {"config_reading", "command_line"},
     {"data", "model"},
     {"training"},
     {"trained", "measuring"},
@@ -107,7 +107,7 @@ def test_data_knows_no_model():
 
 
 def test_checkpoints_know_neither_model_nor_data():
-    assert OURS["mlm_dist.training.checkpoint"] <= {"mlm_dist.errors"}
+    assert OURS["mlm_dist.training.checkpoint"] <= {"mlm_dist.errors", "mlm_dist.files"}
 
 
 @pytest.mark.parametrize("name", VERBS)

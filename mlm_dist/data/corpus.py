@@ -8,6 +8,8 @@ tokenizer/    ranks.tiktoken, encoding.json
 
 import json
 import math
+import os
+import reprlib
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +22,11 @@ from mlm_dist.data.texts import Split
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.verification import verify_tokens
 from mlm_dist.errors import UserError, warn
+from mlm_dist.files import LARGEST_JSON, open_regular, read_json
 
 FORMAT_VERSION = 2
 EARLIER_VERSIONS = (1,)  # which lack the tokenizer's digest
+LARGEST_NUMBER = 1 << 48  # of tokens, which no disk holds
 MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
 SCRAP_TOKENS = 64
@@ -73,14 +77,13 @@ class Manifest:
         """
         path = folder / MANIFEST
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, LARGEST_JSON)
             if content["version"] not in (*EARLIER_VERSIONS, FORMAT_VERSION):
-                raise UserError(
-                    f"{path}: format version {content['version']} instead of {FORMAT_VERSION}: prepare anew"
-                )
+                version = reprlib.repr(content["version"])
+                raise UserError(f"{path}: format version {version} instead of {FORMAT_VERSION}: prepare anew")
             manifest = cls(**content)
             numbers = [manifest.vocab_size, manifest.mask_id, manifest.end_id, *(manifest.tokens[s] for s in SPLITS)]
-            if not all(isinstance(number, int) and number >= 0 for number in numbers):
+            if not all(isinstance(number, int) and 0 <= number < LARGEST_NUMBER for number in numbers):
                 raise ValueError("sizes and ids have to be whole numbers")
             if not all(isinstance(manifest.sha256[split], str) for split in SPLITS):
                 raise ValueError("a digest has to be text")
@@ -165,15 +168,15 @@ def map_tokens(folder: Path, split: Split, manifest: Manifest) -> Tokens:
     path = folder / f"{split}.bin"
     expected = manifest.tokens[split] * manifest.dtype.itemsize
     try:
-        size = path.stat().st_size
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            tokens = np.memmap(file, dtype=manifest.dtype, mode="r") if size == expected > 0 else None
         if size != expected:
             raise UserError(
                 f"{path}: {size} bytes where {MANIFEST} says {expected}: cut or changed; delete {folder} and prepare "
                 f"anew"
             )
-        if size == 0:  # which cannot be mapped
-            return np.empty(0, dtype=manifest.dtype)
-        return np.memmap(path, dtype=manifest.dtype, mode="r")
+        return np.empty(0, dtype=manifest.dtype) if tokens is None else tokens  # a file of no bytes cannot be mapped
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; prepare anew") from error
 

@@ -20,7 +20,7 @@ from urllib3.util import Retry
 from mlm_dist.data.cache import cache_folder
 from mlm_dist.data.texts import Document
 from mlm_dist.errors import UserError, say
-from mlm_dist.files import replacing
+from mlm_dist.files import read_bytes, replacing
 
 # In seconds.
 PAUSE = 2.0  # between two books
@@ -192,7 +192,7 @@ def read_book(path: Path) -> Contents:
         UserError: it cannot be read, or was damaged there.
     """
     try:
-        return cut_out(path.read_bytes())
+        return cut_out(read_bytes(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:

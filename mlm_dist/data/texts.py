@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from mlm_dist.data.formats import HEAD_BYTES, refuse_content, refuse_suffix
 from mlm_dist.errors import UserError, warn
+from mlm_dist.files import open_regular
 
 PIECE_BYTES = 1 << 18
 
@@ -43,7 +44,7 @@ class Document:
 
     def open(self) -> BinaryIO:
         """Open its `size` bytes."""
-        return self.path.open("rb")
+        return open_regular(self.path)
 
 
 class Piece(NamedTuple):

@@ -21,12 +21,13 @@ import regex
 import tiktoken
 
 from mlm_dist.errors import UserError
-from mlm_dist.files import replacing
+from mlm_dist.files import read_bytes, read_json, replacing
 
 END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
 SPECIAL_TOKENS = 2
 BYTES = 256
+LARGEST_GAP = 1 << 16  # how many ids of an encoding may have no token; tiktoken's have up to a thousand
 
 # The pattern by which GPT-2 cuts text into words before merging (Radford et al. 2019, "Language Models are
 # Unsupervised Multitask Learners"); `tokenizers` trains with the same one built in.
@@ -115,14 +116,15 @@ class Tokenizer:
             UserError: a file is missing or damaged.
         """
         try:
-            parts = json.loads((folder / ENCODING_FILE).read_text(encoding="utf-8"))
-            content = (folder / RANKS_FILE).read_bytes()
+            parts = read_json(folder / ENCODING_FILE)
+            content = read_bytes(folder / RANKS_FILE)
             if hashlib.sha256(content).hexdigest() != parts["sha256"]:
                 raise ValueError(f"{RANKS_FILE} is not the file that {ENCODING_FILE} describes")
             lines = content.splitlines()
             ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
-            if not {END_OF_TEXT, MASK} <= parts["special_tokens"].keys():
-                raise ValueError(f"{END_OF_TEXT} or {MASK} is missing")
+            check_vocabulary(ranks, parts["special_tokens"])
+            if not isinstance(parts["name"], str):
+                raise ValueError("its name is no text")
             return cls.build(parts["name"], parts["pattern"], ranks, parts["special_tokens"])
         except OSError as error:
             raise UserError(f"{error.filename}: {error.strerror}; the tokenizer is stored there by prepare") from error
@@ -221,6 +223,19 @@ def check_characters(text: str) -> None:
             f"the text holds a lone surrogate, half of a character (U+{ord(text[error.start]):04X} at character "
             f"{error.start}): remove it, or decode the text with errors='replace'"
         ) from error
+
+
+def check_vocabulary(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> None:
+    """Raise ValueError where tiktoken would panic, or memory would be taken for ids that no token has."""
+    ids = [*ranks.values(), *special_tokens.values()]
+    if not {END_OF_TEXT, MASK} <= special_tokens.keys():
+        raise ValueError(f"{END_OF_TEXT} or {MASK} is missing")
+    if not all(type(number) is int and 0 <= number < len(ids) + LARGEST_GAP for number in ids):
+        raise ValueError("an id is no whole number, or far beyond the number of tokens")
+    if len(set(ids)) < len(ids):
+        raise ValueError("two tokens have the same id")
+    if not all(bytes([byte]) in ranks for byte in range(BYTES)):
+        raise ValueError("a byte has no token")
 
 
 def run_interruptibly(work: Callable[[], None]) -> None:

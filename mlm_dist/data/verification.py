@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mlm_dist.data.cache import cache_folder
 from mlm_dist.errors import UserError
-from mlm_dist.files import replacing
+from mlm_dist.files import read_json, replacing
 
 CHUNK_TOKENS = 1 << 22
 BYTES_WORTH_A_PROGRESS_BAR = 1 << 31
@@ -88,8 +88,8 @@ def verification_note(path: Path) -> Path | None:
 
 def read_note(note: Path | None) -> Any:
     """What was noted; None if nothing that can be read."""
-    with suppress(OSError, ValueError, RecursionError):
-        return json.loads(note.read_text(encoding="utf-8")) if note else None
+    with suppress(OSError, ValueError):
+        return read_json(note) if note else None
     return None
 
 

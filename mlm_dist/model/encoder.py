@@ -5,6 +5,8 @@ output layer, unlike in BERT: the same recipe learns faster without, and exports
 `MegatronBertForMaskedLM`, with an identity in the transform's place.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -185,6 +187,47 @@ class Encoder(nn.Module):
             x = block(x)
         out: torch.Tensor = last(x, positions)
         return out
+
+
+def count_weights(config: ModelConfig) -> int:
+    """How many numbers the weights of an `Encoder` are, which is not built for it."""
+    width, entries = config.embedding_dim, config.entries
+    matrices = 1 if config.tie_embeddings else 2
+    around_the_blocks = (matrices * entries + config.block_size + 2) * width + entries
+    return around_the_blocks + config.blocks * (count_in_matrices(width) + 10 * width)
+
+
+def count_in_matrices(width: int) -> int:
+    """How many of the weights of a block stand in matrices."""
+    return 12 * width**2
+
+
+def check_weights(weights: Any, config: ModelConfig) -> None:
+    """Compare the names and shapes of weights with those of the model that a config describes, which is not built.
+
+    Raises:
+        ValueError: it is a model of another shape, or of other values than real numbers.
+    """
+    if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
+        raise ValueError("they are no mapping of names to tensors")
+    blocks = {name.split(".")[1] for name in weights if isinstance(name, str) and name.startswith("blocks.")}
+    if len(blocks) != config.blocks:  # which also bounds what is described now
+        raise ValueError(f"they have {len(blocks)} blocks and not {config.blocks}")
+    try:
+        with torch.device("meta"):
+            described = Encoder(config).state_dict()
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # numbers that no tensor can have
+        raise ValueError("no model can have that shape") from error
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    if shapes != {name: weight.shape for name, weight in described.items()}:
+        raise ValueError("they are of another shape")
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor of real numbers that are all there, such as weights and an optimizer's state."""
+    if not isinstance(value, torch.Tensor):
+        return False
+    return value.is_floating_point() and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

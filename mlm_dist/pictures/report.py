@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mlm_dist.drawing import BLUE, INK, SKY, picture, printable, render
-from mlm_dist.files import replacing
+from mlm_dist.files import LARGEST_NOTE, read_text, replacing
 from mlm_dist.pictures.sentences import Sentence
 from mlm_dist.training.curves import LABELS, add_legend_of_kinds, draw_figure, draw_losses, unit_of_time
 from mlm_dist.training.history import Column, History
@@ -85,7 +85,10 @@ def state_of(run_dir: RunDir) -> str:
     if run_dir.done.exists():
         return "finished"
     if run_dir.stopped.exists():
-        return f"stopped by {run_dir.stopped.read_text(encoding='utf-8', errors='replace').strip()}"
+        try:
+            return f"stopped by {read_text(run_dir.stopped, 'replace', LARGEST_NOTE).strip()}"
+        except OSError:
+            return "stopped"
     return "not finished"
 
 
@@ -175,10 +178,11 @@ def as_address(svg: str) -> str:
 
 
 def sections_of(config: Path) -> list[str]:
-    """The text of a config.yaml, cut into its sections; empty if there is none."""
-    if not config.exists():
+    """The text of a config.yaml, cut into its sections; empty if there is none that can be read."""
+    try:
+        text = read_text(config, "replace", LARGEST_NOTE)
+    except OSError:
         return []
-    text = config.read_text(encoding="utf-8", errors="replace")
     return re.split(r"^(?=\w+:$)", text, flags=re.MULTILINE)
 
 

@@ -1,7 +1,6 @@
 """A trained model, taken from its run directory."""
 
 import dataclasses
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,21 @@ from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
-from mlm_dist.model.encoder import Encoder
+from mlm_dist.model.encoder import Encoder, check_weights
 from mlm_dist.trained.embedding import embed
 from mlm_dist.trained.filling import Filling, fill
 from mlm_dist.trained.generating import Generation, Watch, generate
 from mlm_dist.trained.predictor import Predictor
 from mlm_dist.trained.request import Order, Request
 from mlm_dist.trained.scoring import Score, score
-from mlm_dist.training.checkpoint import find_newest, list_checkpoints, load_checkpoint, read_record, step_of
+from mlm_dist.training.checkpoint import (
+    find_newest,
+    list_checkpoints,
+    load_checkpoint,
+    load_tensors,
+    read_record,
+    step_of,
+)
 from mlm_dist.training.record import differences
 from mlm_dist.training.run_dir import RunDir
 
@@ -54,14 +60,15 @@ class TrainedModel:
             raise UserError(f"{run_dir.config}: model.vocab_size has to be the number that the run was trained with")
         self.tokenizer = Tokenizer.load(run_dir.tokenizer)
         check_record(run_dir, self.config, self.tokenizer)
-        self.encoder = Encoder(self.config.model)
         weights, self.step = load_weights(run_dir, self.config)
         try:
-            self.encoder.load_state_dict(weights)
-        except RuntimeError as error:
+            check_weights(weights, self.config.model)
+        except ValueError as error:
             raise UserError(
                 f"{run_dir.config} describes a model of another shape than the weights in {path}"
             ) from error
+        self.encoder = Encoder(self.config.model)
+        self.encoder.load_state_dict(weights)
         if not all(weight.isfinite().all() for weight in self.encoder.parameters()):
             raise UserError(f"the weights in {path} are no finite numbers: the run has gone wrong")
         self.encoder.to(device).eval()
@@ -163,11 +170,11 @@ def load_weights(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int |
         place = find_newest(run_dir.checkpoints)
         if place is None:
             raise UserError(f"{run_dir.path} holds neither {run_dir.model.name} nor a checkpoint yet")
-        return load_checkpoint(place)["model"], step_of(place)
+        return load_checkpoint(place).get("model", {}), step_of(place)
     try:
-        weights: dict[str, Any] = torch.load(run_dir.model, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        weights = load_tensors(run_dir.model)
+    except OSError as error:
+        raise UserError(f"{run_dir.model}: {error.strerror}") from error
+    except ValueError as error:
         raise UserError(f"{run_dir.model} cannot be read as weights: it is damaged, or of another program") from error
-    if not isinstance(weights, dict):
-        raise UserError(f"{run_dir.model} cannot be read as weights: it holds something else")
     return weights, config.train.max_iters if run_dir.done.exists() else None

@@ -8,9 +8,10 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import re
 import shutil
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -18,6 +19,7 @@ from typing import IO, Any
 import torch
 
 from mlm_dist.errors import UserError, warn
+from mlm_dist.files import open_regular, read_json
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -145,7 +147,7 @@ def read_manifest(place: Path) -> Any:
     Raises:
         OSError, ValueError: the file cannot be read.
     """
-    return json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+    return read_json(place / MANIFEST)
 
 
 def read_record(place: Path) -> dict[str, dict[str, Any]] | None:
@@ -167,19 +169,43 @@ def load_checkpoint(place: Path) -> dict[str, Any]:
         UserError: the file cannot be read.
     """
     try:
-        state: dict[str, Any] = torch.load(place / STATE, map_location="cpu", weights_only=True)
+        return load_tensors(place / STATE)
     except OSError as error:
         raise UserError(f"{place / STATE}: {error.strerror}; every machine has to see the run directory") from error
-    except (RuntimeError, pickle.UnpicklingError) as error:
+    except ValueError as error:
         raise UserError(f"{place / STATE} holds something other than tensors and plain values") from error
+
+
+def load_tensors(file: Path) -> dict[str, Any]:
+    """Read a mapping of names to tensors and plain values that `torch.save` wrote, onto the CPU. No code in it runs.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it holds something else.
+    """
+    with open_regular(file) as content:
+        try:
+            parts = zipfile.ZipFile(content).infolist()
+            # torch.save compresses nothing: a part that is larger inside would take any amount of memory.
+            if sum(part.file_size for part in parts) > os.fstat(content.fileno()).st_size:
+                raise ValueError("it unfolds to more than it is")
+            content.seek(0)
+            with warnings.catch_warnings(action="ignore"):
+                state: Any = torch.load(content, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # torch's reader has no type of its own for what it cannot make sense of
+            raise ValueError(f"it is not what torch.save writes: {error}") from error
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError("it is no mapping of names")
     return state
 
 
 def describe(file: Path) -> dict[str, Any]:
     """Size and digest of a file."""
-    with file.open("rb") as content:
+    with open_regular(file) as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
-    return {"size": file.stat().st_size, "sha256": digest}
+        return {"size": os.fstat(content.fileno()).st_size, "sha256": digest}
 
 
 def write(state: dict[str, Any], file: IO[bytes]) -> None:

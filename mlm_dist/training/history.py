@@ -36,7 +36,7 @@ def read_history(metrics: Path, name: str) -> History:
     """Read a metrics.jsonl.
 
     Raises:
-        UserError: there is none, it holds nothing yet, or it is damaged.
+        UserError: there is none, or it holds nothing yet.
     """
     try:
         events = read_events(metrics)
@@ -44,10 +44,6 @@ def read_history(metrics: Path, name: str) -> History:
         evaluations = columns([event for event in events if "val_loss" in event], EVALUATION)
     except OSError as error:
         raise UserError(f"{metrics.parent} is no run directory: {metrics.name}: {error.strerror}") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{metrics} is damaged: {error}") from error
-    if not all(np.isfinite(found["step"]).all() for found in (training, evaluations)):
-        raise UserError(f"{metrics} is damaged: an event has no step")
     if not len(training["step"]) and not len(evaluations["step"]):
         raise UserError(f"{metrics} holds nothing yet: neither a step nor an evaluation")
     for key in ("tokens", "seconds"):  # recorded with steps alone; a run begins with none used

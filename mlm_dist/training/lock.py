@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import IO
 
 from mlm_dist.errors import UserError, warn
+from mlm_dist.files import parse_json, refuse_irregular
+
+LONGEST_OWNER = 1000  # characters
 
 
 def lock(path: Path) -> IO[str] | None:
@@ -23,7 +26,7 @@ def lock(path: Path) -> IO[str] | None:
     Raises:
         UserError: another process has it.
     """
-    file = path.open("a+", encoding="utf-8")
+    file = open_lock(path)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -40,11 +43,26 @@ def lock(path: Path) -> IO[str] | None:
     return file
 
 
+def open_lock(path: Path) -> IO[str]:
+    """Open a lock file for reading and appending, or make it.
+
+    Raises:
+        OSError: it cannot be opened.
+        UserError: it is no regular file.
+    """
+    if path.exists():
+        try:
+            refuse_irregular(path, path.stat())
+        except OSError as error:
+            raise UserError(f"{path}: {error.strerror}: delete it") from error
+    return path.open("a+", encoding="utf-8")
+
+
 def read_owner(file: IO[str]) -> str:
     """Who has written into a lock file, in words."""
     file.seek(0)
     try:
-        owner = json.loads(file.read())
+        owner = parse_json(file.read(LONGEST_OWNER))
         return f"process {owner['pid']} on {owner['host']}"
     except (ValueError, KeyError, TypeError):  # it has the lock and is just writing
         return "another process"

@@ -1,6 +1,5 @@
 """What a run was trained on, or a benchmark measured on."""
 
-import json
 import platform
 import time
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import torch
 
 from mlm_dist.data.preparation import usable_cores
+from mlm_dist.files import read_json
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype, processes: int = 1) -> dict[str, str | int]:
@@ -41,7 +41,7 @@ def processor() -> str:
 def read_machine(file: Path) -> dict[str, Any]:
     """What a run's machine.json says; empty if it was not recorded."""
     try:
-        machine = json.loads(file.read_text(encoding="utf-8"))
+        machine = read_json(file)
     except (OSError, ValueError):
         return {}
     return machine if isinstance(machine, dict) else {}

@@ -1,18 +1,95 @@
-"""The memory of this process: what the allocator does with what was freed, and how much was in use at most."""
+"""Memory: how much a run needs at least, what the allocator does with what was freed, how much was in use at most."""
 
 import ctypes
+import os
 import re
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+
+from mlm_dist.config import Config
+from mlm_dist.errors import UserError
+from mlm_dist.files import format_size
+from mlm_dist.model.encoder import count_in_matrices, count_weights
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 LARGEST = 2**31 - 1
+
+# Of the largest memory that a control group may use; a container sees its own there.
+GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+FP32 = 4  # bytes
+KEPT_IN_A_BLOCK = 20  # bytes at least that a block keeps for the backward pass, for each entry of its input
+
+
+def check_memory(config: Config, device: torch.device, world_size: int) -> None:
+    """Raise `UserError` if this machine cannot have the memory that a run needs at least."""
+    there = total_memory(device)
+    where = "the GPU" if device.type == "cuda" else "this machine"
+    sharing = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    model, needed = config.model, sharing * bytes_of_weights(config)
+    if needed > there:
+        raise UserError(
+            f"model.vocab_size {model.vocab_size}, model.block_size {model.block_size}, model.embedding_dim "
+            f"{model.embedding_dim} and model.blocks {model.blocks} make {count_weights(model):,} weights, which take "
+            f"{format_size(needed)} in training, and {where} has {format_size(there)}: make the model smaller"
+        )
+    rows = config.micro_batch_size(world_size)
+    needed += sharing * bytes_of_rows(config, rows)
+    if needed > there:
+        raise UserError(
+            f"train.batch_size {config.train.batch_size} with train.micro_batch_size "
+            f"{config.train.micro_batch_size or 'null'} puts {rows} rows through the model at a time, which takes "
+            f"{format_size(needed)} at least, and {where} has {format_size(there)}: "
+            f"give a train.micro_batch_size, or a lower one"
+        )
+
+
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turn what torch raises where there is too little memory into a `UserError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise UserError(
+            "the memory is not enough: lower train.micro_batch_size, or make the model smaller (model.embedding_dim, "
+            "model.blocks, model.vocab_size, model.block_size)"
+        ) from error
+
+
+def bytes_of_weights(config: Config) -> int:
+    """What weights, gradients and the optimizer's state take: AdamW has two moments of each weight, Muon has one."""
+    moments = 2 * count_weights(config.model)
+    if config.optim.name == "muon":
+        moments -= config.model.blocks * count_in_matrices(config.model.embedding_dim)
+    return FP32 * (2 * count_weights(config.model) + moments)
+
+
+def bytes_of_rows(config: Config, rows: int) -> int:
+    """What rows take at least between the forward and the backward pass, in whatever precision.
+
+    The last block is left out, since it computes no more than the loss needs, and so is the loss.
+    """
+    model = config.model
+    return rows * model.block_size * model.embedding_dim * (FP32 + KEPT_IN_A_BLOCK * (model.blocks - 1))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory, or of the machine's, as far as this process may use it."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with suppress(OSError, ValueError):  # no control groups, or `max`: no limit
+        there = min(there, int(GROUP_LIMIT.read_text(encoding="utf-8")))
+    return there
 
 
 def keep_freed_memory() -> None:

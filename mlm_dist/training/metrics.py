@@ -12,11 +12,25 @@ from typing import Any
 from tqdm import tqdm
 
 from mlm_dist.errors import tell, warn
-from mlm_dist.files import replacing
+from mlm_dist.files import parse_json, read_text, replacing
 from mlm_dist.training.run_dir import RunDir
 from mlm_dist.training.tensorboard import TensorBoard
 
 Event = dict[str, Any]
+
+FIGURES = (
+    "step",
+    "epoch",
+    "loss",
+    "lr",
+    "grad_norm",
+    "tokens",
+    "tokens_per_second",
+    "seconds",
+    "val_loss",
+    "val_accuracy",
+)
+LARGEST_FIGURE = 1e39  # beyond those of fp32
 
 
 class Stopwatch:
@@ -175,17 +189,25 @@ def read_events(path: Path) -> list[Event]:
     So is, with a warning, any other line that is no event.
     """
     events = []
-    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, last = read_text(path, errors="replace").split("\n")
     for number, line in enumerate([*lines, last], start=1):
         try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
+            event = parse_json(line)
+        except ValueError:
             event = None
-        if isinstance(event, dict) and "step" in event:
+        if is_event(event):
             events.append(event)
         elif number <= len(lines):
             warn(f"{path} line {number} is left out: it is no event")
     return events
+
+
+def is_event(value: Any) -> bool:
+    """Whether a value is a mapping with a step, and whatever figures it has are numbers that can be drawn."""
+    if not isinstance(value, dict) or type(value.get("step")) is not int:
+        return False
+    figures = [value.get(key) for key in FIGURES]
+    return all(figure is None or (type(figure) in (int, float) and abs(figure) < LARGEST_FIGURE) for figure in figures)
 
 
 def drop_later_events(path: Path, step: int) -> list[Event]:

@@ -1,13 +1,13 @@
 """AdamW, or Muon and AdamW side by side, and the learning rate as a function of the step."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from mlm_dist.config import OptimConfig
-from mlm_dist.model.encoder import Encoder
+from mlm_dist.model.encoder import Encoder, is_plain
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
@@ -38,6 +38,22 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         for group in optimizer.param_groups:
             group["relative_lr"] = group["lr"] / config.lr
     return optimizers
+
+
+def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Compare the state of an optimizer from a checkpoint with the weights: torch itself would fail in the next step.
+
+    Raises:
+        AttributeError, TypeError, ValueError: it is of another optimizer, or of weights of other shapes.
+    """
+    names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    if not state.keys() <= set(range(len(weights))):
+        raise ValueError("it has more weights")
+    for number, values in state.items():
+        shapes = {name: torch.Size() if name == "step" else weights[number].shape for name in names}
+        if {name: value.shape for name, value in values.items()} != shapes or not all(map(is_plain, values.values())):
+            raise ValueError("it is of another optimizer, or of weights of other shapes")
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:

@@ -5,6 +5,7 @@ longer be the run that it continues. `adjustable` values may change, and the cha
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,4 +74,4 @@ def differences(before: Values, now: Values) -> list[str]:
 
 def show(key: str, value: object) -> str:
     """A value as messages show it."""
-    return str(value)[:SHOWN_DIGITS] if key in DIGESTS else repr(value)
+    return str(value)[:SHOWN_DIGITS] if key in DIGESTS and isinstance(value, str) else reprlib.repr(value)

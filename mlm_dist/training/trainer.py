@@ -19,15 +19,16 @@ from mlm_dist.data.randomness import salt
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.errors import RunError, UserError, warn
 from mlm_dist.files import replacing
-from mlm_dist.model.encoder import Encoder
+from mlm_dist.model.encoder import Encoder, check_weights
 from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.training.checkpoint import find_newest, load_checkpoint, read_record, write
 from mlm_dist.training.curves import draw_curves
 from mlm_dist.training.distributed import Processes
 from mlm_dist.training.evaluation import HeldOut
 from mlm_dist.training.machine import describe_machine
+from mlm_dist.training.memory import check_memory, enough_memory
 from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
-from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate, shortened_parts
+from mlm_dist.training.optim import build_optimizers, check_state, learning_rate, set_learning_rate, shortened_parts
 from mlm_dist.training.precision import autocast, choose_dtype
 from mlm_dist.training.record import describe_run, differences
 from mlm_dist.training.run_dir import RunDir, check_same_run
@@ -35,6 +36,7 @@ from mlm_dist.training.saving import BackgroundSaver, copy_to_cpu
 from mlm_dist.training.stopping import StopRequest
 
 SMALLEST_SCALE = 2.0**-10
+LARGEST_SCALE = 2.0**127  # of fp32
 MAKE_ROOM = "make room on the disk, and the same command goes on from the last checkpoint"
 
 
@@ -78,6 +80,7 @@ class Trainer:
         self.device = processes.device
         with processes.together():
             check_vocabulary(corpus, config)
+            check_memory(config, self.device, processes.world_size)
             self.dtype = choose_dtype(config.precision, self.device)
         processes.check_same("precision", str(self.dtype))
         with processes.together():
@@ -91,7 +94,8 @@ class Trainer:
         )
 
         torch.manual_seed(config.seed)
-        self.encoder = Encoder(config.model).to(self.device)
+        with processes.together(), enough_memory():
+            self.encoder = Encoder(config.model).to(self.device)
         self.optimizers = build_optimizers(self.encoder, config.optim)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.loss: MaskedLoss | DistributedDataParallel = MaskedLoss(self.encoder, self.most_hidden)
@@ -134,7 +138,8 @@ class Trainer:
             RunError: on all ranks: the run directory cannot be written, or too many steps in a row were left out.
         """
         try:
-            self.take_steps()
+            with enough_memory():
+                self.take_steps()
             with self.processes.together():
                 self.finish()
         except Exception:
@@ -368,17 +373,26 @@ class Trainer:
             UserError: it does not belong to this run; the rest of a sentence that begins with its name.
             KeyError, TypeError, ValueError, AttributeError, RuntimeError: it is of another model.
         """
+        step, seconds, bad_steps = state["step"], state["seconds"], state["bad_steps"]
+        if not (type(step) is type(bad_steps) is int and min(step, bad_steps) >= 0):
+            raise ValueError("a count is no whole number")
+        if not (type(seconds) is float and 0 <= seconds < math.inf):
+            raise ValueError("the time is no number")
         if state["step"] > self.config.train.max_iters:
             raise UserError(f"is beyond train.max_iters {self.config.train.max_iters}: raise that")
+        check_weights(state["model"], self.config.model)
         self.encoder.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             # The groups' settings are the config's, which may have changed.
             groups = optimizer.state_dict()["param_groups"]
+            check_state(optimizer, saved["state"])
             optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        if not all(type(value) in (int, float) and 0 <= value < LARGEST_SCALE for value in state["scaler"].values()):
+            raise ValueError("the scale of the gradients is no number")
         if state["scaler"] and self.scaler.is_enabled():  # fp16 before and now
             self.scaler.load_state_dict(state["scaler"])
-        self.step = self.saved_step = state["step"]
-        self.seconds, self.bad_steps = state["seconds"], state["bad_steps"]
+        self.step = self.saved_step = step
+        self.seconds, self.bad_steps = seconds, bad_steps
 
     def finish(self) -> None:
         """Write what is left to write (rank 0): at the end of the run its results, before that a checkpoint.

@@ -169,9 +169,8 @@ def test_the_precision_is_what_the_device_computed_in(copy: Path) -> None:
     assert figures(card_of(copy))["precision"] == "not recorded"
 
 
-@pytest.mark.parametrize("event", ['{"step": 5, "val_loss": 3.0}', '{"step": "x"}'])
-def test_damaged_metrics_are_said(copy: Path, event: str) -> None:
-    (copy / "metrics.jsonl").write_text(event + "\n")
+def test_damaged_metrics_are_said(copy: Path) -> None:
+    (copy / "metrics.jsonl").write_text('{"step": 5, "val_loss": 3.0}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged"):
         card_of(copy)
 

@@ -5,7 +5,16 @@ import torch
 from torch import nn
 
 from mlm_dist.config import ModelConfig
-from mlm_dist.model.encoder import LONGEST_PLAIN, Block, Encoder, FeedForward, Head, MultiHeadAttention
+from mlm_dist.model.encoder import (
+    LONGEST_PLAIN,
+    Block,
+    Encoder,
+    FeedForward,
+    Head,
+    MultiHeadAttention,
+    check_weights,
+    count_weights,
+)
 
 SMALL = ModelConfig(vocab_size=101, block_size=12, embedding_dim=24, heads=3, blocks=2)
 
@@ -186,3 +195,48 @@ def test_a_gpu_computes_what_the_cpu_does() -> None:
     encoder, tokens = Encoder(SMALL).double(), random_tokens()
     expected = encoder(tokens)
     torch.testing.assert_close(encoder.cuda()(tokens.cuda()).cpu(), expected)
+
+
+@pytest.mark.parametrize("shape", [{}, {"blocks": 1}, {"tie_embeddings": False}, {"embedding_dim": 48}], ids=str)
+def test_weights_are_counted_without_a_model(shape: dict[str, int]) -> None:
+    config = replace(SMALL, **shape)  # type: ignore[arg-type]
+    assert count_weights(config) == sum(weight.numel() for weight in Encoder(config).parameters())
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"blocks": 3},
+        {"blocks": 10**15},
+        {"embedding_dim": 48},
+        {"embedding_dim": 3 * 10**15},
+        {"embedding_dim": 3 * 10**30},
+        {"block_size": 13},
+        {"block_size": 10**15},
+        {"vocab_size": 102},
+    ],
+    ids=str,
+)
+def test_weights_of_another_shape_are_found_without_a_model(shape: dict[str, int]) -> None:
+    weights = Encoder(SMALL).state_dict()
+    check_weights(weights, SMALL)
+    with pytest.raises(ValueError, match=r"shape|blocks"):
+        check_weights(weights, replace(SMALL, **shape))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        1,
+        "text",
+        torch.zeros(101).long(),
+        torch.zeros(101).to_sparse(),
+        torch.empty(101, device="meta"),
+    ],
+)
+def test_what_is_no_weight_is_found(value: object) -> None:
+    weights = dict(Encoder(SMALL).state_dict())
+    for changed in (weights | {"output.bias": value}, weights | {"more": value}, [value], {value: torch.zeros(1)}):  # type: ignore[dict-item]
+        with pytest.raises(ValueError):
+            check_weights(changed, SMALL)

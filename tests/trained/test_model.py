@@ -73,7 +73,7 @@ def test_weights_of_another_kind_are_said(run_dir: Path, tmp_path: Path) -> None
     other = tmp_path / "run"
     shutil.copytree(run_dir, other)
     torch.save([1], other / "model.pth")
-    with pytest.raises(UserError, match=r"model.pth cannot be read as weights: it holds something else"):
+    with pytest.raises(UserError, match=r"model.pth cannot be read as weights: it is damaged, or of another program"):
         mlm_dist.load(other, "cpu")
 
 
