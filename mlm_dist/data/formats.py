@@ -119,7 +119,7 @@ def table_format(text: str, is_whole: bool) -> str | None:
         rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
         rows = rows if is_whole else rows[:-1]
         widths = {len(row) for row in rows}
-        if len(rows) >= fewest_rows and len(widths) == 1 and min(widths) >= fewest_fields and all(r[0] for r in rows):
+        if len(rows) >= fewest_rows and len(widths) == 1 and min(widths) >= fewest_fields:
             return name
     return None
 

@@ -93,6 +93,9 @@ def test_another_format_is_told_by_the_name_of_a_file(suffix: str, name: str, tm
         "PK said so.\n",
         "One, two, three.\nFour, five, six.\n",
         "One\ttwo\nand\tthree\nand four\n",
+        "Enter\tHAMLET\nExit\tOPHELIA\tleft\n" * 4,
+        "\n".join("a\tb" for _ in range(4)) + "\n",
+        "\n".join(f"{word}, he said, {word}" for word in PROSE.split()[:9]) + "\n",
         "\tOne\n\ttwo\n\tthree\n\tfour\n\tfive\n\tsix\n",
         "".join(f"{word}, he said; {word}\n" for word in PROSE.split()[:50]),
     ],
@@ -103,6 +106,15 @@ def test_prose_is_read_however_it_begins(beginning: str, tmp_path: Path) -> None
     novel, short = find_documents([tmp_path])
     assert "".join(piece.text for piece in read_pieces(novel)) == beginning + PROSE
     assert "".join(piece.text for piece in read_pieces(short)) == beginning
+
+
+@pytest.mark.parametrize("rows", [40, 4000])
+def test_a_table_is_told_by_the_lines_that_are_read_whole(rows: int, tmp_path: Path) -> None:
+    lines = [f"{row},some words of the row,{'en' * (row % 3)}" for row in range(rows)]
+    (tmp_path / "table.txt").write_text("\n".join(lines), encoding="utf-8")
+    [document] = find_documents([tmp_path])
+    with pytest.raises(UserError, match="the format is CSV"):
+        list(read_pieces(document))
 
 
 def test_utf_16_is_told_by_its_byte_order_mark(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_words_in_a_row_have_the_tokens_of_their_text(bpe: Tokenizer, text: str)
 def letters_and_numbers() -> str:
     """Every letter and number of the newest Unicode that `regex` knows, each in several places of a word."""
     characters = regex.findall(r"[\p{L}\p{N}]", "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)])))
-    return "".join(f"a{character}b {character}c 1{character}2 .{character}. " for character in characters)
+    return "".join(f"a{character}b {character}'s 1{character}2 .{character}'ll " for character in characters)
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "gpt2"])
