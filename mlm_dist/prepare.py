@@ -7,7 +7,7 @@ from mlm_dist import __version__
 from mlm_dist.command_line import OneLineParser, named_path
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.texts import find_documents
-from mlm_dist.errors import UserError, run_verb
+from mlm_dist.errors import UserError, run_verb, show
 from mlm_dist.files import refuse_existing
 
 
@@ -114,7 +114,7 @@ def main(arguments: list[str]) -> None:
         if given.vocab_size is not None and manifest.vocab_size < given.vocab_size
         else ""
     )
-    print(
+    show(
         f"{given.out}: {len(documents)} documents, {manifest.tokens['train']:,} tokens to train on, "
         f"{manifest.tokens['val']:,} held out, "
         f"vocabulary {manifest.vocab_size}{fewer} ({manifest.tokenizer}, with [MASK]), "
