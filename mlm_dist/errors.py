@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 import time
@@ -23,6 +24,11 @@ PATH_ERRORS = {
     errno.ENXIO,  # it is a socket, or what else `mlm_dist.files.open_regular` refuses
     errno.EFBIG,
 }
+
+
+# What has a terminal do something else than show a character: control characters but line breaks and tabs, among them
+# the beginning of every escape sequence, and characters that turn the direction of the text around them.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(Exception):
@@ -52,15 +58,32 @@ def warn(message: str) -> None:
 
 def say(message: str) -> None:
     """Print one line on stderr."""
-    tell(f"mlm_dist: {message}", sys.stderr)
+    line = message.replace("\n", "\\n")
+    tell(f"mlm_dist: {line}", sys.stderr)
 
 
 def tell(line: str, stream: TextIO | None = None) -> None:
     """Print a line, by default on stdout. A log that takes no more (its disk is full, its reader gone) ends no run."""
     stream = stream or sys.stdout
-    encoding = stream.encoding or "utf-8"
     with contextlib.suppress(OSError):
-        print(line.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+        print(encodable(without_controls(line), stream), file=stream, flush=True)
+
+
+def show(*texts: str, sep: str = "\n") -> None:
+    """Print what a verb was asked for on stdout; on a terminal, without what would have that do something else."""
+    text = sep.join(texts)
+    print(encodable(without_controls(text) if sys.stdout.isatty() else text, sys.stdout), flush=True)
+
+
+def without_controls(text: str) -> str:
+    """A text with an escape in the place of each control character, as JSON writes it, so that JSON stays JSON."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """A text with an escape for each character that a stream's encoding does not have."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def let_go_of_output() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from mlm_dist.command_line import add_device, named_path, read_lines, run_parser
 from mlm_dist.config import MaskProb, is_range
 from mlm_dist.config_reading import parse_config
-from mlm_dist.errors import UserError, run_verb
+from mlm_dist.errors import UserError, run_verb, show
 
 if TYPE_CHECKING:
     from mlm_dist.training.evaluation import Evaluation
@@ -95,7 +95,7 @@ def main(arguments: list[str]) -> None:
             kind = "token" if is_range(mask_prob or model.config.masking.mask_prob) else "masked token"
             report = [json.dumps(in_json(result)) if given.json else in_words(result, kind)]
     if processes.is_first:
-        print(*report, sep="\n", flush=True)
+        show(*report)
     processes.leave()
 
 

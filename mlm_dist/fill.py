@@ -4,7 +4,7 @@ import json
 import sys
 
 from mlm_dist.command_line import add_device, read_lines, run_parser
-from mlm_dist.errors import UserError, run_verb
+from mlm_dist.errors import UserError, run_verb, show
 
 
 def main(arguments: list[str]) -> None:
@@ -35,25 +35,21 @@ def main(arguments: list[str]) -> None:
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.trained.filling import Filling  # noqa: PLC0415
 
-    def show(text: str, filling: Filling) -> None:
+    def describe(text: str, filling: Filling) -> str:
         if given.json:
             masks = [[candidate._asdict() for candidate in mask] for mask in filling.masks]
-            print(
-                json.dumps(
-                    {"text": text, "filled": filling.text, "probability": filling.probability, "masks": masks},
-                    ensure_ascii=False,
-                )
-            )
-            return
-        print(text)
-        for mask in filling.masks:
-            print("   ", "  ".join(f"{candidate.text!r} {percent(candidate.probability)}" for candidate in mask))
+            answer = {"text": text, "filled": filling.text, "probability": filling.probability, "masks": masks}
+            return json.dumps(answer, ensure_ascii=False)
+        lines = [
+            "    " + "  ".join(f"{candidate.text!r} {percent(candidate.probability)}" for candidate in mask)
+            for mask in filling.masks
+        ]
         if len(filling.masks) > 1:
-            print(f"    together, {percent(filling.probability)}: {filling.text}")
+            lines.append(f"    together, {percent(filling.probability)}: {filling.text}")
+        return "\n".join([text, *lines])
 
     model = load(given.run, given.device)
-    for text, filling in [(text, model.fill(text, given.top)) for text in texts]:
-        show(text, filling)
+    show(*[describe(text, model.fill(text, given.top)) for text in texts])
 
 
 def percent(probability: float) -> str:

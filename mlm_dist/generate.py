@@ -8,7 +8,7 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 
 from mlm_dist.command_line import add_device, run_parser
-from mlm_dist.errors import run_verb
+from mlm_dist.errors import run_verb, show
 from mlm_dist.trained.request import Request
 
 SEPARATOR = "---"
@@ -84,9 +84,9 @@ def main(arguments: list[str]) -> None:
     with screen() if watched and sys.stdout.isatty() else contextlib.nullcontext() as watch:
         generations = model.generate(**given, watch=watch)
     if as_json:
-        print(*[json.dumps(generation._asdict(), ensure_ascii=False) for generation in generations], sep="\n")
+        show(*[json.dumps(generation._asdict(), ensure_ascii=False) for generation in generations])
     else:
-        print(*[generation.text for generation in generations], sep=f"\n{SEPARATOR}\n")
+        show(*[generation.text for generation in generations], sep=f"\n{SEPARATOR}\n")
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
 from mlm_dist.command_line import OneLineParser, add_device, named_path
-from mlm_dist.errors import UserError, run_verb
+from mlm_dist.errors import UserError, run_verb, show
 
 if TYPE_CHECKING:
     from mlm_dist.pictures.answers import Answers
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> None:
             paths += draw(out / "neighbours", size_of_neighbours(words), lay_out_neighbours, words)
         if answers:
             paths += write_report(given.run[0], histories[0], answers.sentences, answers.note, out / "report.html")
-    print(*paths, sep="\n")
+    show(*map(str, paths))
 
 
 def ask(given: Namespace) -> "Answers":

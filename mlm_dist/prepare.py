@@ -8,7 +8,7 @@ from mlm_dist.command_line import OneLineParser, named_path
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.splitting import describe_held_out, hold_out
 from mlm_dist.data.texts import find_documents
-from mlm_dist.errors import UserError, run_verb
+from mlm_dist.errors import UserError, run_verb, show
 from mlm_dist.files import refuse_existing
 
 
@@ -118,7 +118,7 @@ def main(arguments: list[str]) -> None:
         else ""
     )
     held_out = f" ({describe_held_out(manifest)})" if manifest.tokens["val"] else ""
-    print(
+    show(
         f"{given.out}: {len(documents)} documents, {manifest.tokens['train']:,} tokens to train on, "
         f"{manifest.tokens['val']:,} held out{held_out}, "
         f"vocabulary {manifest.vocab_size}{fewer} ({manifest.tokenizer}, with [MASK]), "

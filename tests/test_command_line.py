@@ -1,5 +1,7 @@
 """Flags of the verbs that take no config, and what they read from files of lines."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,18 @@ def test_verbs_compute_where_they_are_told_to(arguments: tuple[object, ...], run
     assert verb(str(name), "--run", run_dir, *rest, "--device", "cpu", cwd=tmp_path).returncode == 0
     unknown = verb(str(name), "--run", run_dir, *rest, "--device", "gpu", cwd=tmp_path)
     assert "argument --device: invalid choice: 'gpu'" in unknown.stderr
+
+
+def test_lines_come_from_what_a_shell_puts_for_a_command(tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: fifo.write_text("one\ntwo\n"))
+    writer.start()
+    assert read_lines(str(fifo)) == ["one", "two"]
+    writer.join()
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
+def test_lines_do_not_come_from_a_device_that_may_never_end(path):
+    with pytest.raises(UserError, match=f"{path}: it is a device and not a regular file"):
+        read_lines(path)

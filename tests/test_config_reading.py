@@ -286,3 +286,34 @@ def test_every_name_in_other_trainers_stands_for_one_key_that_there_is() -> None
     leaves = known_keys().keys() - section_keys()
     assert foreign_names.SAME.keys() <= leaves
     assert all(not {leaf.split(".")[-1] for leaf in leaves} & {name} for name in names)
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\n", "line 2: not YAML: *a stands for what is written elsewhere"),
+        ("model: &m {blocks: 1}\ntrain: {<<: *m}\n", "*m stands for what is written elsewhere"),
+        ("a: &a [*a]\n", "*a stands for"),
+        ("debug: !!bool perhaps\n", "not YAML"),
+        ("seed: !!timestamp now\n", "not YAML"),
+        ("model: !!map [1]\n", "not YAML"),
+        (f"seed: 0x{'f' * 5000}\n", "seed: a number of more than 64 bits"),
+        (f"seed: {'9' * 5000}\n", "not YAML"),
+        (f"masking: {{mask_prob: [0, 0x{'f' * 5000}]}}\n", "masking.mask_prob: a number of more than 64 bits"),
+        ("#" * 100_000, "it is larger than 65.5 kB"),
+    ],
+    ids=range(11),
+)
+def test_a_file_that_would_take_the_stack_the_memory_or_the_time_is_refused(content, words, file):
+    file.write_text(content)
+    with pytest.raises(UserError) as caught:
+        read_config(file)
+    assert words in str(caught.value)
+
+
+@pytest.mark.timeout(30)
+def test_a_number_of_heads_is_proposed_for_any_width():
+    with pytest.raises(UserError, match=r"not a multiple of model\.heads"):
+        parse_config(["--model.embedding_dim", str(2**61 - 1), "--model.heads", str(10**15)], "train")

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import os
+import pty
 import re
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +20,7 @@ from mlm_dist import load
 from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.errors import UserError
+from mlm_dist.errors import UserError, say, show, tell
 from mlm_dist.training.checkpoint import describe, step_of
 from mlm_dist.training.record import fixed_values
 from mlm_dist.training.run_dir import check_same_run
@@ -454,3 +458,68 @@ def test_a_run_whose_config_does_not_fit_its_weights_cannot_be_asked(begun_run):
     config.write_text(config.read_text().replace("blocks: 2", "blocks: 1"))
     with pytest.raises(UserError, match=re.escape(str(begun_run))):
         load(begun_run, "cpu")
+
+
+NASTY = "a\x1b[2J\x9b1m\x7f\rb\u202ec\u2066d\tZoë 😀"
+HARMLESS = "a\\u001b[2J\\u009b1m\\u007f\\u000db\\u202ec\\u2066d\tZoë 😀"
+
+
+def test_messages_have_a_terminal_do_nothing(capsys):
+    tell(f"{NASTY}\n{NASTY}")
+    say(f"{NASTY}\n{NASTY}")
+    assert capsys.readouterr() == (f"{HARMLESS}\n{HARMLESS}\n", f"mlm_dist: {HARMLESS}\\n{HARMLESS}\n")
+
+
+def test_what_was_asked_for_is_escaped_on_a_terminal_alone(capsys, monkeypatch):
+    show(NASTY, NASTY)
+    assert capsys.readouterr().out == f"{NASTY}\n{NASTY}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    show(NASTY, json.dumps(NASTY, ensure_ascii=False))
+    text, told = capsys.readouterr().out.splitlines()
+    assert text == HARMLESS
+    assert json.loads(told) == NASTY
+
+
+def test_a_document_with_a_nasty_name_does_not_clear_the_screen(train, tmp_path):
+    text = tmp_path / "texts" / "\x1b[2J\x1b]0;title\x07.txt"
+    text.parent.mkdir()
+    text.write_bytes(b"Zo\xeb" * 500)
+    result = train(data__path=text.parent, data__tokenizer="bpe")
+    assert_refused(result, "\\u001b[2J\\u001b]0;title\\u0007.txt: not utf-8 at byte 2")
+    assert "\x1b" not in result.stderr
+
+
+def test_a_verb_on_a_terminal_writes_no_escape_sequence_of_a_text(run_dir):
+    ours, terminal = pty.openpty()
+    command = [sys.executable, "-m", "mlm_dist.fill", "--run", str(run_dir), "--device", "cpu", f"{NASTY} [MASK]"]
+    process = subprocess.Popen(command, stdout=terminal, cwd=REPOSITORY)
+    os.close(terminal)
+    written = b""
+    with suppress(OSError), open(ours, "rb", buffering=0) as screen:  # noqa: PTH123 (reading fails at its end)
+        while part := screen.read(1000):
+            written += part
+    assert process.wait() == 0
+    assert written.decode().startswith(f"{HARMLESS} [MASK]\r\n")
+    assert not re.search(r"[\x1b\x9b\u202e]", written.decode())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model.embedding_dim", 2_000_000), ("model.blocks", 10**9), ("model.vocab_size", 10**12)],
+)
+def test_a_model_that_is_too_large_for_the_machine(key, value, train, new_run):
+    assert_refused(train(**{key.replace(".", "__"): value}), f"{key} {value}", "make the model smaller")
+    assert not new_run.exists()
+
+
+def test_weights_in_a_fifo_are_not_waited_for(begun_run):
+    (begun_run / "DONE").touch()
+    (begun_run / "model.pth").unlink(missing_ok=True)
+    os.mkfifo(begun_run / "model.pth")
+    assert_refused(verb("fill", "--run", begun_run, "A [MASK].", timeout=60), "model.pth: it is a FIFO")
+
+
+def test_metrics_in_a_fifo_are_not_waited_for(train, begun_run):
+    (begun_run / "metrics.jsonl").unlink()
+    os.mkfifo(begun_run / "metrics.jsonl")
+    assert_refused(train(), "metrics.jsonl: it is a FIFO")

@@ -36,7 +36,9 @@ def export_model(model: TrainedModel, out: Path) -> None:
         (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
         write_json(describe_tokenizer(shape.block_size), folder / "tokenizer_config.json")
         write_json(describe_model(shape, model.tokenizer), folder / "config.json")
-        (folder / "README.md").write_text(write_card(model, out.absolute().name), encoding="utf-8")
+        card = write_card(model, out.absolute().name)
+        # A folder's name, or what a run recorded of its machine, need not be text.
+        (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         weights = convert_weights(model.encoder.state_dict(), shape)
         # transformers asks who wrote the tensors: "pt" is torch.
         (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))

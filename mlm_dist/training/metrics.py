@@ -188,7 +188,7 @@ def read_events(path: Path) -> list[Event]:
 
     So is, with a warning, any other line that is no event.
     """
-    events = []
+    events, left_out = [], []
     *lines, last = read_text(path, errors="replace").split("\n")
     for number, line in enumerate([*lines, last], start=1):
         try:
@@ -198,7 +198,10 @@ def read_events(path: Path) -> list[Event]:
         if is_event(event):
             events.append(event)
         elif number <= len(lines):
-            warn(f"{path} line {number} is left out: it is no event")
+            left_out.append(number)
+    if left_out:
+        others = f" and {len(left_out) - 1} others are left out: they are no events"
+        warn(f"{path} line {left_out[0]}{others if len(left_out) > 1 else ' is left out: it is no event'}")
     return events
 
 

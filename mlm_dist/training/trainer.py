@@ -352,7 +352,7 @@ class Trainer:
                 self.restore(state)
             except UserError as error:
                 raise UserError(f"{place} {error}") from error
-            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
                 raise UserError(f"{place} is of a model of another shape: choose another run_dir") from error
         if record and (changes := differences(self.record["adjustable"], record["adjustable"])):
             warn(f"{place}: the run goes on with {', '.join(changes)}")
@@ -371,7 +371,7 @@ class Trainer:
 
         Raises:
             UserError: it does not belong to this run; the rest of a sentence that begins with its name.
-            KeyError, TypeError, ValueError, AttributeError, RuntimeError: it is of another model.
+            LookupError, TypeError, ValueError, AttributeError, RuntimeError: it is of another model.
         """
         step, seconds, bad_steps = state["step"], state["seconds"], state["bad_steps"]
         if not (type(step) is type(bad_steps) is int and min(step, bad_steps) >= 0):

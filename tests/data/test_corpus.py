@@ -1,6 +1,7 @@
 """Prepared corpora: read as they were written, and refused where they were not."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +81,17 @@ def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def as_fifo(name: str) -> Callable[[Path], None]:
+    """Put a FIFO in the place of a file."""
+
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return replace
+
+
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -97,6 +109,16 @@ def without(name: str) -> Callable[[Path], None]:
         (edited(tokens=None), r"corpus\.json: not a corpus description"),
         (edited(tokens={"train": 1}), r"corpus\.json: not a corpus description"),
         (edited(tokens={"train": None, "val": None}), r"corpus\.json: not a corpus description"),
+        (rewritten(MANIFEST, lambda content: b"[" * 100_000), r"corpus\.json: not .* nested too deeply"),
+        (rewritten(MANIFEST, lambda content: b'{"version": ' + b"9" * 5000), r"corpus\.json: not .* too many digits"),
+        (edited(version=[["x" * 10_000]]), r"corpus\.json: format version \[\['xxx.{1,30}'\]\] instead of 1"),
+        (edited(tokens={"train": 10**4299, "val": 1}), r"corpus\.json: not a corpus description"),
+        (edited(documents=[{}]), r"corpus\.json: not a corpus description"),
+        (edited(documents=["x"]), r"corpus\.json: not a corpus description"),
+        (as_fifo(MANIFEST), r"corpus\.json: it is a FIFO and not a regular file"),
+        (as_fifo("train.bin"), r"train\.bin: it is a FIFO and not a regular file"),
+        (as_fifo("tokenizer/ranks.tiktoken"), r"ranks\.tiktoken: it is a FIFO and not a regular file"),
+        (as_fifo("tokenizer/encoding.json"), r"encoding\.json: it is a FIFO and not a regular file"),
         (edited(vocab_size=301), r"its tokenizer is not the one in corpus\.json"),
         (edited(mask_id=5), r"its tokenizer is not the one in corpus\.json"),
         (without("train.bin"), r"train\.bin: No such file"),

@@ -1,6 +1,7 @@
 """Tokenizers: exact, reversible, and whole after a round through their files."""
 
 import base64
+import hashlib
 import json
 import random
 import signal
@@ -20,6 +21,7 @@ from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.tokenizer import (
     ENCODING_FILE,
     GPT2_PATTERN,
+    MASK,
     RANKS_FILE,
     Tokenizer,
     byte_characters,
@@ -308,3 +310,43 @@ def test_an_interrupt_ends_what_does_not_listen_to_it_before_it_has_ended() -> N
         run_interruptibly(work)
     assert not ended.is_set()
     may_end.set()
+
+
+def gpt2_like(**changes: int | None) -> dict[bytes, int]:
+    """Ranks of single bytes, some of which are changed or left out."""
+    changed = {key.encode(): rank for key, rank in changes.items()}
+    return {token: rank for token, rank in ({bytes([b]): b for b in range(256)} | changed).items() if rank is not None}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "special_tokens"),
+    [
+        (gpt2_like(a=98), {}),  # that of b
+        (gpt2_like(a=None), {}),
+        (gpt2_like(a=-1), {}),
+        (gpt2_like(a=10**30), {}),
+        (gpt2_like(), {MASK: 256}),
+        (gpt2_like(), {MASK: 97}),
+        (gpt2_like(), {MASK: -1}),
+        (gpt2_like(), {MASK: 2**31}),
+        (gpt2_like(), {MASK: 10**30}),
+        (gpt2_like(), {MASK: 257.0}),
+        (gpt2_like(), {MASK: "257"}),
+        (gpt2_like(), {"more": None}),
+    ],
+    ids=str,
+)
+def test_ids_at_which_tiktoken_would_panic_or_take_any_memory_are_damage(
+    tmp_path: Path, ranks: dict[bytes, int], special_tokens: dict[str, object]
+) -> None:
+    content = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+    (tmp_path / RANKS_FILE).write_bytes(content)
+    parts = {
+        "name": "bytes",
+        "pattern": GPT2_PATTERN,
+        "special_tokens": {"<|endoftext|>": 256, MASK: 257} | special_tokens,
+        "sha256": hashlib.sha256(content).hexdigest(),
+    }
+    (tmp_path / ENCODING_FILE).write_text(json.dumps(parts))
+    with pytest.raises(UserError, match="damaged"):
+        Tokenizer.load(tmp_path)

@@ -17,7 +17,7 @@ import pytest
 from mlm_dist import load
 from mlm_dist.config_reading import read_config
 from mlm_dist.pictures.report import amount, duration, losses_at_round_steps, write_report
-from mlm_dist.pictures.sentences import fill_sentences
+from mlm_dist.pictures.sentences import Sentence, fill_sentences
 from mlm_dist.trained.model import TrainedModel
 from mlm_dist.training.history import History, read_history
 from mlm_dist.training.metrics import read_events
@@ -274,3 +274,37 @@ def luminance(color: str) -> float:
     shares = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
     red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+PAYLOADS = [
+    "<script>document.title='run'</script>",
+    '"><img src=x onerror="document.title=\'run\'">',
+    "</pre></script><script src=/evil.js></script>",
+    "<svg onload=alert(1)>",
+    "\x1b[2J\u202e\x00\x9b",
+]
+
+
+@needs_browser
+def test_a_browser_runs_nothing_that_a_run_directory_holds(run_dir: Path, tmp_path: Path) -> None:
+    run, page = tmp_path / PAYLOADS[0].replace("/", "\\"), tmp_path / "page"
+    shutil.copytree(run_dir, run)
+    page.mkdir()
+    nasty = " ".join(PAYLOADS)
+    (run / "DONE").unlink()
+    (run / "STOPPED").write_text(nasty)
+    (run / "config.yaml").write_text(f"data:\n  path: {nasty}\n")
+    (run / "machine.json").write_text(json.dumps({nasty: nasty, "list": [nasty]}))
+    sentence = Sentence([nasty, nasty], [[(nasty, 50.0)]])
+    history = dataclasses.replace(history_of(run), name=nasty)
+    write_report(run, history, [sentence], nasty, page / "report.html")
+    seen = visit(page, "report.html", tmp_path / "profile")
+    assert seen.requests == ["/report.html"]
+    assert not seen.console
+    elements = Page(seen.document)
+    assert not {"script", "svg"} & {tag for tag, _ in elements.elements}
+    assert len([tag for tag, _ in elements.elements if tag == "img"]) == 6
+    text = measure(page, "report.html", 1280, tmp_path / "other profile")["text"]
+    for payload in PAYLOADS[:-1]:
+        assert text.count(payload) >= 8
+    assert elements.texts("title") != ["run"]

@@ -1,4 +1,8 @@
+import io
 import json
+import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -179,6 +183,20 @@ def empty_the_manifest(place: Path) -> None:
     (place / "manifest.json").write_text("[]")
 
 
+def nest_the_manifest(place: Path) -> None:
+    (place / "manifest.json").write_text("[" * 100_000)
+
+
+def put_a_fifo_for_the_state(place: Path) -> None:
+    (place / "state.pt").unlink()
+    os.mkfifo(place / "state.pt")
+
+
+def put_a_fifo_for_the_manifest(place: Path) -> None:
+    (place / "manifest.json").unlink()
+    os.mkfifo(place / "manifest.json")
+
+
 def take_the_manifest_of_another_step(place: Path) -> None:
     manifest = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(json.dumps(manifest | {"step": 1}))
@@ -194,6 +212,9 @@ def take_the_manifest_of_another_step(place: Path) -> None:
         garble_the_manifest,
         empty_the_manifest,
         take_the_manifest_of_another_step,
+        nest_the_manifest,
+        put_a_fifo_for_the_state,
+        put_a_fifo_for_the_manifest,
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_names_it(
@@ -234,3 +255,38 @@ def test_no_code_in_a_checkpoint_is_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="other than tensors"):
         load_checkpoint(place)
     assert not (tmp_path / "was here").exists()
+
+
+def saved(value: object, old: bool = False) -> bytes:
+    content = io.BytesIO()
+    torch.save(value, content, _use_new_zipfile_serialization=not old)
+    return content.getvalue()
+
+
+def compressed(content: bytes) -> bytes:
+    """What torch wrote, compressed, with a tensor of 100 MB of zeros in it, which takes a hundred kilobytes."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as parts, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in parts.namelist():
+            out.writestr(name, bytes(100 << 20) if name.endswith("data/0") else parts.read(name))
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"junk",
+        pickle.dumps({"step": 1}),
+        saved([1]),
+        saved({1: 2}),
+        saved({"step": 1}, old=True),
+        compressed(saved({"weight": torch.ones(5)})),
+    ],
+    ids=["empty", "junk", "pickle", "list", "numbers", "old form", "compressed"],
+)
+def test_what_torch_save_did_not_write_of_a_mapping_is_not_read(tmp_path: Path, content: bytes) -> None:
+    place = save(tmp_path, 1)
+    (place / "state.pt").write_bytes(content)
+    with pytest.raises(UserError, match=r"state.pt holds something other than tensors and plain values"):
+        load_checkpoint(place)

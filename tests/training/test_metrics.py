@@ -177,3 +177,25 @@ def test_a_line_that_is_no_event_is_left_out_with_a_warning(folder: RunDir, caps
         "4 is left out: it is no event",
         "5 is left out: it is no event",
     ]
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        '"x"',
+        "null",
+        "1.5",
+        "true",
+        "[1]",
+        '1, "loss": "high"',
+        '1, "loss": 1e999',
+        '1, "lr": NaN',
+        f'1, "tokens": {10**50}',
+    ],
+)
+def test_an_event_with_figures_that_are_none_is_left_out(
+    folder: RunDir, capsys: pytest.CaptureFixture[str], event: str
+) -> None:
+    folder.metrics.write_text(f'{{"step": {event}}}\n{"[" * 100_000}\n{"9" * 5000}\n{{"step": 2, "loss": null}}\n')
+    assert read_events(folder.metrics) == [{"step": 2, "loss": None}]
+    assert len(capsys.readouterr().err.splitlines()) == 3

@@ -1,7 +1,7 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from mlm_dist.config_reading import read_config
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.training.optim import (
     build_optimizers,
+    check_state,
     fit_schedule,
     learning_rate,
     set_learning_rate,
@@ -246,3 +247,32 @@ def test_muon_moves_a_matrix_along_its_gradients_directions_all_alike() -> None:
     # Newton and Schulz's iteration brings singular values near 1, not quite to it.
     assert lengths.min() > 0.5
     assert lengths.max() < 1.3
+
+
+def change(state: dict[int, dict[str, torch.Tensor]], **changes: torch.Tensor | None) -> dict[int, Any]:
+    """The state with values of its first weight changed or left out."""
+    return {**state, 0: {name: value for name, value in (state[0] | changes).items() if value is not None}}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_state_of_other_weights_or_of_another_optimizer_is_found(name: Literal["adamw", "muon"]) -> None:
+    encoder = Encoder(ModelConfig(vocab_size=50, block_size=8, embedding_dim=16, heads=2, blocks=1))
+    optimizer = build_optimizers(encoder, OptimConfig(name=name))[-1]
+    check_state(optimizer, {})
+    encoder(torch.zeros(1, 5, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()["state"]
+    check_state(optimizer, state)
+    moment = "momentum_buffer" if name == "muon" else "exp_avg"
+    for damaged in (
+        change(state, **{moment: None}),
+        change(state, **{moment: torch.zeros(3)}),
+        change(state, **{moment: state[0][moment].to_sparse()}),
+        change(state, more=torch.zeros(())),
+        {**state, len(state): state[0]},
+        {**state, "0": state[0]},
+        {**state, 0: None},
+        [],
+    ):
+        with pytest.raises((AttributeError, TypeError, ValueError)):
+            check_state(optimizer, damaged)
