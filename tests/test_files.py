@@ -114,6 +114,17 @@ def test_what_is_no_regular_file_is_not_waited_for(irregular: dict[str, Path], k
     assert caught.value.filename == str(irregular[kind])
 
 
+@pytest.mark.timeout(20)
+def test_a_file_that_becomes_a_fifo_as_it_is_opened_is_not_waited_for(
+    irregular: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    before = (tmp_path / "file").stat()
+    monkeypatch.setattr(Path, "stat", lambda _: before)
+    with pytest.raises(OSError, match="it is a FIFO and not a regular file"):
+        open_regular(irregular["FIFO"])
+
+
 def test_a_folder_is_no_file_and_leaves_no_handle_open(tmp_path: Path) -> None:
     before = sum(1 for _ in Path("/proc/self/fd").iterdir())
     for _ in range(20):

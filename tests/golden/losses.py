@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.conftest import REPOSITORY, flags, verb
+from tests.conftest import flags, verb
 
 FOLDER = Path(__file__).parent
 STEPS = 20
