@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from PIL import Image
 
 from mlm_dist.config import OptimConfig
-from mlm_dist.drawing import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, picture, render
+from mlm_dist.plots.style import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, picture, render
 from mlm_dist.training.optim import fit_schedule, learning_rate
 
 if TYPE_CHECKING:

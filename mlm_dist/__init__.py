@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from os import PathLike
 
-    from mlm_dist.trained.model import TrainedModel
+    from mlm_dist.inference.model import TrainedModel
 
 __version__ = "0.1.0"
 
@@ -23,7 +23,7 @@ def load(run_dir: "str | PathLike[str]", device: Literal["auto", "cpu", "cuda"] 
     # Only now, so that `import mlm_dist` and the verbs' --help do not wait for torch.
     from pathlib import Path  # noqa: PLC0415
 
-    from mlm_dist.trained.model import TrainedModel  # noqa: PLC0415
-    from mlm_dist.training.distributed import choose_device  # noqa: PLC0415
+    from mlm_dist.distributed import choose_device  # noqa: PLC0415
+    from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
 
     return TrainedModel(Path(run_dir), choose_device(device))

@@ -64,10 +64,10 @@ def main(arguments: list[str]) -> None:
     except OSError as error:
         raise UserError(f"--out {given.out}: {error.strerror}") from error
     # Only now, so that --help and mistakes are answered without waiting for torch.
-    from mlm_dist.measuring.parts import is_random  # noqa: PLC0415
-    from mlm_dist.measuring.report import draw, table  # noqa: PLC0415
-    from mlm_dist.measuring.suite import Suite, open_corpus  # noqa: PLC0415
-    from mlm_dist.training.distributed import choose_device  # noqa: PLC0415
+    from mlm_dist.benchmarks.parts import is_random  # noqa: PLC0415
+    from mlm_dist.benchmarks.report import draw, table  # noqa: PLC0415
+    from mlm_dist.benchmarks.suite import Suite, open_corpus  # noqa: PLC0415
+    from mlm_dist.distributed import choose_device  # noqa: PLC0415
 
     on_cpu = choose_device(config.device).type == "cpu"
     rows = given.rows or min(config.train.batch_size, ROWS_ON_A_CPU if on_cpu else config.train.batch_size)

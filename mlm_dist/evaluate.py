@@ -11,7 +11,7 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError, run_verb, show
 
 if TYPE_CHECKING:
-    from mlm_dist.training.evaluation import Evaluation
+    from mlm_dist.evaluation import Evaluation
 
 
 def describe_arguments() -> ArgumentParser:
@@ -72,10 +72,10 @@ def main(arguments: list[str]) -> None:
         raise UserError("--mask_prob and --lines: give one of them")
     mask_prob = None if given.mask_prob is None else read_mask_prob(given.mask_prob)
     # Only now, so that --help and mistakes are answered without waiting for torch.
-    from mlm_dist.trained.held_out import evaluate  # noqa: PLC0415
-    from mlm_dist.trained.model import TrainedModel  # noqa: PLC0415
-    from mlm_dist.trained.scoring import score_together  # noqa: PLC0415
-    from mlm_dist.training.distributed import Processes  # noqa: PLC0415
+    from mlm_dist.distributed import Processes  # noqa: PLC0415
+    from mlm_dist.inference.held_out import evaluate  # noqa: PLC0415
+    from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
+    from mlm_dist.inference.scoring import score_together  # noqa: PLC0415
 
     processes = Processes(given.device)
     with processes.together():

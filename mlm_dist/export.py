@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from mlm_dist import load  # noqa: PLC0415
-    from mlm_dist.exporting.folder import export_model  # noqa: PLC0415
+    from mlm_dist.huggingface.export import export_model  # noqa: PLC0415
 
     export_model(load(given.run, "cpu"), given.out)
     size = sum(file.stat().st_size for file in given.out.iterdir())

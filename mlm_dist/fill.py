@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     texts = given.texts or read_lines("-")
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from mlm_dist import load  # noqa: PLC0415
-    from mlm_dist.trained.filling import Filling  # noqa: PLC0415
+    from mlm_dist.inference.filling import Filling  # noqa: PLC0415
 
     def describe(text: str, filling: Filling) -> str:
         if given.json:

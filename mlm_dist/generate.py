@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from mlm_dist.command_line import add_device, run_parser
 from mlm_dist.errors import run_verb, show
-from mlm_dist.trained.request import Request
+from mlm_dist.inference.request import Request
 
 SEPARATOR = "---"
 

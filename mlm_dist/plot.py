@@ -7,7 +7,7 @@ from mlm_dist.command_line import OneLineParser, add_device, named_path
 from mlm_dist.errors import UserError, run_verb, show
 
 if TYPE_CHECKING:
-    from mlm_dist.pictures.answers import Answers
+    from mlm_dist.plots.answers import Answers
 
 
 def build_parser() -> ArgumentParser:
@@ -52,12 +52,12 @@ def main(arguments: list[str]) -> None:
         if not given.out:
             raise UserError(f"{len(given.run)} runs are given: say with --out where to put their picture")
     # Only now, so that --help and mistakes are answered without waiting for torch.
-    from mlm_dist.pictures.attention import lay_out_attention, size_of_attention  # noqa: PLC0415
-    from mlm_dist.pictures.neighbours import lay_out_neighbours, size_of_neighbours  # noqa: PLC0415
-    from mlm_dist.pictures.report import write_report  # noqa: PLC0415
-    from mlm_dist.pictures.writing import draw, writing_into  # noqa: PLC0415
-    from mlm_dist.training.curves import SIZE, lay_out_curves  # noqa: PLC0415
-    from mlm_dist.training.history import read_histories  # noqa: PLC0415
+    from mlm_dist.plots.attention import lay_out_attention, size_of_attention  # noqa: PLC0415
+    from mlm_dist.plots.curves import SIZE, lay_out_curves  # noqa: PLC0415
+    from mlm_dist.plots.neighbours import lay_out_neighbours, size_of_neighbours  # noqa: PLC0415
+    from mlm_dist.plots.report import write_report  # noqa: PLC0415
+    from mlm_dist.plots.writing import draw, writing_into  # noqa: PLC0415
+    from mlm_dist.run.history import read_histories  # noqa: PLC0415
 
     histories = read_histories(given.run)
     answers = ask(given) if len(histories) == 1 else None  # before anything is written: it may have been asked wrongly
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> None:
 def ask(given: Namespace) -> "Answers":
     """Ask the run's model for what is to be drawn. The curves and the page do without it, if there is none yet."""
     from mlm_dist import load  # noqa: PLC0415
-    from mlm_dist.pictures.answers import Answers, answer  # noqa: PLC0415
+    from mlm_dist.plots.answers import Answers, answer  # noqa: PLC0415
 
     try:
         model = load(given.run[0], given.device)

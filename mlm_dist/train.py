@@ -4,11 +4,15 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mlm_dist.config import Config
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import run_verb, tell, warn
 from mlm_dist.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from mlm_dist.run.run_dir import RunDir
 
 
 def main(arguments: list[str]) -> None:
@@ -31,9 +35,9 @@ def train(config: Config, stop: StopRequest) -> None:
     # Only now, so that --help and mistakes in the config are answered without waiting for torch.
     from mlm_dist.data.corpus import Corpus, Verify  # noqa: PLC0415
     from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
-    from mlm_dist.training.distributed import Processes  # noqa: PLC0415
+    from mlm_dist.distributed import Processes  # noqa: PLC0415
+    from mlm_dist.run.run_dir import RunDir  # noqa: PLC0415
     from mlm_dist.training.memory import keep_freed_memory  # noqa: PLC0415
-    from mlm_dist.training.run_dir import RunDir  # noqa: PLC0415
     from mlm_dist.training.trainer import Trainer  # noqa: PLC0415
 
     keep_freed_memory()
@@ -63,9 +67,23 @@ def train(config: Config, stop: StopRequest) -> None:
             for line in trainer.misfits():
                 warn(line)
         trainer.train()
+        with processes.together():
+            if processes.is_first and not trainer.stopping:
+                draw(run_dir)
+                run_dir.done.touch()
         if processes.is_first:
             tell(trainer.summarize())
     processes.leave()
+
+
+def draw(run_dir: "RunDir") -> None:
+    """Draw the run's curves. If the disk does not take them, the run has its weights all the same."""
+    from mlm_dist.plots.curves import draw_curves  # noqa: PLC0415
+
+    try:
+        draw_curves(run_dir.metrics, run_dir.curves)
+    except OSError as error:
+        warn(f"{run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` draws it again")
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError, say, show, tell
-from mlm_dist.training.checkpoint import describe, step_of
-from mlm_dist.training.record import fixed_values
-from mlm_dist.training.run_dir import check_same_run
+from mlm_dist.run.checkpoint import describe, step_of
+from mlm_dist.run.record import fixed_values
+from mlm_dist.run.run_dir import check_same_run
 from tests.conftest import REPOSITORY, Result, start, tiny_flags, torchrun, verb
 
 PREFIX = "mlm_dist: error: "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.training.metrics import read_events
+from mlm_dist.run.metrics import read_events
 from tests.conftest import REPOSITORY, Result, start, tiny_flags
 
 SCRIPTS = sorted([*(REPOSITORY / "launch").glob("*.sh"), *(REPOSITORY / "slurm").glob("*.sh")])

@@ -1,7 +1,7 @@
 """Imports go only downward.
 
-Verbs -> exporting, pictures -> mlm_dist -> trained, measuring -> training -> model, data -> config_reading,
-command_line -> config, files, foreign_names -> errors, drawing.
+Verbs -> huggingface, benchmarks -> plots -> mlm_dist -> inference -> training -> evaluation, run ->
+model, data, distributed -> precision, config_reading, command_line -> config, files, foreign_names -> errors.
 """
 
 import ast
@@ -15,14 +15,16 @@ from tests.conftest import REPOSITORY, start
 
 PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
-    {"errors", "drawing"},
+    {"errors"},
     {"config", "files", "foreign_names"},
-    {"config_reading", "command_line"},
-    {"data", "model"},
+    {"config_reading", "command_line", "precision"},
+    {"data", "model", "distributed"},
+    {"evaluation", "run"},
     {"training"},
-    {"trained", "measuring"},
+    {"inference"},
     {""},  # the package itself: its version, and `load`
-    {"exporting", "pictures"},
+    {"plots"},
+    {"huggingface", "benchmarks"},
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 
@@ -67,7 +69,7 @@ NOUNS = [name for name in FILES if name not in VERBS]
 def test_there_are_verbs_and_nouns():
     assert {"mlm_dist.train", "mlm_dist.fill", "mlm_dist.prepare"} <= set(VERBS)
     assert {"mlm_dist.training.trainer", "mlm_dist.errors"} <= set(NOUNS)
-    assert OURS["mlm_dist.training.precision"] == {"mlm_dist.errors"}
+    assert OURS["mlm_dist.precision"] == {"mlm_dist.errors"}
 
 
 def test_every_module_has_its_place():
@@ -90,7 +92,7 @@ def test_no_two_modules_import_each_other():
 def test_the_package_itself_is_imported_in_an_instant():
     loaded = start([sys.executable, "-c", "import mlm_dist, sys; print(*sys.modules)"]).stdout.split()
     assert "mlm_dist" in loaded
-    assert {"torch", "numpy", "yaml", "mlm_dist.trained"}.isdisjoint(loaded)
+    assert {"torch", "numpy", "yaml", "mlm_dist.inference"}.isdisjoint(loaded)
 
 
 def test_the_model_knows_no_files():
@@ -107,7 +109,7 @@ def test_data_knows_no_model():
 
 
 def test_checkpoints_know_neither_model_nor_data():
-    assert OURS["mlm_dist.training.checkpoint"] <= {"mlm_dist.errors", "mlm_dist.files"}
+    assert OURS["mlm_dist.run.checkpoint"] <= {"mlm_dist.errors", "mlm_dist.files"}
 
 
 @pytest.mark.parametrize("name", VERBS)

@@ -7,7 +7,7 @@ import pytest
 
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.preparation import SAMPLE_TEXT
-from mlm_dist.training.metrics import read_events
+from mlm_dist.run.metrics import read_events
 from tests.conftest import tiny_flags, torchrun, verb
 
 SHORT = {"train__max_iters": 4, "optim__warmup_iters": 2}
@@ -62,6 +62,18 @@ def test_a_trained_vocabulary_is_asked_for_by_number_once_and_is_found_again_wit
         assert vocab_size(tmp_path / "run") == 100000
     assert "step 4 to 6" in result.stdout
     assert len(list((tmp_path / "cache" / "mlm_dist").glob("*/corpus.json"))) == 1
+
+
+def test_a_run_whose_picture_cannot_be_written_is_done(corpus_folder: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "plots").write_text("in the way")
+    result = verb("train", *tiny_flags(corpus_folder, run_dir, **SHORT))
+    assert result.returncode == 0, result.stderr
+    assert (run_dir / "DONE").exists()
+    assert said(result.stderr) == [
+        f"{run_dir}/plots/curves.png cannot be written (File exists); `python -m mlm_dist.plot` draws it again"
+    ]
 
 
 @pytest.mark.multiprocess

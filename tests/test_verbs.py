@@ -13,7 +13,7 @@ import torch
 from mlm_dist import embed, evaluate, export, fill, generate, plot, prepare, train
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
-from mlm_dist.training.lock import lock
+from mlm_dist.run.lock import lock
 from mlm_dist.training.stopping import SIGNALS
 from tests.conftest import start, tiny_flags
 

@@ -67,7 +67,7 @@ def train(judge: "Judge", texts: list[str], steps: int, out: Path) -> None:
     from transformers import get_cosine_schedule_with_warmup  # noqa: PLC0415
 
     from judge import BLOCK  # noqa: PLC0415
-    from mlm_dist.training.precision import autocast, choose_dtype  # noqa: PLC0415
+    from mlm_dist.precision import autocast, choose_dtype  # noqa: PLC0415
 
     ids = torch.from_numpy(np.concatenate([[judge.end_id, *judge.encode(text)] for text in texts]))
     tell(f"vocabulary {judge.tokenizer.get_vocab_size()}, {len(ids):,} tokens to train on")

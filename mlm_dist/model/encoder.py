@@ -171,7 +171,7 @@ class Encoder(nn.Module):
         """Compute what transformers calls so of the exported model: (B, T, C).
 
         That is the output of the last block, normalised but without the final norm's scale and shift, which the export
-        has in the head (see exporting/megatron_bert.py).
+        has in the head (see huggingface/megatron_bert.py).
         """
         return F.layer_norm(self.run_blocks(tokens), self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
 

@@ -17,22 +17,21 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.randomness import salt
 from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError, UserError, warn
+from mlm_dist.evaluation import HeldOut
 from mlm_dist.files import replacing
 from mlm_dist.model.encoder import Encoder, check_weights
 from mlm_dist.model.loss import MaskedLoss
-from mlm_dist.training.checkpoint import find_newest, load_checkpoint, read_record, write
-from mlm_dist.training.curves import draw_curves
-from mlm_dist.training.distributed import Processes
-from mlm_dist.training.evaluation import HeldOut
-from mlm_dist.training.machine import describe_machine
+from mlm_dist.precision import autocast, choose_dtype
+from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
+from mlm_dist.run.checkpoint import find_newest, load_checkpoint, read_record, write
+from mlm_dist.run.machine import describe_machine
+from mlm_dist.run.metrics import Recorder, Stopwatch, read_events
+from mlm_dist.run.record import describe_run, differences
+from mlm_dist.run.run_dir import RunDir, check_same_run
 from mlm_dist.training.memory import check_memory, enough_memory
-from mlm_dist.training.metrics import Recorder, Stopwatch, read_events
 from mlm_dist.training.optim import build_optimizers, check_state, learning_rate, set_learning_rate, shortened_parts
-from mlm_dist.training.precision import autocast, choose_dtype
-from mlm_dist.training.record import describe_run, differences
-from mlm_dist.training.run_dir import RunDir, check_same_run
-from mlm_dist.training.saving import BackgroundSaver, copy_to_cpu
 from mlm_dist.training.stopping import StopRequest
 
 SMALLEST_SCALE = 2.0**-10
@@ -417,18 +416,6 @@ class Trainer:
             raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
         if self.saver.failed:
             raise RunError(f"{self.run_dir.path} has no checkpoint of step {self.step}: {MAKE_ROOM}")
-        if not self.stopping:
-            self.draw()
-            self.run_dir.done.touch()
-
-    def draw(self) -> None:
-        """Draw the run's curves. If the disk does not take them, the run has its weights all the same."""
-        try:
-            draw_curves(self.run_dir.metrics, self.run_dir.curves)
-        except OSError as error:
-            warn(
-                f"{self.run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` draws it again"
-            )
 
     def machine(self) -> dict[str, str | int]:
         """What it is trained on."""

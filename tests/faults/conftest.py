@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mlm_dist.training.checkpoint import list_checkpoints, step_of
-from mlm_dist.training.metrics import read_events
+from mlm_dist.run.checkpoint import list_checkpoints, step_of
+from mlm_dist.run.metrics import read_events
 from tests.conftest import REPOSITORY, start, tiny_flags
 
 # Saves and evaluations at different steps, randomness at every step, a line of metrics for each.

@@ -29,7 +29,7 @@ import yaml
 
 from mlm_dist import embed, evaluate, export, fill, generate, plot, train
 from mlm_dist.errors import run_verb
-from mlm_dist.training.checkpoint import MANIFEST, STATE, describe, list_checkpoints
+from mlm_dist.run.checkpoint import MANIFEST, STATE, describe, list_checkpoints
 from tests.conftest import tiny_flags
 
 SECONDS = 10
@@ -353,8 +353,8 @@ def commands(case: Path) -> dict[str, tuple[Callable[[list[str]], None], list[st
 
 def read_metrics(arguments: list[str]) -> None:
     """What `plot` does with metrics but for the drawing, which takes a second."""
-    from mlm_dist.pictures.report import figures_of, losses_at_round_steps
-    from mlm_dist.training.history import read_histories
+    from mlm_dist.plots.report import figures_of, losses_at_round_steps
+    from mlm_dist.run.history import read_histories
 
     (history,) = read_histories([Path(arguments[0])])
     print(figures_of(history), losses_at_round_steps(history))

@@ -7,7 +7,7 @@ import torch
 
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.sampler import GlobalBatchSampler
-from mlm_dist.training.checkpoint import find_newest, load_checkpoint
+from mlm_dist.run.checkpoint import find_newest, load_checkpoint
 from tests.conftest import Result, start
 from tests.faults.conftest import history, in_its_place, train_command
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.training.checkpoint import find_damage, list_checkpoints, step_of
+from mlm_dist.run.checkpoint import find_damage, list_checkpoints, step_of
 from tests.conftest import start
 from tests.faults.conftest import assert_same_run, complete, end, has_reached, held, running, train_command, wait_until
 

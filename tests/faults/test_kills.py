@@ -31,26 +31,26 @@ MOMENTS = [
     (STEP, 45, "after"),
     ("mlm_dist.training.trainer:Trainer.resume", 1, "before"),
     ("mlm_dist.training.trainer:Trainer.resume", 1, "after"),
-    ("mlm_dist.training.run_dir:RunDir.begin", 1, "before"),
-    ("mlm_dist.training.run_dir:RunDir.begin", 1, "after"),
-    ("mlm_dist.training.metrics:drop_later_events", 1, "before"),
-    ("mlm_dist.training.metrics:drop_later_events", 1, "after"),
-    ("mlm_dist.training.evaluation:loss_and_hits", 30, "before"),
+    ("mlm_dist.run.run_dir:RunDir.begin", 1, "before"),
+    ("mlm_dist.run.run_dir:RunDir.begin", 1, "after"),
+    ("mlm_dist.run.metrics:drop_later_events", 1, "before"),
+    ("mlm_dist.run.metrics:drop_later_events", 1, "after"),
+    ("mlm_dist.evaluation:loss_and_hits", 30, "before"),
     ("mlm_dist.training.trainer:Trainer.evaluate", 2, "after"),
-    ("mlm_dist.training.metrics:PatientFile.write", 20, "before"),
-    ("mlm_dist.training.metrics:PatientFile.write", 20, "after"),
-    ("mlm_dist.training.checkpoint:write", 2, "before"),
-    ("mlm_dist.training.checkpoint:write", 2, "amid"),
-    ("mlm_dist.training.checkpoint:write", 2, "after"),
-    ("mlm_dist.training.checkpoint:flush", 6, "before"),  # between state, manifest, rename
-    ("mlm_dist.training.checkpoint:flush", 6, "after"),
-    ("mlm_dist.training.checkpoint:find_useless", 3, "after"),
+    ("mlm_dist.run.metrics:PatientFile.write", 20, "before"),
+    ("mlm_dist.run.metrics:PatientFile.write", 20, "after"),
+    ("mlm_dist.run.checkpoint:write", 2, "before"),
+    ("mlm_dist.run.checkpoint:write", 2, "amid"),
+    ("mlm_dist.run.checkpoint:write", 2, "after"),
+    ("mlm_dist.run.checkpoint:flush", 6, "before"),  # between state, manifest, rename
+    ("mlm_dist.run.checkpoint:flush", 6, "after"),
+    ("mlm_dist.run.checkpoint:find_useless", 3, "after"),
 ]
 AT_THE_END = [
     ("mlm_dist.training.trainer:write", "before"),
     ("mlm_dist.training.trainer:write", "amid"),
-    ("mlm_dist.training.trainer:draw_curves", "before"),
-    ("mlm_dist.training.trainer:draw_curves", "after"),
+    ("mlm_dist.plots.curves:draw_curves", "before"),
+    ("mlm_dist.plots.curves:draw_curves", "after"),
 ]
 
 
@@ -121,7 +121,7 @@ def test_all_ranks_and_torchrun_killed(corpus_folder, unbroken_pair, tmp_path):
         (STEP, 70, 1, "torchrun's"),
         (STEP, 33, 0, "rank 0's"),
         (FORWARD, 80, 1, "rank 0's"),
-        ("mlm_dist.training.checkpoint:flush", 9, 0, "torchrun's"),
+        ("mlm_dist.run.checkpoint:flush", 9, 0, "torchrun's"),
     ],
     ids=["a step of rank 1", "a step of rank 0", "between micro-batches of rank 1", "a save"],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.training.checkpoint import find_newest, step_of
+from mlm_dist.run.checkpoint import find_newest, step_of
 from tests.faults.conftest import complete, end, has_reached, history, running, train_command, wait_until
 
 pytestmark = pytest.mark.slow

@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.distributed import Processes
 from mlm_dist.errors import run_verb
-from mlm_dist.training.distributed import Processes
-from mlm_dist.training.run_dir import RunDir
+from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer
 

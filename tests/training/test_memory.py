@@ -10,10 +10,10 @@ import torch
 from mlm_dist.config import Config, ModelConfig, OptimConfig, TrainConfig
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
+from mlm_dist.precision import autocast
 from mlm_dist.training import memory
 from mlm_dist.training.memory import check_memory, enough_memory
 from mlm_dist.training.optim import build_optimizers
-from mlm_dist.training.precision import autocast
 from tests.conftest import start
 
 CPU = torch.device("cpu")

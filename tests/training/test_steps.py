@@ -12,12 +12,12 @@ import torch
 
 from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError
-from mlm_dist.training.checkpoint import list_checkpoints, step_of
-from mlm_dist.training.distributed import Processes
-from mlm_dist.training.metrics import read_events
+from mlm_dist.run.checkpoint import list_checkpoints, step_of
+from mlm_dist.run.metrics import read_events
+from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.optim import learning_rate
-from mlm_dist.training.run_dir import RunDir
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer
 from tests.conftest import tiny_flags
@@ -210,7 +210,6 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_done(
     with pytest.raises(RunError, match="has no checkpoint of step 3"):
         trainer.train()
     assert "a checkpoint could not be written" in capsys.readouterr().err
-    assert not trainer.run_dir.done.exists()
 
 
 def test_a_stop_file_that_comes_after_the_last_step_stops_no_later_run(
@@ -219,7 +218,8 @@ def test_a_stop_file_that_comes_after_the_last_step_stops_no_later_run(
     trainer = make(train__max_iters=3, train__eval_interval=0)
     monkeypatch.setattr(trainer, "save", lambda save=trainer.save: (trainer.run_dir.stop.touch(), save()))
     trainer.train()
-    assert trainer.run_dir.done.exists()
+    assert not trainer.stopping
+    assert trainer.run_dir.model.exists()
     assert not trainer.run_dir.stop.exists()
 
 
@@ -228,11 +228,3 @@ def test_the_machine_is_described_with_the_processes_and_the_precision_of_the_ru
     trainer.processes.world_size = 4
     machine = trainer.machine()
     assert (machine["processes"], machine["precision"]) == (4, "bfloat16")
-
-
-def test_a_run_whose_picture_cannot_be_written_is_done(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = make(train__max_iters=2)
-    (trainer.run_dir.path / "plots").write_text("in the way")
-    trainer.train()
-    assert trainer.run_dir.done.exists()
-    assert "plots/curves.png cannot be written" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.model.encoder import Encoder
-from mlm_dist.training.metrics import read_events
+from mlm_dist.run.metrics import read_events
 from tests.conftest import TINY, start, tiny_flags, torchrun, verb
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.training.checkpoint import list_checkpoints
+from mlm_dist.run.checkpoint import list_checkpoints
 from tests.conftest import REPOSITORY, tiny_flags
 from tests.faults.conftest import SETTINGS, assert_same_run, has_reached
 from tests.faults.slurm.cluster import SEARCH_PATH, Cluster, find_missing

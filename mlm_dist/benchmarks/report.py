@@ -1,0 +1,142 @@
+"""The benchmark's results as tables to read and as one picture."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlm_dist.benchmarks.suite import Results
+from mlm_dist.files import replacing
+from mlm_dist.plots.style import BLUE, GREEN, GREY, SKY, VERMILLION, picture, render
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PART_COLORS = {"input": GREY, "forward": BLUE, "backward": VERMILLION, "optimizer": GREEN, "all-reduce": SKY}
+
+
+def table(results: Results) -> str:
+    """All figures as Markdown tables."""
+    machine, step = results["machine"], results["step"]
+    parts = [part for part in step["parts"] if part != "all-reduce"]
+    total = sum(step["parts"][part] for part in parts)
+    checkpoint, encoding = step["checkpoint"], results["encoding"]
+    lines = [
+        f"{machine['device']}, {machine['cores']} cores, {machine['precision']}, torch {machine['torch']}, Python "
+        f"{machine['python']}, {machine['date']}",
+        "",
+        *head("one step", f"{step['rows']} rows, one process"),
+        row("time", span(step)),
+        row("speed", f"{step['tokens_per_second']:,.0f} tokens/s"),
+        row("peak memory", f"{step['peak_memory'] / 1e9:.2f} GB"),
+        row("arithmetic by formula", f"{step['flops'] / 1e9:,.0f} GFLOP"),
+        row("matrix ceiling, measured", f"{results['ceiling_flops'] / 1e9:,.0f} GFLOP/s"),
+        row("share of the ceiling", f"{step['share_of_ceiling']:.0%}"),
+        *(row(part, share(step["parts"][part], total)) for part in parts),
+        row("input path alone", f"{step['input_tokens_per_second'] / 1e6:.1f} M tokens/s"),
+        row("a checkpoint: training waits", milliseconds(checkpoint["wait"])),
+        row("a checkpoint: the step beside it takes longer by", milliseconds(checkpoint["slower"])),
+        "",
+        *head("against", "rows", "time", "tokens/s", "mlm_dist is faster by", "peak memory", "mlm_dist needs"),
+    ]
+    for peer in results["peers"]:
+        line = row(
+            peer["name"],
+            str(peer["rows"]),
+            span(peer),
+            f"{peer['tokens_per_second']:,.0f}",
+            f"{peer['speed_up']:.2f} x",
+            f"{peer['peak_memory'] / 1e9:.2f} GB",
+            f"{peer['memory_ratio']:.2f} of it",
+        )
+        lines.append(line)
+    if "scaling" in results:
+        lines += ["", *head("processes", "time", "speed-up", "efficiency", "all-reduce alone")]
+    for world in results.get("scaling", []):
+        line = row(
+            str(world["processes"]),
+            span(world),
+            f"{world['speed_up']:.2f} x",
+            f"{world['efficiency']:.0%}",
+            milliseconds(world["all_reduce"]),
+        )
+        lines.append(line)
+    lines += [
+        "",
+        *head("encoding", "MB/s"),
+        row("prepare", f"{encoding['prepare'] / 1e6:.1f}"),
+        row("tiktoken on one core", f"{encoding['tiktoken'] / 1e6:.1f}"),
+        row("ratio", f"{encoding['prepare'] / encoding['tiktoken']:.2f} x"),
+    ]
+    return "\n".join(lines)
+
+
+def head(*titles: str) -> list[str]:
+    """The head of a table."""
+    return [row(*titles), "|".join(["", *["---"] * len(titles), ""])]
+
+
+def row(*cells: str) -> str:
+    """A row of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def milliseconds(seconds: float) -> str:
+    """A time, with as many digits as mean something."""
+    value = seconds * 1e3
+    return f"{value:.0f} ms" if abs(value) >= 100 else f"{value:.1f} ms" if abs(value) >= 10 else f"{value:.2f} ms"
+
+
+def span(measured: Results) -> str:
+    """The median of several times, and how far they went."""
+    median, fastest, slowest = (milliseconds(measured[key]) for key in ("seconds", "fastest", "slowest"))
+    return f"{median} ({fastest} to {slowest})"
+
+
+def share(seconds: float, total: float) -> str:
+    """A part's time and its share of the whole."""
+    return f"{milliseconds(seconds)}, {seconds / total:.0%}"
+
+
+def draw(results: Results, file: Path) -> None:
+    """Draw the results into a PNG; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with picture(9, 8) as figure, replacing(file) as content:
+        lay_out(figure, results)
+        content.write(render(figure, "png"))
+
+
+def lay_out(figure: "Figure", results: Results) -> None:
+    """Draw where a step's time goes, the peers beside each other, and what more processes bring."""
+    machine, step, peers, scaling = (results.get(key, []) for key in ("machine", "step", "peers", "scaling"))
+    heights = [1.2, len(peers), len(peers), max(1, len(scaling))]
+    split, speeds, memory, worlds = figure.subplots(4, 1, height_ratios=heights)
+    figure.suptitle(f"{machine['device']}, {machine['precision']}, torch {machine['torch']}, {machine['date']}")
+    left = 0.0
+    for part, seconds in step["parts"].items():
+        if seconds:
+            split.barh(0, seconds * 1e3, left=left, color=PART_COLORS[part], label=part)
+            left += seconds * 1e3
+    split.legend(ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    split.set(yticks=[], xlabel=f"ms, a step of {step['rows']} rows on one process")
+    names = [peer["name"] for peer in peers]
+    labels = [f"{peer['tokens_per_second']:,.0f}" for peer in peers]
+    bars(speeds, names, [peer["tokens_per_second"] for peer in peers], labels)
+    speeds.set(xlabel=f"tokens/s, {peers[0]['rows']} rows a step")
+    gigabytes = [peer["peak_memory"] / 1e9 for peer in peers]
+    bars(memory, names, gigabytes, [f"{value:.2f}" for value in gigabytes])
+    memory.set(xlabel="peak memory, GB")
+    if scaling:
+        ups = [world["speed_up"] for world in scaling]
+        bars(worlds, [str(world["processes"]) for world in scaling], ups, [f"{up:.2f} x" for up in ups])
+        worlds.set(ylabel="processes", xlabel="speed-up over one process, same global batch")
+    else:
+        worlds.set_axis_off()
+
+
+def bars(axes: "Axes", names: list[str], values: Iterable[float], labels: list[str]) -> None:
+    """Horizontal bars, the first on top and in colour, with their values beside them."""
+    drawn = axes.barh(names, list(values), color=[BLUE] + [GREY] * (len(names) - 1))
+    axes.bar_label(drawn, labels, padding=4)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()

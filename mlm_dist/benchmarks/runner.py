@@ -1,0 +1,134 @@
+"""Contenders seen from outside: started, asked in turns, ended."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlm_dist.config import Config
+from mlm_dist.errors import RunError, UserError
+
+SERVE = "from mlm_dist.benchmarks.contender import serve; serve()"
+WARM_UP = "run 1"
+GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class Runner:
+    """A contender that waits to be asked: one process, or one for each rank.
+
+    Args:
+        name: `mlm_dist` or a peer's.
+        config: what it trains.
+        world_size: how many processes; None for a single one without a process group.
+        threads: of each process; None for as many as torch chooses.
+
+    Raises:
+        UserError: it refuses the config.
+        RunError: it ended before it was ready.
+    """
+
+    def __init__(self, name: str, config: Config, world_size: int | None = None, threads: int | None = None) -> None:
+        self.name = name
+        # Ours and not theirs, so that it goes even if they are killed; they write checkpoints into it.
+        self._folder = tempfile.TemporaryDirectory()
+        folder = Path(self._folder.name)
+        (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        self._errors = [folder / f"stderr-{rank}" for rank in range(world_size or 1)]
+        environment = {key: value for key, value in os.environ.items() if key not in GROUP}
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
+        if world_size:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": str(world_size)}
+        self._ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", SERVE, name, self._folder.name],
+                env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if world_size else {}),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors.open("w"),
+                text=True,
+            )
+            for rank, errors in enumerate(self._errors)
+        ]
+        self._answers()
+
+    def ask(self, question: str) -> list[Any]:
+        """Ask all ranks and wait for their answers.
+
+        Raises:
+            RunError: one of them has ended instead.
+        """
+        for rank in self._ranks:
+            assert rank.stdin is not None
+            try:
+                rank.stdin.write(f"{question}\n")
+                rank.stdin.flush()
+            except BrokenPipeError:
+                pass  # it is gone, which is what its missing answer says
+        return self._answers()
+
+    def slowest(self, question: str) -> float:
+        """The largest answer of the ranks."""
+        return float(max(self.ask(question)))
+
+    def end(self) -> None:
+        """End the processes."""
+        for rank in self._ranks:
+            rank.kill()
+            rank.communicate()
+        self._folder.cleanup()
+
+    def _answers(self) -> list[Any]:
+        answers = []
+        for number, rank in enumerate(self._ranks):
+            assert rank.stdout is not None
+            line = rank.stdout.readline()
+            answer = json.loads(line) if line else {"died": self._last_words(number)}
+            if isinstance(answer, dict) and answer.keys() & {"refused", "died"}:
+                self.end()
+                raise UserError(answer["refused"]) if line else RunError(f"{self.name} ended: {answer['died']}")
+            answers.append(answer)
+        return answers
+
+    def _last_words(self, number: int) -> str:
+        self._ranks[number].wait()
+        lines = self._errors[number].read_text(encoding="utf-8").strip().splitlines()
+        return lines[-1] if lines else f"it ended with exit code {self._ranks[number].returncode}"
+
+
+@contextmanager
+def running(runners: Sequence[Runner]) -> Iterator[Sequence[Runner]]:
+    """Have runners ended after the block, whatever happens in it."""
+    with ExitStack() as stack:
+        for runner in runners:
+            stack.callback(runner.end)
+        yield runners
+
+
+def take_turns(runners: Sequence[Runner], question: str, rounds: int) -> list[list[float]]:
+    """Ask one runner after the other, and again, so that what disturbs the machine for a while disturbs all.
+
+    Each takes a step before the one that counts: in the turns of the others, caches and pages of memory have gone.
+
+    Returns:
+        for each runner, the slowest rank's answer in each round.
+    """
+    answers: list[list[float]] = [[] for _ in runners]
+    for _ in range(rounds):
+        for runner, own in zip(runners, answers, strict=True):
+            runner.ask(WARM_UP)
+            own.append(runner.slowest(question))
+    return answers
+
+
+def free_port() -> str:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])

@@ -1,0 +1,184 @@
+"""The whole benchmark: what is measured, in which order, with which settings."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlm_dist.benchmarks.parts import encoding_rates, matrix_ceiling, random_corpus, step_flops
+from mlm_dist.benchmarks.peers import Peer
+from mlm_dist.benchmarks.runner import WARM_UP, Runner, running, take_turns
+from mlm_dist.config import Config, DataConfig
+from mlm_dist.data.corpus import MANIFEST, Corpus
+from mlm_dist.data.preparation import find_or_prepare, usable_cores
+from mlm_dist.distributed import choose_device
+from mlm_dist.precision import choose_dtype
+from mlm_dist.run.machine import describe_machine
+
+OURS = "mlm_dist"
+STEPS_A_TURN = {"cpu": 2, "cuda": 20}  # a GPU is given many at a time, as in training
+MOST_PROCESSES = 8
+MISSING_VOCABULARY = 50258  # of the corpus that is not there: GPT-2's, which `prepare` takes by default, and [MASK]
+
+Results = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """What to measure.
+
+    Attributes:
+        config: the recipe; its corpus is open as `corpus`.
+        peers: whom to measure it against.
+        rows: of a step in that.
+        rounds: how many turns each contender gets; medians are reported.
+        tell: takes a line about what is going on.
+    """
+
+    config: Config
+    corpus: Corpus
+    peers: list[Peer]
+    rows: int
+    rounds: int
+    tell: Callable[[str], None]
+
+    def measure(self) -> Results:
+        """Measure all of it, in minutes.
+
+        Raises:
+            UserError: the config does not fit the corpus or the machine.
+            RunError: a contender failed.
+        """
+        start = time.perf_counter()
+        device = choose_device(self.config.device)
+        dtype = choose_dtype(self.config.precision, device)
+        results: Results = {"machine": describe_machine(device, dtype), "config": dataclasses.asdict(self.config)}
+        self.tell("the machine's matrix products")
+        results["ceiling_flops"] = matrix_ceiling(device, dtype, self.rounds)
+        self.tell(f"a step of {self.config.train.batch_size} rows")
+        results["step"] = self.measure_step(device, results["ceiling_flops"])
+        self.tell(f"steps of {self.rows} rows, in turns: {', '.join([OURS, *self.peers])}")
+        results["peers"] = self.measure_peers(device)
+        if len(sizes := world_sizes(device, self.config.train.batch_size)) > 1:
+            self.tell(f"{' and '.join(map(str, sizes))} processes, in turns")
+            results["scaling"] = self.measure_scaling(device, sizes)
+        self.tell("encoding")
+        results["encoding"] = encoding_rates(self.corpus, self.rounds)
+        return results | {"seconds": time.perf_counter() - start}
+
+    def measure_step(self, device: torch.device, ceiling: float) -> Results:
+        """A step of the recipe on one process: its time, parts and memory, the input path, a save beside it."""
+        with running([Runner(OURS, self.config)]) as (runner,):
+            runner.ask(WARM_UP)
+            times = [runner.slowest(f"run {STEPS_A_TURN[device.type]}") for _ in range(self.rounds)]
+            splits = [runner.ask("split")[0] for _ in range(self.rounds)]
+            reading = statistics.median(runner.slowest("read") for _ in range(self.rounds))
+            peak = runner.slowest("peak_memory")
+            stall = measure_stall(runner, self.rounds)
+        step, flops = statistics.median(times), step_flops(self.config)
+        tokens = self.config.train.batch_size * self.config.model.block_size
+        return {
+            "rows": self.config.train.batch_size,
+            **spread(times),
+            "tokens_per_second": tokens / step,
+            "peak_memory": peak,
+            "flops": flops,
+            "share_of_ceiling": flops / step / ceiling,
+            "parts": {part: statistics.median(split[part] for split in splits) for part in splits[0]},
+            "input_tokens_per_second": tokens / reading,
+            "checkpoint": stall,
+        }
+
+    def measure_peers(self, device: torch.device) -> list[Results]:
+        """Steps of ours and of the peers, in turns."""
+        config = with_batch_size(self.config, self.rows)
+        with running([Runner(name, config) for name in (OURS, *self.peers)]) as runners:
+            times = take_turns(runners, f"run {STEPS_A_TURN[device.type]}", self.rounds)
+            peaks = [runner.slowest("peak_memory") for runner in runners]
+        return [
+            {
+                "name": runner.name,
+                "rows": self.rows,
+                **spread(own),
+                "tokens_per_second": self.rows * config.model.block_size / statistics.median(own),
+                "speed_up": statistics.median(own) / statistics.median(times[0]),
+                "peak_memory": peak,
+                "memory_ratio": peaks[0] / peak,
+            }
+            for runner, own, peak in zip(runners, times, peaks, strict=True)
+        ]
+
+    def measure_scaling(self, device: torch.device, sizes: list[int]) -> list[Results]:
+        """The same global batch on 1 and more processes, in turns; on a CPU with a thread each."""
+        threads = 1 if device.type == "cpu" else None
+        with running([Runner(OURS, self.config, size if size > 1 else None, threads) for size in sizes]) as runners:
+            times = take_turns(runners, f"run {STEPS_A_TURN[device.type]}", 2 * self.rounds)
+            exchanges = [statistics.median(runner.slowest("all_reduce") for _ in range(5)) for runner in runners]
+        medians = [statistics.median(own) for own in times]
+        return [
+            {
+                "processes": size,
+                **spread(own),
+                "speed_up": medians[0] / median,
+                "efficiency": medians[0] / median / size,
+                "all_reduce": exchange,
+            }
+            for size, own, median, exchange in zip(sizes, times, medians, exchanges, strict=True)
+        ]
+
+
+def spread(times: list[float]) -> Results:
+    """What is reported of a time that was taken several times."""
+    return {"seconds": statistics.median(times), "fastest": min(times), "slowest": max(times)}
+
+
+def measure_stall(runner: Runner, rounds: int) -> Results:
+    """Seconds for which the training waits as a checkpoint is saved, and by which the next step takes longer."""
+    alone, waits, beside = [], [], []
+    for _ in range(rounds):
+        alone.append(runner.slowest("run 1"))
+        waits.append(runner.slowest("save"))
+        beside.append(runner.slowest("run 1"))
+        runner.ask("finish_saving")
+    return {"wait": statistics.median(waits), "slower": statistics.median(beside) - statistics.median(alone)}
+
+
+def world_sizes(device: torch.device, batch_size: int) -> list[int]:
+    """1, 2, 4, ... as far as there are GPUs or cores for them and the batch can be shared."""
+    most = min(MOST_PROCESSES, torch.cuda.device_count() if device.type == "cuda" else usable_cores())
+    return [size for size in (1, 2, 4, 8) if size <= most and batch_size % size == 0]
+
+
+def with_batch_size(config: Config, rows: int) -> Config:
+    """The config with another batch size, put through the model in one go."""
+    train = dataclasses.replace(config.train, batch_size=rows, micro_batch_size=None)
+    return dataclasses.replace(config, train=train)
+
+
+def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
+    """Open the config's corpus; where none lies at the default place, one of random tokens in `folder`.
+
+    Returns:
+        the config as it is to be measured, its `model.vocab_size` a number, and the corpus that it names.
+
+    Raises:
+        UserError: the corpus that was asked for is not there.
+    """
+    path = Path(config.data.path)
+    if config.data.path == DataConfig().path and not (path / MANIFEST).exists():
+        path = folder / "random"
+        config = config.with_vocab_size(MISSING_VOCABULARY)
+        random_corpus(path, config)
+    else:
+        path = find_or_prepare(config.data, config.model.vocab_size)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, path=str(path)),
+        train=dataclasses.replace(config.train, eval_interval=0),
+    )
+    corpus = Corpus.open(path)
+    return config.with_vocab_size(corpus.tokenizer.vocab_size), corpus

@@ -1,0 +1,90 @@
+"""How likely a text is to a masked language model: its pseudo-log-likelihood."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from mlm_dist.distributed import Processes
+from mlm_dist.inference.predictor import Predictor
+
+
+class Score(NamedTuple):
+    """The pseudo-log-likelihood of a text.
+
+    Attributes:
+        log_likelihood: in nats, the sum over the tokens.
+        tokens: how many there are.
+    """
+
+    log_likelihood: float
+    tokens: int
+
+
+class Question(NamedTuple):
+    """A hidden token: the number of its text, where it stands in the window that is seen, and what it is."""
+
+    text: int
+    place: int
+    target: int
+
+
+def score(predictor: Predictor, texts: Sequence[str], within_word: bool) -> list[Score]:
+    """Add up the log-probabilities of a text's tokens, each hidden in turn (Salazar et al. 2020, arXiv 1910.14659).
+
+    Args:
+        predictor: the model.
+        texts: what to score; of one longer than the model's block, each token is seen in a window around it.
+        within_word: hide with a token also those that follow in its word, so that the pieces of a rare word do not give
+            each other away (Kauf and Ivanova 2023, arXiv 2305.10588).
+    """
+    sums = torch.zeros(len(texts), dtype=torch.float64)
+    words = [predictor.tokenizer.encode_words(text) for text in texts]
+    questions = (row for number, text in enumerate(words) for row in hide_each(predictor, number, text, within_word))
+    for asked, tokens in predictor.in_batches(questions):
+        logits = predictor.logits(tokens, [question.place for question in asked])
+        targets = torch.tensor([question.target for question in asked], device=logits.device)
+        found = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        sums.index_add_(0, torch.tensor([question.text for question in asked]), found.double().cpu())
+    counts = [sum(map(len, text)) for text in words]
+    return [Score(total, count) for total, count in zip(sums.tolist(), counts, strict=True)]
+
+
+def score_together(
+    score_texts: Callable[[Sequence[str]], list[Score]], texts: Sequence[str], processes: Processes
+) -> list[Score]:
+    """Score texts that the processes share; every one has all scores in the end."""
+    own = json.dumps(score_texts(texts[processes.rank :: processes.world_size]))
+    scores = [Score(0.0, 0)] * len(texts)
+    for rank, note in enumerate(processes.exchange(own)):
+        scores[rank :: processes.world_size] = [Score(*numbers) for numbers in json.loads(note)]
+    return scores
+
+
+def hide_each(
+    predictor: Predictor, number: int, words: list[list[int]], within_word: bool
+) -> Iterator[tuple[Question, list[int]]]:
+    """A text as often as it has tokens, as far as it is seen, each time with another token hidden.
+
+    Args:
+        predictor: the model.
+        number: of the text.
+        words: the text's token ids, word by word.
+        within_word: whether those that follow in the same word are hidden too.
+    """
+    ids = [token for word in words for token in word]
+    ends = [end for word, end in zip(words, ends_of(words), strict=True) for _ in word]
+    for index, target in enumerate(ids):
+        start, stop = predictor.window(len(ids), index)
+        hidden_to = min(stop, ends[index]) if within_word else index + 1
+        masks = [predictor.tokenizer.mask_id] * (hidden_to - index)
+        yield Question(number, index - start, target), [*ids[start:index], *masks, *ids[hidden_to:stop]]
+
+
+def ends_of(words: list[list[int]]) -> list[int]:
+    """The index behind each word's last token."""
+    ends = [0]
+    for word in words:
+        ends.append(ends[-1] + len(word))
+    return ends[1:]

@@ -1,0 +1,119 @@
+"""What each head of a trained model looks at."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mlm_dist.errors import UserError
+from mlm_dist.inference.model import TrainedModel
+from mlm_dist.plots.tokens import label
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+INCHES_A_TOKEN = 0.19
+LARGEST = 80.0  # inches; what is larger has smaller labels instead
+GAP, TITLE, COLOR_BAR = 0.2, 0.5, 1.1  # inches beside and above a map, and beside them all
+LONGEST_AT_A_GLANCE = 24  # tokens
+POINTS_AN_INCH = 72
+
+
+class Attention(NamedTuple):
+    """The attention maps of a text.
+
+    Attributes:
+        tokens: of the text, as labels.
+        maps: (blocks, heads, T, T): how much each token, a row, looks at each other one, a column. Rows sum to 1.
+    """
+
+    tokens: list[str]
+    maps: npt.NDArray[np.float64]
+
+
+@torch.no_grad()
+def attend(model: TrainedModel, text: str) -> Attention:
+    """Compute the attention maps of a text, which may have masks.
+
+    Raises:
+        UserError: the text is empty, or has more tokens than the model sees at once.
+    """
+    ids, block_size = model.tokenizer.encode_with_masks(text), model.encoder.config.block_size
+    if not ids:
+        raise UserError("--attention: the text is empty")
+    if len(ids) > block_size:
+        raise UserError(
+            f"--attention: the text has {len(ids)} tokens and the model sees {block_size} at once: give less text"
+        )
+    inputs: list[torch.Tensor] = []
+
+    def note_input(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs.append(arguments[0])
+
+    attentions: list[Any] = [block.attention for block in model.encoder.blocks]
+    hooks = [attention.register_forward_pre_hook(note_input) for attention in attentions]
+    try:
+        model.encoder.encode(torch.tensor([ids], device=model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = [
+        torch.cat([attention.head(index).attention_weights(x) for index in range(attention.heads)])
+        for attention, x in zip(attentions, inputs, strict=True)
+    ]
+    return Attention([label(model.tokenizer, token) for token in ids], torch.stack(maps).double().cpu().numpy())
+
+
+def size_of_attention(attention: Attention) -> tuple[float, float]:
+    """Width and height of the picture, in inches."""
+    blocks, heads, length, _ = attention.maps.shape
+    side = length * inches_a_token(attention)
+    labels = 0.65 * inches_a_token(attention) * max(map(len, attention.tokens))
+    beside, below = (heads, blocks) if has_labels_everywhere(attention) else (1, 1)
+    return heads * (side + GAP) + beside * labels + COLOR_BAR, blocks * (side + TITLE) + below * labels
+
+
+def inches_a_token(attention: Attention) -> float:
+    """Width of a token in a map."""
+    blocks, heads, length, _ = attention.maps.shape
+    widest: int = length * max(blocks, heads)
+    return min(INCHES_A_TOKEN, LARGEST / widest)
+
+
+def has_labels_everywhere(attention: Attention) -> bool:
+    """Whether each map has labels, and not only those at the edge: one that is looked at alone, as large as it is."""
+    return len(attention.tokens) > LONGEST_AT_A_GLANCE
+
+
+def lay_out_attention(figure: "Figure", attention: Attention) -> None:
+    """Draw the maps, a row of them for each block, on one scale."""
+    blocks, heads, *_ = attention.maps.shape
+    grid: Any = figure.subplots(blocks, heads, squeeze=False)
+    everywhere, largest = has_labels_everywhere(attention), attention.maps.max()
+    for block, row in enumerate(grid):
+        for head, axes in enumerate(row):
+            image = axes.imshow(attention.maps[block, head], cmap="Blues", vmin=0, vmax=largest, interpolation="none")
+            axes.set_title(f"block {block}, head {head}", fontsize="medium")
+            axes.spines[:].set_visible(False)
+            label_axis(axes.yaxis, attention if everywhere or head == 0 else None)
+            label_axis(axes.xaxis, attention if everywhere or block == blocks - 1 else None, rotation=90)
+    figure.colorbar(
+        image,
+        ax=grid,
+        label="attention of the token on the left to the token below",
+        fraction=0.3 / figure.get_figwidth(),
+        pad=0.2 / figure.get_figwidth(),
+        aspect=30,
+    )
+
+
+def label_axis(axis: "Axis", attention: Attention | None, **style: Any) -> None:
+    """Write the tokens along an axis, or nothing."""
+    axis.set_tick_params(length=0)
+    if attention:
+        size = 0.7 * POINTS_AN_INCH * inches_a_token(attention)
+        axis.set_ticks(range(len(attention.tokens)), attention.tokens, fontsize=size, **style)
+    else:
+        axis.set_ticks([])

@@ -1,0 +1,90 @@
+"""Which tokens a trained model takes for alike."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from mlm_dist.errors import UserError
+from mlm_dist.inference.model import TrainedModel
+from mlm_dist.plots.style import BLUE, GREY, shortened
+from mlm_dist.plots.tokens import label
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NEIGHBOURS = 10
+COLUMNS = 3
+PANEL = (3.8, 3.1)  # inches
+
+
+class Neighbour(NamedTuple):
+    """A token near a word: its label, and the cosine of the angle between their vectors."""
+
+    token: str
+    similarity: float
+
+
+class Neighbourhood(NamedTuple):
+    """A word, the labels of its pieces, and the tokens nearest to it, the nearest first."""
+
+    word: str
+    pieces: list[str]
+    neighbours: list[Neighbour]
+
+
+@torch.no_grad()
+def find_neighbours(model: TrainedModel, word: str, count: int = NEIGHBOURS) -> Neighbourhood:
+    """Find the tokens whose embeddings point most nearly where a word's does.
+
+    The word is taken as in running text, with a space before it. If it has several pieces, its embedding is the mean of
+    theirs. They themselves are left out, and so are the special tokens.
+
+    Raises:
+        UserError: the word is empty.
+    """
+    if not word.strip():
+        raise UserError("--neighbours: a word is empty")
+    tokenizer = model.tokenizer
+    pieces = tokenizer.encode(f" {word.strip()}").tolist()
+    embeddings = model.encoder.token_embedding.weight[: tokenizer.vocab_size]
+    similarities = torch.cosine_similarity(embeddings[pieces].mean(0), embeddings, dim=-1)
+    similarities[[*pieces, *tokenizer.ids_without_text]] = -torch.inf
+    others = int(similarities.isfinite().sum())
+    nearest = similarities.topk(min(count, others))
+    neighbours = zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
+    return Neighbourhood(
+        word.strip(),
+        [label(tokenizer, piece) for piece in pieces],
+        [Neighbour(label(tokenizer, token), similarity) for token, similarity in neighbours],
+    )
+
+
+def size_of_neighbours(neighbourhoods: Sequence[Neighbourhood]) -> tuple[float, float]:
+    """Width and height of the picture, in inches."""
+    columns = min(COLUMNS, len(neighbourhoods))
+    return PANEL[0] * columns, PANEL[1] * math.ceil(len(neighbourhoods) / columns) + 0.3
+
+
+def lay_out_neighbours(figure: "Figure", neighbourhoods: Sequence[Neighbourhood]) -> None:
+    """Draw the neighbours of each word as bars, as long as they are near, on one scale."""
+    columns = min(COLUMNS, len(neighbourhoods))
+    rows = math.ceil(len(neighbourhoods) / columns)
+    panels: list[Any] = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
+    for axes, (word, pieces, neighbours) in zip(panels, neighbourhoods, strict=False):
+        similarities = [neighbour.similarity for neighbour in neighbours]
+        bars = axes.barh(range(len(neighbours)), similarities, color=BLUE)
+        axes.bar_label(bars, [f"{similarity:.2f}" for similarity in similarities], padding=3, fontsize="small")
+        axes.set_yticks(range(len(neighbours)), [neighbour.token for neighbour in neighbours])
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_title(shortened(word, 15), loc="left")
+        if len(pieces) > 1:
+            axes.set_title(shortened(" + ".join(pieces), 19), loc="right", fontsize="small", color=GREY)
+        axes.set_xticks([])
+        axes.spines["bottom"].set_visible(False)
+        axes.margins(x=0.15)
+    for axes in panels[len(neighbourhoods) :]:
+        axes.set_axis_off()
+    figure.supxlabel("cosine similarity of the token embeddings", fontsize="medium")

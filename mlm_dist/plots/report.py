@@ -1,0 +1,216 @@
+"""A page about a run: one file, which needs no other and no network."""
+
+import base64
+import math
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mlm_dist.files import LARGEST_NOTE, read_text, replacing
+from mlm_dist.plots.curves import LABELS, add_legend_of_kinds, draw_figure, draw_losses, unit_of_time
+from mlm_dist.plots.sentences import Sentence
+from mlm_dist.plots.style import BLUE, INK, SKY, picture, printable, render
+from mlm_dist.run.history import Column, History
+from mlm_dist.run.machine import read_machine
+from mlm_dist.run.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+ROWS = 10
+CHART = (4.8, 3.2)  # inches: about as wide as a phone, so that text can be read there too
+INK_IN_THE_DARK = "#d6d6d6"
+UNKNOWN = "–"
+
+
+class Figure(NamedTuple):
+    """A figure of the run: what it is, its value, and a remark."""
+
+    name: str
+    value: str
+    remark: str = ""
+
+
+class Chart(NamedTuple):
+    """A picture: its title, and an SVG in the address of an image."""
+
+    title: str
+    address: str
+
+
+def write_report(run: Path, history: History, sentences: Sequence[Sentence], note: str, file: Path) -> list[Path]:
+    """Write the page.
+
+    Args:
+        run: its run directory.
+        history: its metrics.
+        sentences: filled by its model.
+        note: why there are none.
+        file: to write.
+
+    Returns:
+        The path written.
+    """
+    run_dir = RunDir(run)
+    environment = Environment(
+        loader=PackageLoader("mlm_dist.plots", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html").render(
+        name=printable(history.name),
+        state=state_of(run_dir),
+        figures=figures_of(history),
+        charts=draw_charts(history),
+        rows=losses_at_round_steps(history),
+        sentences=sentences,
+        note=note,
+        config=sections_of(run_dir.config),
+        machine=read_machine(run_dir.machine),
+    )
+    with replacing(file) as content:
+        content.write(page.encode(errors="replace"))
+    return [file]
+
+
+def state_of(run_dir: RunDir) -> str:
+    """How far a run is."""
+    if run_dir.done.exists():
+        return "finished"
+    if run_dir.stopped.exists():
+        try:
+            return f"stopped by {read_text(run_dir.stopped, 'replace', LARGEST_NOTE).strip()}"
+        except OSError:
+            return "stopped"
+    return "not finished"
+
+
+def figures_of(history: History) -> list[Figure]:
+    """What came of the run so far."""
+    training, evaluations = history.training, history.evaluations
+    tokens, seconds, loss = last(training["tokens"]), last(training["seconds"]), last(evaluations["val_loss"])
+    evaluated = last(evaluations["step"])
+    when = "no evaluation" if math.isnan(evaluated) else f"at step {evaluated:,.0f}"
+    return [
+        Figure("steps", number(last(np.append(evaluations["step"], training["step"])), ",.0f"), "as far as recorded"),
+        Figure("tokens", amount(tokens), "of training text, all epochs"),
+        Figure("held-out loss", number(loss, ".3f"), f"nats a token, {when}"),
+        Figure("accuracy", number(last(evaluations["val_accuracy"]), ".1%"), f"of hidden tokens guessed, {when}"),
+        Figure("perplexity", perplexity(loss), f"of hidden tokens, {when}"),
+        Figure("training time", duration(seconds), "without evaluations"),
+        Figure("throughput", amount(tokens / seconds if seconds else math.nan), "tokens per second, on average"),
+    ]
+
+
+def losses_at_round_steps(history: History) -> list[list[str]]:
+    """A table: step, tokens, training loss, held-out loss, accuracy and perplexity, at some steps evenly apart.
+
+    Where there were evaluations the steps are theirs.
+    """
+    training, evaluations = history.training, history.evaluations
+    timeline = evaluations if evaluations["step"].size else training
+    steps = timeline["step"]
+    wanted = np.append(np.arange(0, steps[-1], round_distance(steps[-1] / ROWS)), steps[-1])
+    rows = []
+    for index in np.unique(np.abs(wanted[:, None] - steps).argmin(axis=1)):
+        step = steps[index]
+        loss = value_at(evaluations, "val_loss", step)
+        row = [
+            number(step, ",.0f"),
+            amount(timeline["tokens"][index]),
+            number(value_at(training, "loss", step), ".3f"),
+            number(loss, ".3f"),
+            number(value_at(evaluations, "val_accuracy", step), ".1%"),
+            perplexity(loss),
+        ]
+        rows.append(row)
+    return rows
+
+
+def round_distance(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is not less."""
+    power = 10.0 ** math.floor(math.log10(max(least, 1)))
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= least)
+
+
+def value_at(columns: dict[str, Column], key: str, step: float) -> float:
+    """The value of a step, NaN if it has none."""
+    return last(columns[key][columns["step"] == step])
+
+
+def draw_charts(history: History) -> list[Chart]:
+    """Draw the curves, each for itself."""
+    charts: dict[str, Callable[[Axes], None]] = {
+        "Loss": partial(draw_losses, histories=[history], against="step"),
+        "Loss over tokens": partial(draw_losses, histories=[history], against="tokens"),
+        "Loss over time": partial(draw_losses, histories=[history], against="seconds"),
+    }
+    charts |= {label.capitalize(): partial(draw_figure, histories=[history], key=key) for key, label in LABELS.items()}
+    drawn = []
+    for number, (title, draw) in enumerate(charts.items()):
+        with picture(*CHART) as figure:
+            axes = figure.subplots()
+            draw(axes)
+            if number == 0:
+                add_legend_of_kinds(axes, [history])
+            figure.patch.set_visible(False)
+            axes.patch.set_visible(False)
+            drawn.append(Chart(title, as_address(render(figure, "svg").decode())))
+    return drawn
+
+
+def as_address(svg: str) -> str:
+    """A picture as a data URI, its text and its blue lighter where the reader's screen is dark."""
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(BLUE.lower(), "var(--blue)")
+    style = (
+        f":root {{ color: {INK}; --blue: {BLUE} }} "
+        f"@media (prefers-color-scheme: dark) {{ :root {{ color: {INK_IN_THE_DARK}; --blue: {SKY} }} }}"
+    )
+    svg = svg.replace(">", f"><style>{style}</style>", 1)
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
+def sections_of(config: Path) -> list[str]:
+    """The text of a config.yaml, cut into its sections; empty if there is none that can be read."""
+    try:
+        text = read_text(config, "replace", LARGEST_NOTE)
+    except OSError:
+        return []
+    return re.split(r"^(?=\w+:$)", text, flags=re.MULTILINE)
+
+
+def last(values: Column) -> float:
+    """The last value, NaN if there is none."""
+    return float(values[-1]) if values.size else math.nan
+
+
+def number(value: float, form: str) -> str:
+    """A number in a format, or a dash if it is none."""
+    return format(value, form) if math.isfinite(value) else UNKNOWN
+
+
+def amount(value: float) -> str:
+    """A number with three or four digits: 446, 4.6 k, 7.3 M."""
+    from matplotlib.ticker import EngFormatter  # noqa: PLC0415
+
+    return EngFormatter(places=1)(value) if value >= 1000 and math.isfinite(value) else number(value, ".0f")
+
+
+def perplexity(loss: float) -> str:
+    """The exponential of a loss."""
+    with np.errstate(over="ignore"):
+        value = float(np.exp(loss))
+    return number(value, ",.0f" if value >= 100 else ".1f")
+
+
+def duration(seconds: float) -> str:
+    """A time in a unit in which it has few digits."""
+    unit, symbol = unit_of_time([seconds])
+    return f"{seconds / unit:.3g} {symbol}" if math.isfinite(seconds) else UNKNOWN

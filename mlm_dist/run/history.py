@@ -1,0 +1,86 @@
+"""What a run has recorded, a column a figure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mlm_dist.errors import UserError
+from mlm_dist.run.metrics import Event, read_events
+from mlm_dist.run.run_dir import RunDir
+
+TRAINING = ("step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds")
+EVALUATION = ("step", "val_loss", "val_accuracy")
+
+Column = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class History:
+    """The metrics of a run. What was not recorded, or was no finite number, is NaN.
+
+    Attributes:
+        name: of the run, to stand beside its curves.
+        training: the columns `TRAINING`, (N,) each.
+        evaluations: the columns `EVALUATION`, (M,) each, and the `tokens` and `seconds` used up to then.
+    """
+
+    name: str
+    training: dict[str, Column]
+    evaluations: dict[str, Column]
+
+
+def read_history(metrics: Path, name: str) -> History:
+    """Read a metrics.jsonl.
+
+    Raises:
+        UserError: there is none, or it holds nothing yet.
+    """
+    try:
+        events = read_events(metrics)
+        training = columns([event for event in events if "loss" in event], TRAINING)
+        evaluations = columns([event for event in events if "val_loss" in event], EVALUATION)
+    except OSError as error:
+        raise UserError(f"{metrics.parent} is no run directory: {metrics.name}: {error.strerror}") from error
+    if not len(training["step"]) and not len(evaluations["step"]):
+        raise UserError(f"{metrics} holds nothing yet: neither a step nor an evaluation")
+    for key in ("tokens", "seconds"):  # recorded with steps alone; a run begins with none used
+        steps, used = np.append(0, training["step"]), np.append(0, training[key])
+        evaluations[key] = np.interp(evaluations["step"], steps, used)
+    return History(name, training, evaluations)
+
+
+def read_histories(runs: Sequence[Path]) -> list[History]:
+    """Read the metrics of run directories, each under the shortest name that tells it from the others.
+
+    Raises:
+        UserError: of one they cannot be read, or it is given twice.
+    """
+    names = shortest_names(runs)
+    return [read_history(RunDir(run).metrics, name) for run, name in zip(runs, names, strict=True)]
+
+
+def columns(events: list[Event], keys: tuple[str, ...]) -> dict[str, Column]:
+    """The values of events, key by key."""
+    return {key: np.array([event.get(key) for event in events], dtype=np.float64) for key in keys}
+
+
+def shortest_names(runs: Sequence[Path]) -> list[str]:
+    """Name runs by their folders, with as many of those above as it takes to tell them apart.
+
+    Raises:
+        UserError: one is given twice.
+    """
+    paths = [run.resolve() for run in runs]
+    if twice := next((run for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1), None):
+        raise UserError(f"{twice} is given twice")
+    return [str(shortest_end(path, paths)) for path in paths]
+
+
+def shortest_end(path: Path, paths: list[Path]) -> Path:
+    """As little of a path's end as no other path ends in."""
+    lengths = range(1, len(path.parts))
+    ends = (path.parts[-length:] for length in lengths)
+    return next((Path(*end) for end in ends if sum(other.parts[-len(end) :] == end for other in paths) == 1), path)

@@ -1,0 +1,154 @@
+"""The run directory: where each file of a run lies, and which config may continue it."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from mlm_dist.config import Config
+from mlm_dist.config_reading import read_config
+from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.errors import UserError
+from mlm_dist.files import format_size, replacing
+from mlm_dist.run.checkpoint import list_checkpoints, read_record
+from mlm_dist.run.lock import lock
+from mlm_dist.run.record import Values, differences, fixed_values
+
+
+class RunDir:
+    """The folder of a run.
+
+    Attributes:
+        config: config.yaml, every key written out.
+        machine: machine.json, what the run is trained on; if it was continued elsewhere, the last of them.
+        metrics: metrics.jsonl, a line an event.
+        checkpoints: folder of step-00001000/ and so on.
+        model: model.pth, the final `state_dict`.
+        curves: the picture of losses, learning rate and throughput.
+        done: an empty file that says that the run has reached its end.
+        stop: a file that asks a run to save and stop; it is deleted as the run does.
+        stopped: who or what has stopped a run that is not done; deleted when it goes on.
+        lock: says which process is writing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.machine = path / "machine.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.model = path / "model.pth"
+        self.curves = path / "plots" / "curves.png"
+        self.tensorboard = path / "tensorboard"
+        self.tokenizer = path / "tokenizer"
+        self.done = path / "DONE"
+        self.stop = path / "STOP"
+        self.stopped = path / "STOPPED"
+        self.lock = path / ".lock"
+        self._lock: IO[str] | None = None
+
+    def check(self, config: Config) -> None:
+        """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing.
+
+        The corpus is not compared yet: `Trainer.resume` does that.
+        """
+        checkpoints = list_checkpoints(self.checkpoints)
+        if self.model.exists() and not checkpoints:
+            raise UserError(
+                f"run_dir {self.path} holds the weights of a run, and no checkpoint from which that could go on: "
+                f"delete the folder or give another"
+            )
+        if checkpoints:
+            check_same_run(self.recorded_values(), fixed_values(config), self.path)
+
+    def recorded_values(self) -> Values:
+        """What the run was started with: its newest checkpoint says so; in earlier versions config.yaml alone did.
+
+        Raises:
+            UserError: neither says so.
+        """
+        for place in list_checkpoints(self.checkpoints):
+            if record := read_record(place):
+                return dict(record["fixed"])
+        if not self.config.exists():
+            raise UserError(
+                f"run_dir {self.path} holds checkpoints, and neither they nor {self.config.name} say what they were "
+                f"trained with: restore {self.config.name}, or give another run_dir"
+            )
+        return fixed_values(read_config(self.config))
+
+    def complete(self, config: Config) -> Config:
+        """Put the `model.vocab_size` of the run that the folder holds in the place of null. Writes nothing."""
+        if config.model.vocab_size is None and list_checkpoints(self.checkpoints):
+            return config.with_vocab_size(self.recorded_values().get("model.vocab_size"))
+        return config
+
+    def check_space(self, checkpoint_bytes: int, config: Config) -> None:
+        """Raise `UserError` if the disk has no room for the checkpoints to come. Writes nothing."""
+        # Besides the newest there are the best and one that is being written.
+        count = min(config.checkpoint.keep, config.train.max_iters // config.checkpoint.interval) + 2
+        there = sum(file.stat().st_size for file in self.checkpoints.glob("*/*"))
+        needed = count * checkpoint_bytes - there
+        place = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
+        disk = shutil.disk_usage(place)
+        if not disk.total:
+            raise UserError(f"run_dir {self.path} is on a file system that stores no files: give another run_dir")
+        if needed > disk.free:
+            raise UserError(
+                f"run_dir {self.path} needs {format_size(needed)} more for {count} checkpoints, and "
+                f"{format_size(disk.free)} are free: make room, lower checkpoint.keep, or give another run_dir"
+            )
+
+    def take(self) -> None:
+        """Make the folder and take its lock, which this process keeps until `close` or its end.
+
+        Raises:
+            UserError: the folder cannot be written, or another process has the lock.
+        """
+        with self.written():
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.lock)
+
+    def close(self) -> None:
+        """Give up the lock, if this process has it."""
+        if self._lock:
+            self._lock.close()
+        self._lock = None
+
+    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
+        """Store config and tokenizer in the folder.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with self.written():
+            tokenizer.save(self.tokenizer)
+            with replacing(self.config) as file:
+                file.write(config.to_yaml().encode())
+            self.done.unlink(missing_ok=True)
+            self.stopped.unlink(missing_ok=True)
+
+    def record_machine(self, machine: Mapping[str, str | int]) -> None:
+        """Store what the run is trained on.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        with self.written(), replacing(self.machine) as file:
+            file.write((json.dumps(machine, indent=1) + "\n").encode())
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Turn the system's refusal to write into a `UserError`."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
+
+
+def check_same_run(before: Values, now: Values, path: Path) -> None:
+    """Raise `UserError` if a run would continue with other values than it was started with."""
+    if changes := differences(before, now):
+        raise UserError(f"{path} holds a run that was started with {', '.join(changes)}: give that, or another run_dir")

@@ -1,0 +1,75 @@
+"""The figures that need no training step."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from mlm_dist.benchmarks.parts import encoding_rates, is_random, matrix_ceiling, random_corpus, step_flops, texts_of
+from mlm_dist.benchmarks.suite import open_corpus
+from mlm_dist.config import Config, MaskingConfig, ModelConfig, TrainConfig
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.model.encoder import Encoder
+
+
+def small(**model: int) -> Config:
+    shape = ModelConfig(**{"vocab_size": 3000, "block_size": 16, "embedding_dim": 32, "heads": 2, "blocks": 3} | model)
+    return Config(model=shape, masking=MaskingConfig(mask_prob=0.25), train=TrainConfig(batch_size=12))
+
+
+@pytest.mark.parametrize("model", [{}, {"blocks": 1}, {"block_size": 64}, {"embedding_dim": 64}, {"vocab_size": 99}])
+def test_the_formula_counts_what_torch_counts(model: dict[str, int]) -> None:
+    config = small(**model)
+    length = config.model.block_size
+    encoder, tokens = Encoder(config.model), torch.zeros(12, length, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        encoder(tokens, torch.zeros(12, length // 4, dtype=torch.long)).sum().backward()
+    assert counter.get_total_flops() == pytest.approx(step_flops(config), rel=1e-6)
+
+
+def test_the_ceiling_is_above_what_a_small_product_reaches() -> None:
+    ceiling = matrix_ceiling(torch.device("cpu"), torch.float32, rounds=1)
+    assert 1e9 < ceiling < 1e15
+
+
+def test_without_texts_the_corpus_is_of_random_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, corpus = open_corpus(small(), tmp_path)
+    assert is_random(corpus)
+    assert Path(config.data.path) == corpus.folder
+    assert len(corpus.rows("train", 16)) >= 12
+    assert corpus.train[:-1].max() < corpus.tokenizer.end_id
+    assert "Ferry" in texts_of(corpus)[0]
+
+
+def test_a_corpus_that_was_asked_for_is_taken(corpus: Corpus, tmp_path: Path) -> None:
+    config = small()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(corpus.folder)))
+    _, opened = open_corpus(config, tmp_path)
+    assert opened.folder == corpus.folder
+    assert not is_random(opened)
+    assert "".join(texts_of(opened)).startswith("The Keeper of Hollin")
+
+
+def test_a_vocabulary_size_of_null_is_the_corpus_or_gpt2s_where_there_is_none(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = Config(train=TrainConfig(batch_size=12))
+    assert open_corpus(config, tmp_path)[0].model.vocab_size == 50258
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(corpus.folder)))
+    assert open_corpus(config, tmp_path)[0].model.vocab_size == 300
+
+
+def test_random_corpora_are_as_large_as_the_config_needs(tmp_path: Path) -> None:
+    config = dataclasses.replace(small(), train=TrainConfig(batch_size=1000))
+    random_corpus(tmp_path / "random", config)
+    assert len(Corpus.open(tmp_path / "random").rows("train", 16)) >= 1000
+
+
+def test_encoding_is_measured_in_bytes_a_second(corpus: Corpus) -> None:
+    rates = encoding_rates(corpus, rounds=1)
+    assert rates.keys() == {"prepare", "tiktoken"}
+    assert all(1e4 < rate < 1e9 for rate in rates.values())

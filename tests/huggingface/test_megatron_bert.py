@@ -1,0 +1,155 @@
+"""transformers comes to our logits with the exported weights, and misses none."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, MegatronBertForMaskedLM
+
+import mlm_dist
+from mlm_dist.config import ModelConfig
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.preparation import SAMPLE_TEXT
+from mlm_dist.huggingface.export import export_model
+from mlm_dist.huggingface.megatron_bert import lift
+from mlm_dist.inference.model import TrainedModel
+from mlm_dist.model.encoder import Block, Encoder
+from tests.conftest import tiny_flags, verb
+from tests.huggingface.conftest import make_run
+
+SMALL = {"vocab_size": 300, "block_size": 16, "embedding_dim": 16, "heads": 2, "blocks": 2}
+
+
+def load(folder: Path) -> MegatronBertForMaskedLM:
+    """What transformers makes of an exported folder, of which it misses nothing and leaves nothing over."""
+    theirs, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    assert isinstance(theirs, MegatronBertForMaskedLM)
+    assert not theirs.training
+    return theirs
+
+
+@torch.no_grad()
+def check_logits(model: TrainedModel, theirs: MegatronBertForMaskedLM) -> None:
+    """Check that the logits differ by less than 1e-4 of their standard deviation."""
+    shape = model.config.model
+    tokens = torch.randint(0, shape.vocab_size, (8, shape.block_size), generator=torch.Generator().manual_seed(0))
+    tokens[0, :2] = torch.tensor([model.tokenizer.end_id, model.tokenizer.mask_id])
+    expected, logits = model.encoder(tokens), theirs(tokens).logits
+    difference = ((logits - expected).abs().max() / expected.std()).item()
+    print(f"\nlargest difference of two logits: {difference:.1e} of their standard deviation")
+    assert difference < 1e-4
+
+
+def check_tying(theirs: MegatronBertForMaskedLM, tied: bool) -> None:
+    assert theirs.config.tie_word_embeddings == tied
+    decoder = theirs.get_output_embeddings()
+    assert (decoder.weight is theirs.get_input_embeddings().weight) == tied
+    assert torch.equal(decoder.bias, theirs.cls.predictions.bias)
+
+
+def test_a_trained_model_has_our_logits(run_dir: Path, exported: Path) -> None:
+    theirs = load(exported)
+    check_logits(mlm_dist.load(run_dir, "cpu"), theirs)
+    check_tying(theirs, tied=True)
+
+
+def test_a_trained_model_with_two_embeddings_has_our_logits(corpus_folder: Path, tmp_path: Path) -> None:
+    result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", model__tie_embeddings=False))
+    assert result.returncode == 0, result.stderr
+    model = mlm_dist.load(tmp_path / "run", "cpu")
+    export_model(model, tmp_path / "out")
+    theirs = load(tmp_path / "out")
+    check_logits(model, theirs)
+    check_tying(theirs, tied=False)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"vocab_size": 50258},  # that of configs/novels.yaml with a corpus of GPT-2's tokens
+        SMALL | {"vocab_size": 310},  # more entries than the tokenizer has
+        SMALL | {"dropout": 0.5},
+        SMALL | {"heads": 16},
+        SMALL | {"embedding_dim": 50, "blocks": 1},
+    ],
+    ids=str,
+)
+def test_weights_as_training_starts_from_them_have_our_logits(
+    shape: dict[str, int], tied: bool, corpus: Corpus, tmp_path: Path
+) -> None:
+    model = make_run(tmp_path / "run", ModelConfig(**shape, tie_embeddings=tied), corpus.tokenizer)
+    export_model(model, tmp_path / "out")
+    theirs = load(tmp_path / "out")
+    check_logits(model, theirs)
+    check_tying(theirs, tied)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_weight_finds_its_place(tied: bool, corpus: Corpus, tmp_path: Path) -> None:
+    """Training starts with biases of 0 and norms of 1, which could stand anywhere; here no two weights are the same."""
+    encoder = Encoder(ModelConfig(**SMALL, tie_embeddings=tied))
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
+    model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
+    export_model(model, tmp_path / "out")
+    check_logits(model, load(tmp_path / "out"))
+
+
+def test_an_embedding_is_the_mean_of_what_auto_model_returns(corpus: Corpus, tmp_path: Path) -> None:
+    encoder = Encoder(ModelConfig(**SMALL))
+    with torch.no_grad():
+        for weight in encoder.parameters():
+            weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
+    model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
+    export_model(model, tmp_path / "out")
+    tokenizer, theirs = AutoTokenizer.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out")
+    texts = ["The lamp went out.", "x", "Nobody saw it come in under the harbour wall."]
+    texts.append(SAMPLE_TEXT.read_text(encoding="utf-8")[:300])
+    for text, vector in zip(texts, model.embed(texts), strict=True):
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        with torch.no_grad():
+            states = torch.cat([theirs(block[None]).last_hidden_state[0] for block in ids.split(16)])
+        difference = (torch.from_numpy(vector) - states.mean(0)).abs().max().item()
+        print(f"\nlargest difference of two entries: {difference:.1e}")
+        assert difference < 1e-5
+
+
+def test_the_most_extreme_entry_there_can_be_passes(corpus: Corpus, tmp_path: Path) -> None:
+    encoder = Encoder(ModelConfig(**SMALL))
+    with torch.no_grad():
+        for block in encoder.blocks:
+            assert isinstance(block, Block)
+            block.attention.projection.weight.zero_()
+            block.feed_forward.contract.weight.zero_()
+        encoder.token_embedding.weight.zero_()[:16] = -1000 * torch.eye(16)
+        encoder.position_embedding.weight.zero_()
+        smallest = encoder.encode(torch.tensor([[3]])).min().item()
+    assert smallest == pytest.approx(-(15**0.5))
+    model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
+    export_model(model, tmp_path / "out")
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load(tmp_path / "out")(tokens).logits, encoder(tokens), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 16, 17, 64, 256, 768, 4096])
+def test_what_is_added_is_the_least_whole_number_that_does(width: int) -> None:
+    largest = F.layer_norm(1e6 * torch.eye(width, dtype=torch.float64)[0], [width]).abs().max().item()
+    assert largest < lift(width) <= largest + 1 + 1e-9
+
+
+def test_where_we_have_no_weights_there_are_zeros(exported: Path) -> None:
+    layer = load(exported).bert.encoder.layer[1].attention.self
+    for part in (layer.query, layer.key, layer.value):
+        assert not part.bias.any()
+    assert not load(exported).bert.embeddings.token_type_embeddings.weight.any()
+
+
+def test_dropout_goes_along(corpus: Corpus, tmp_path: Path) -> None:
+    export_model(make_run(tmp_path / "run", ModelConfig(**SMALL, dropout=0.25), corpus.tokenizer), tmp_path / "out")
+    dropped = [module.p for module in load(tmp_path / "out").modules() if isinstance(module, torch.nn.Dropout)]
+    assert dropped == [0.25] * (1 + 3 * 2)

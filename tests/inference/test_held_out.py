@@ -1,0 +1,167 @@
+import dataclasses
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mlm_dist
+from mlm_dist.config import MaskingConfig
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
+from mlm_dist.data.splitting import hold_out
+from mlm_dist.data.texts import find_documents
+from mlm_dist.distributed import Processes
+from mlm_dist.errors import UserError
+from mlm_dist.evaluation import measure
+from mlm_dist.inference.held_out import encode_texts, evaluate, find_tokens, masked_batches
+from mlm_dist.inference.model import TrainedModel
+from mlm_dist.model.encoder import Encoder
+from mlm_dist.run.metrics import read_events
+from tests.conftest import tiny_flags, verb
+
+TEXT = "Aunt Zoë went up the stairs.\nThe ferry came in under the harbour wall, and nobody saw it.\n"
+
+
+@pytest.fixture(scope="module")
+def model(run_dir: Path) -> TrainedModel:
+    return mlm_dist.load(run_dir, "cpu")
+
+
+def test_the_figures_on_the_runs_own_corpus_are_those_of_the_run(corpus_folder: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    result = verb("train", *tiny_flags(corpus_folder, run_dir, train__max_iters=3, train__eval_rows=100_000))
+    assert result.returncode == 0, result.stderr
+    told = [event for event in read_events(run_dir / "metrics.jsonl") if "val_loss" in event][-1]
+    found = evaluate(mlm_dist.load(run_dir, "cpu"), None, Processes("cpu"), 64)
+    assert told["step"] == 3
+    assert found.loss == pytest.approx(told["val_loss"], rel=1e-6)
+    assert found.accuracy == told["val_accuracy"]
+
+
+def test_a_corpus_named_outright_is_the_same(model: TrainedModel, corpus_folder: Path) -> None:
+    processes = Processes("cpu")
+    assert evaluate(model, corpus_folder, processes, 64) == evaluate(model, None, processes, 64)
+
+
+@pytest.mark.parametrize("batch_size", [5, 33, 1000])
+def test_the_batch_size_changes_nothing(model: TrainedModel, batch_size: int) -> None:
+    whole = evaluate(model, SAMPLE_TEXT, Processes("cpu"), 64)
+    found = evaluate(model, SAMPLE_TEXT, Processes("cpu"), batch_size)
+    assert found == pytest.approx(whole, rel=1e-6)
+
+
+def test_ranks_share_every_row_of_a_text_and_its_rest(model: TrainedModel) -> None:
+    tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
+    assert len(tokens) % 16
+
+    def rows(rank: int, world_size: int) -> list[list[int]]:
+        processes = Processes("cpu")
+        processes.rank, processes.world_size = rank, world_size
+        batches = masked_batches(tokens, model.config, model.tokenizer, processes, 10)
+        return [row for batch in batches for row in batch.inputs.tolist()]
+
+    whole = rows(0, 1)
+    assert sorted(row for rank in range(3) for row in rows(rank, 3)) == sorted(whole)
+    assert sum(map(len, whole)) == len(tokens)
+
+
+def test_a_text_shorter_than_a_row_is_measured(model: TrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("The lamp.")
+    found = evaluate(model, tmp_path / "short.txt", Processes("cpu"), 64)
+    assert found.tokens >= 1
+    assert found.loss > 0
+
+
+def test_a_text_of_which_nothing_is_hidden_has_no_figures(model: TrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a", encoding="utf-8")
+    with pytest.raises(UserError, match="no token of so short a text is hidden"):
+        evaluate(model, tmp_path / "text.txt", Processes("cpu"), 4)
+
+
+def test_texts_are_encoded_whole_with_an_end_after_each(model: TrainedModel, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(TEXT)
+    tokenizer = model.tokenizer
+    expected = [*tokenizer.encode(TEXT), tokenizer.end_id] * 2
+    assert encode_texts(tmp_path, tokenizer).tolist() == expected
+
+
+def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "run"
+    shutil.copytree(run_dir, alone)
+    config = (alone / "config.yaml").read_text()
+    path = json.dumps(str(tmp_path / "gone"))
+    lines = [f"  path: {path}" if line.startswith("  path:") else line for line in config.splitlines()]
+    (alone / "config.yaml").write_text("\n".join(lines))
+    model = mlm_dist.load(alone, "cpu")
+    (tmp_path / "text.txt").write_text(TEXT)
+    assert evaluate(model, tmp_path / "text.txt", Processes("cpu"), 64).tokens > 1
+    with pytest.raises(UserError, match=r"gone.*no such corpus or text"):
+        evaluate(model, None, Processes("cpu"), 64)
+
+
+def test_a_corpus_of_other_tokens_is_refused(model: TrainedModel, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), other, "bpe", vocab_size=310)
+    with pytest.raises(UserError, match=r"other.*other tokens"):
+        find_tokens(model.config, model.tokenizer, other, "once")
+
+
+def test_a_corpus_that_holds_nothing_out_is_refused(
+    model: TrainedModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    empty = dataclasses.replace(corpus, val=corpus.val[:0])
+    monkeypatch.setattr(Corpus, "open", lambda folder, verify: empty)
+    with pytest.raises(UserError, match="holds out nothing"):
+        find_tokens(model.config, model.tokenizer, corpus.folder, "once")
+
+
+def test_a_text_that_is_not_there_is_said(model: TrainedModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.txt: there is no such file"):
+        evaluate(model, tmp_path / "nowhere.txt", Processes("cpu"), 64)
+
+
+def test_with_a_range_the_loss_is_the_bound_that_all_orders_of_writing_come_to(model: TrainedModel) -> None:
+    # The exact figure: a row written token by token, in each order there is, by the model itself.
+    ids = model.tokenizer.encode("The lamp went out").tolist()[:5]
+    torch.manual_seed(6)
+    encoder = Encoder(dataclasses.replace(model.config.model, block_size=5)).eval()
+    for weight in encoder.parameters():
+        weight.data *= 5  # so that what is seen makes a difference
+    subsets = torch.arange(1 << 5)[:, None] >> torch.arange(5) & 1
+    inputs = torch.tensor(ids).where(subsets == 0, model.tokenizer.mask_id)
+    with torch.no_grad():
+        losses = -encoder(inputs).log_softmax(-1)[:, torch.arange(5), ids]
+    orders = list(itertools.permutations(range(5)))
+    exact = 0.0
+    for order in orders:
+        hidden = 31
+        for place in order:
+            exact += losses[hidden, place].item() / len(orders)
+            hidden ^= 1 << place
+
+    config = dataclasses.replace(model.config, model=encoder.config, masking=MaskingConfig([0.0, 1.0]))
+    processes, rows = Processes("cpu"), np.tile(np.array(ids, dtype=np.uint16), 20_000)
+    batches = masked_batches(rows, config, model.tokenizer, processes, 500)
+    found = measure(encoder, batches, processes, torch.float32)
+    assert found is not None
+    assert found.tokens == 5 * 20_000
+    unweighted = sum(losses[hidden] @ subsets[hidden].float() for hidden in range(32)) / subsets.sum()
+    assert unweighted.item() != pytest.approx(exact / 5, abs=0.1)
+    assert found.loss == pytest.approx(exact / 5, abs=0.02)  # three sigma
+    assert losses[31].mean().item() != pytest.approx(exact / 5, abs=0.1)  # not the loss of nothing but masks
+
+
+def test_another_share_can_be_hidden_than_the_run_has_hidden(model: TrainedModel) -> None:
+    processes = Processes("cpu")
+    assert evaluate(model, SAMPLE_TEXT, processes, 64, 0.15) == evaluate(model, SAMPLE_TEXT, processes, 64)
+    half, every = (evaluate(model, SAMPLE_TEXT, processes, 64, share) for share in (0.5, [0.0, 1.0]))
+    tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
+    maskable = int((tokens != model.tokenizer.end_id).sum())
+    assert half.tokens == pytest.approx(maskable / 2, rel=0.01)
+    assert every.tokens == maskable
+    assert every.loss == pytest.approx(evaluate(model, SAMPLE_TEXT, processes, 7, [0.0, 1.0]).loss, rel=1e-6)

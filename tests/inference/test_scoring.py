@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from mlm_dist.distributed import Processes
+from mlm_dist.inference.predictor import Predictor
+from mlm_dist.inference.scoring import score, score_together
+
+TEXTS = ["The lamp went out.", "Zoë saw it.", "x", "The lamp went out.\tNed, unbelievably, did not."]
+
+
+def plain(predictor: Predictor, ids: list[int], hidden: dict[int, list[int]]) -> float:
+    """The definition for a text of one block: `hidden` says what is hidden with each token."""
+    total = 0.0
+    for place, target in enumerate(ids):
+        seen = [predictor.tokenizer.mask_id if i in hidden[place] else token for i, token in enumerate(ids)]
+        total += predictor.encoder(torch.tensor([seen]))[0, place].log_softmax(-1)[target].item()
+    return total
+
+
+@pytest.mark.parametrize("text", TEXTS[:3])
+def test_a_score_is_the_sum_over_tokens_hidden_in_turn(predictor: Predictor, text: str) -> None:
+    ids = predictor.tokenizer.encode(text).tolist()
+    (found,) = score(predictor, [text], within_word=False)
+    assert found.tokens == len(ids) <= 16
+    assert found.log_likelihood == pytest.approx(plain(predictor, ids, {i: [i] for i in range(len(ids))}), rel=1e-5)
+
+
+@pytest.mark.parametrize("text", TEXTS[:3])
+def test_within_a_word_the_tokens_that_follow_are_hidden_too(predictor: Predictor, text: str) -> None:
+    hidden: dict[int, list[int]] = {}
+    for word in predictor.tokenizer.encode_words(text):
+        start = len(hidden)
+        hidden |= {place: list(range(place, start + len(word))) for place in range(start, start + len(word))}
+    ids = predictor.tokenizer.encode(text).tolist()
+    (found,) = score(predictor, [text], within_word=True)
+    assert found.log_likelihood == pytest.approx(plain(predictor, ids, hidden), rel=1e-5)
+    if text != "x":
+        assert found != score(predictor, [text], within_word=False)[0]
+
+
+def test_texts_scored_together_have_the_scores_they_have_alone(predictor: Predictor) -> None:
+    together = score(predictor, TEXTS * 20, within_word=False)
+    for text, found in zip(TEXTS * 20, together, strict=True):
+        (alone,) = score(predictor, [text], within_word=False)
+        assert found.tokens == alone.tokens
+        assert found.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-9)
+
+
+@pytest.mark.parametrize("within_word", [False, True])
+def test_a_long_text_is_seen_in_windows(predictor: Predictor, within_word: bool) -> None:
+    text = "The ferry came in under the harbour wall and nobody saw it, unbelievably."
+    words = predictor.tokenizer.encode_words(text)
+    ids = [token for word in words for token in word]
+    assert len(ids) > 32
+    total, index = 0.0, 0
+    for word in words:
+        for offset in range(len(word)):
+            start = min(max(index - 8, 0), len(ids) - 16)
+            masks = len(word) - offset if within_word else 1
+            seen = [*ids[:index], *[predictor.tokenizer.mask_id] * masks, *ids[index + masks :]][start : start + 16]
+            logits = predictor.encoder(torch.tensor([seen]))[0, index - start]
+            total += logits.log_softmax(-1)[ids[index]].item()
+            index += 1
+    (found,) = score(predictor, [text], within_word)
+    assert found.log_likelihood == pytest.approx(total, rel=1e-5)
+
+
+def test_an_empty_text_has_a_score_of_0_over_0_tokens(predictor: Predictor) -> None:
+    assert score(predictor, ["", "x"], within_word=False)[0] == (0.0, 0)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_every_text_is_scored_by_one_rank_and_all_know_its_score(predictor: Predictor, world_size: int) -> None:
+    expected = score(predictor, TEXTS, within_word=False)
+    notes: list[str] = []
+
+    def of_rank(rank: int) -> list[tuple[float, int]]:
+        processes = Processes("cpu")
+        processes.rank, processes.world_size = rank, world_size
+        processes.exchange = lambda note: notes.append(note) or notes  # type: ignore[method-assign,func-returns-value]
+        return score_together(lambda texts: score(predictor, texts, within_word=False), TEXTS, processes)
+
+    results = [of_rank(rank) for rank in range(world_size)]
+    for found, known in zip(results[-1], expected, strict=True):  # the last to leave its note sees them all
+        assert found == pytest.approx(known, rel=1e-9)

@@ -1,0 +1,58 @@
+import warnings
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from mlm_dist.plots.style import picture, printable, render, shortened
+
+
+def drawn(title: str, kind: str = "svg") -> bytes:
+    with picture(3, 2) as figure:
+        axes = figure.subplots()
+        axes.plot([1, 2, 3])
+        axes.set_title(title)
+        return render(figure, kind)  # type: ignore[arg-type]
+
+
+def texts_of(svg: bytes) -> list[str]:
+    return ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_a_text_stays_text_whatever_signs_it_has() -> None:
+    for title in ("$x$", "a_b^c \\frac{1}{2}", '<b>&amp;"', "😀 שלום 日本"):
+        assert title in texts_of(drawn(title))
+
+
+def test_characters_that_no_font_has_are_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert drawn("日本 \U000f0000", "png").startswith(b"\x89PNG")
+
+
+def test_control_characters_and_broken_text_are_escaped() -> None:
+    bad = "".join(map(chr, range(32))) + "\x7f\udcff\u2028"
+    title = printable(f"a{bad}é b")
+    assert title.startswith("a\\x00\\x01") and title.endswith("\\x7f\\udcff\\u2028é b")
+    assert title in texts_of(drawn(title))
+
+
+def test_the_same_picture_is_the_same_file() -> None:
+    assert drawn("a") == drawn("a")
+    assert b"<metadata" not in drawn("a")
+
+
+def test_a_persons_own_settings_are_neither_taken_nor_changed() -> None:
+    expected = drawn("a")
+    with matplotlib.rc_context({"axes.grid": True, "font.size": 30, "svg.fonttype": "path", "text.color": "red"}):
+        assert drawn("a") == expected
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("short", "short"), ("just ten!!", "just ten!!"), ("more than ten", "more … ten"), ("a\nb", "a\\nb")],
+)
+def test_long_texts_lose_their_middle(text: str, expected: str) -> None:
+    assert shortened(text, 10) == expected
+    assert len(shortened(text, 10)) <= 10

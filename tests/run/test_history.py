@@ -1,0 +1,70 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlm_dist.errors import UserError
+from mlm_dist.run.history import read_histories, read_history, shortest_names
+
+
+def write(folder: Path, *events: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
+    return folder / "metrics.jsonl"
+
+
+def test_what_was_recorded_is_columns(run_dir: Path) -> None:
+    history = read_history(run_dir / "metrics.jsonl", "tiny")
+    assert history.name == "tiny"
+    assert history.training["step"].tolist() == list(range(1, 31))
+    assert history.training["tokens"].tolist() == [step * 16 * 16 for step in range(1, 31)]
+    assert history.evaluations["step"].tolist() == [0, 10, 20, 30]
+    assert (history.evaluations["val_loss"] > 4).all()
+    assert not any(np.isnan(column).any() for column in history.training.values())
+
+
+def test_evaluations_stand_at_the_tokens_and_the_time_of_their_step(run_dir: Path) -> None:
+    history = read_history(run_dir / "metrics.jsonl", "tiny")
+    assert history.evaluations["tokens"].tolist() == [0, 10 * 256, 20 * 256, 30 * 256]
+    assert history.evaluations["seconds"][1:].tolist() == history.training["seconds"][[9, 19, 29]].tolist()
+
+
+def test_what_is_null_or_missing_is_nan_and_skipped_steps_are_left_out(tmp_path: Path) -> None:
+    metrics = write(
+        tmp_path, {"step": 1, "loss": None, "lr": 0.1}, {"step": 2, "skipped": "loss nan"}, {"step": 2, "loss": 3.0}
+    )
+    training = read_history(metrics, "run").training
+    np.testing.assert_equal(training["loss"], [np.nan, 3.0])
+    np.testing.assert_equal(training["lr"], [0.1, np.nan])
+    np.testing.assert_equal(training["tokens"], [np.nan, np.nan])
+
+
+def test_a_run_without_metrics_or_with_empty_or_damaged_ones_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=r"nowhere is no run directory: metrics.jsonl: No such file"):
+        read_history(tmp_path / "nowhere" / "metrics.jsonl", "run")
+    with pytest.raises(UserError, match=r"metrics.jsonl holds nothing yet"):
+        read_history(write(tmp_path), "run")
+    for event in ({"step": 1, "loss": "high"}, {"step": 1, "loss": [1, 2]}, {"step": None, "loss": 3.0}):
+        metrics = write(tmp_path, event, {"step": 2, "loss": 1.0})
+        assert read_history(metrics, "run").training["loss"].tolist() == [1.0]
+        assert capsys.readouterr().err == f"mlm_dist: {metrics} line 1 is left out: it is no event\n"
+
+
+def test_runs_are_named_by_as_little_of_their_paths_as_tells_them_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shortest_names([Path("/a/x")]) == ["x"]
+    assert shortest_names([Path("/a/x"), Path("/b/x"), Path("/b/y")]) == ["a/x", "b/x", "y"]
+    assert shortest_names([Path("/a/b/x"), Path("/c/b/x")]) == ["a/b/x", "c/b/x"]
+    assert shortest_names([Path("/x"), Path("/b/x")]) == ["/x", "b/x"]
+    monkeypatch.chdir(tmp_path)
+    assert shortest_names([Path()]) == [tmp_path.name]
+
+
+def test_a_run_that_is_given_twice_is_said(tmp_path: Path) -> None:
+    write(tmp_path / "run", {"step": 1, "loss": 1.0})
+    with pytest.raises(UserError, match="run is given twice"):
+        read_histories([tmp_path / "run", tmp_path / "run" / ".." / "run"])

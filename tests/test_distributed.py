@@ -1,0 +1,51 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mlm_dist.distributed import Processes, meet
+from mlm_dist.errors import UserError
+from tests.conftest import start
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
+@pytest.mark.multiprocess
+def test_ranks_wait_past_any_timeout_fail_together_and_add_up() -> None:
+    result = start([*TORCHRUN, "--nproc_per_node=3", str(Path(__file__).with_name("meeting.py"))])
+    assert result.returncode == 0, result.stderr
+    expected = "; ".join(
+        [
+            "a result",
+            "working idle idle",
+            "the work is impossible",
+            "my disk is missing on rank 1",
+            "RunError",
+            "a fault of ours",
+            "note of 0 note of 1 note of 2",
+            "long notes True",
+            "precision: the machines of this run come to bf16 and fp32",
+            "6",
+            "True False",
+        ]
+    )
+    assert sorted(result.stdout.splitlines()) == [f"rank {rank}: {expected}" for rank in range(3)]
+
+
+def test_alone_every_exchange_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    processes = Processes("cpu")
+    assert (processes.rank, processes.world_size, processes.is_first) == (0, 1, True)
+    assert processes.first_alone(lambda: "result") == "result"
+    assert torch.equal(processes.sum_(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
+    with pytest.raises(UserError, match="mine"), processes.together():
+        raise UserError("mine")
+
+
+def test_restarts_on_several_machines_are_refused_where_they_could_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        meet()
