@@ -9,7 +9,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -28,6 +28,7 @@ MASK = "[MASK]"
 SPECIAL_TOKENS = 2
 BYTES = 256
 LARGEST_GAP = 1 << 16  # how many ids of an encoding may have no token; tiktoken's have up to a thousand
+SECONDS_BETWEEN_SIGNALS = 0.5
 
 # The pattern by which GPT-2 cuts text into words before merging (Radford et al. 2019, "Language Models are
 # Unsupervised Multitask Learners"); `tokenizers` trains with the same one built in.
@@ -250,6 +251,9 @@ def run_interruptibly(work: Callable[[], None]) -> None:
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
+    # Not in one wait without end: a signal that comes just before Python begins to wait is handled only after it.
+    while not wait([outcome], timeout=SECONDS_BETWEEN_SIGNALS).done:
+        pass
     outcome.result()
 
 

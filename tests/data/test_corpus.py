@@ -111,7 +111,7 @@ def as_fifo(name: str) -> Callable[[Path], None]:
         (edited(tokens={"train": None, "val": None}), r"corpus\.json: not a corpus description"),
         (rewritten(MANIFEST, lambda content: b"[" * 100_000), r"corpus\.json: not .* nested too deeply"),
         (rewritten(MANIFEST, lambda content: b'{"version": ' + b"9" * 5000), r"corpus\.json: not .* too many digits"),
-        (edited(version=[["x" * 10_000]]), r"corpus\.json: format version \[\['xxx.{1,30}'\]\] instead of 1"),
+        (edited(version=[["x" * 10_000]]), r"corpus\.json: format version \[\['xxx.{1,30}'\]\] instead of 2"),
         (edited(tokens={"train": 10**4299, "val": 1}), r"corpus\.json: not a corpus description"),
         (edited(documents=[{}]), r"corpus\.json: not a corpus description"),
         (edited(documents=["x"]), r"corpus\.json: not a corpus description"),
