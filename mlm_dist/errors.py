@@ -125,7 +125,8 @@ def run_verb(main: Callable[[list[str]], None], prints_only_a_log: bool = False)
         refuse(str(error), error.exit_code)
     except KeyboardInterrupt:
         warn("interrupted")
-        sys.exit(130)
+        let_go_of_output()
+        os._exit(130)  # Python's own way out aborts while a thread is in compiled code, training a vocabulary
     except BrokenPipeError:
         let_go_of_output()  # its reader (`| head`) has gone
         sys.exit(141)

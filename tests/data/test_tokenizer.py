@@ -292,7 +292,9 @@ def test_a_tokenizer_without_its_special_tokens_is_damaged(
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.usefixtures("kept_handlers")
 def test_an_interrupt_ends_what_does_not_listen_to_it_before_it_has_ended() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
     begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
     main_thread = threading.get_ident()
 
