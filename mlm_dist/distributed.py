@@ -1,19 +1,20 @@
-"""The processes of a run: who they are, which device each has, and how they act as one.
+"""The processes of a run: rank, world size and device of this one, and the collectives between all of them.
 
-The same code serves one process without torchrun, where every exchange is the identity.
+The same code runs in a single process without torchrun, where every collective is the identity.
 """
 
 import functools
 import itertools
 import math
 import os
+import pickle
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,53 +23,55 @@ from torch.distributed.rendezvous import rendezvous
 
 from mlm_dist.errors import RunError, UserError, say
 
-LONGEST_PART = 1 << 20  # of a note, in characters: the store takes 8 MiB at a time
-SECONDS_BETWEEN_LOOKS = 0.1
-SECONDS_BETWEEN_PULSES = 1.0
-SECONDS_FOR_ROLL_CALL = 3.0
-MEETING_TIMEOUT = timedelta(minutes=10)
+T = TypeVar("T")
 
-MEETINGS = itertools.count()  # of this process; each has notes of its own
+CHUNK_BYTES = 1 << 20  # of a gathered object: TCPStore takes values up to 8 MiB
+POLL_SECONDS = 0.1
+HEARTBEAT_SECONDS = 1.0
+RESPONSE_SECONDS = 3.0
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+
+JOINED = itertools.count()  # how often this process has joined a group; each group has its own keys in the store
 
 
 class Processes:
-    """The processes of the run, and the place of this one among them.
+    """All processes of the run, seen from this one.
 
     Joins the others as torchrun's environment variables describe them.
 
     Args:
         device: the kind of device to compute on.
-        hang_timeout: minutes that collectives wait for a process that does not answer.
+        timeout: of collectives, in minutes.
 
     Attributes:
         rank: 0 to world_size - 1; rank 0 prints and writes.
         world_size: number of processes.
-        device: what this process computes on.
+        device: of this process.
 
     Raises:
-        UserError: on every rank, if the processes cannot meet or the device is not there for one of them.
+        UserError: on all ranks, if the processes cannot connect, or one of them has no such device.
     """
 
-    def __init__(self, device: Literal["auto", "cpu", "cuda"], hang_timeout: float = 10.0) -> None:
+    def __init__(self, device: Literal["auto", "cpu", "cuda"], timeout: float = 10.0) -> None:
         self.rank, self.world_size = 0, 1
-        self._store: Store | None = None  # where processes leave each other notes
-        self._notes = itertools.count()
-        self._last_pulse = -math.inf
+        self._store: Store | None = None
+        self._gathers = itertools.count()
+        self._last_heartbeat = -math.inf
         if "RANK" in os.environ:
-            self._store, self.rank, self.world_size = meet()
-        with self.together():
+            self._store, self.rank, self.world_size = join()
+        with self.raise_on_all_ranks():
             self.device = choose_device(device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
         self.check_same("device", self.device.type)
         on_gpu = self.device.type == "cuda"
         if on_gpu:
             torch.cuda.set_device(self.device)
         if self._store is not None:
-            if on_gpu:  # NCCL then writes down which collectives a rank was in when one timed out
+            if on_gpu:  # NCCL then records the collectives of each rank and dumps them on a timeout
                 os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
                 os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-                timeout=timedelta(minutes=hang_timeout),
+                timeout=timedelta(minutes=timeout),
                 store=self._store,
                 rank=self.rank,
                 world_size=self.world_size,
@@ -76,196 +79,206 @@ class Processes:
             )
 
     @property
-    def exchanges(self) -> bool:
-        """Whether there is a process group: under torchrun, even of one process."""
+    def is_distributed(self) -> bool:
+        """Whether there is a process group: under torchrun, even with one process."""
         return self._store is not None
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
 
     @property
-    def is_first_here(self) -> bool:
-        """Whether this is the first process of its machine."""
+    def is_local_rank_zero(self) -> bool:
+        """Whether this is the first process on its machine."""
         return os.environ.get("LOCAL_RANK", "0") == "0"
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all ranks, in place."""
+        """All-reduce a tensor with a sum, in place."""
         if self._store is not None:
             dist.all_reduce(tensor)
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether a flag is up on at least one rank. It is exchanged between CPUs and makes no GPU wait."""
+        """Whether a flag is true on at least one rank. It is a CPU collective, so no GPU waits for it."""
         return bool(self.sum_(torch.tensor(float(flag))).item())
 
+    def all_gather(self, value: T) -> list[T]:
+        """Gather a picklable value from every rank, in rank order. There is no timeout.
+
+        It goes through the store: in a collective, the ranks that wait for a slow one would time out, and preparing a
+        corpus may take hours. A second gloo group with a long timeout would not replace the store, which is there
+        before any group and still works after a collective has failed.
+        """
+        if self._store is None:
+            return [value]
+        key = f"value {next(self._gathers)}"
+        content = pickle.dumps(value)
+        chunks = [content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES)]
+        for index, chunk in enumerate(chunks):
+            self._store.set(f"{key}, rank {self.rank}, chunk {index}", chunk)  # type: ignore[arg-type] # bytes do too
+        self._store.set(f"{key}, rank {self.rank}", str(len(chunks)))
+        keys = [f"{key}, rank {rank}" for rank in range(self.world_size)]
+        while not self._store.check(keys):
+            time.sleep(POLL_SECONDS)
+        gathered = [
+            b"".join(self._store.get(f"{name}, chunk {index}") for index in range(int(self._store.get(name))))
+            for name in keys
+        ]
+        readers = self._store.add(f"{key}, readers", 1)
+        while self.is_rank_zero and readers < self.world_size:  # rank 0 may host the store, and may exit next
+            time.sleep(POLL_SECONDS)
+            readers = self._store.add(f"{key}, readers", 0)
+        return [pickle.loads(content) for content in gathered]
+
+    def on_rank_zero(self, work: Callable[[], T]) -> T:
+        """Call a function on rank 0 and return its result on all ranks.
+
+        Raises:
+            UserError: on all ranks, if the function raises it.
+        """
+        result: T | None = None
+        with self.raise_on_all_ranks():
+            if self.is_rank_zero:
+                result = work()
+        return self.all_gather(result)[0]  # type: ignore[return-value] # rank 0 has it
+
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Fail on all ranks if one fails: a `UserError` inside the block on any of them is raised on every one."""
-        complaint, kind, fault = "", UserError, None
+    def raise_on_all_ranks(self) -> Iterator[None]:
+        """Raise a `UserError` of the block on all ranks, if any rank raises one."""
+        raised: tuple[type[UserError], str] | None = None
+        bug: Exception | None = None
         try:
             yield
         except UserError as error:
-            complaint, kind = str(error), type(error)
-        except Exception as error:  # a fault of ours, which the others must not wait for either
-            complaint, fault = f"{type(error).__name__}: {error}", error
-        if complaint and self.rank:
-            complaint += f" (rank {self.rank}, on {socket.gethostname()})"
-        notes = self.exchange(f"{kind.__name__}\n{complaint}" if complaint else "")
-        if fault:
-            raise fault
-        if first := next(filter(None, notes), None):
-            name, _, complaint = first.partition("\n")
-            raise {kind.__name__: kind for kind in (UserError, RunError)}[name](complaint)
-
-    def first_alone(self, work: Callable[[], str]) -> str:
-        """Have rank 0 do some work and give every rank its result.
-
-        Raises:
-            UserError: on every rank, if the work raised it.
-        """
-        result = ""
-        with self.together():
-            if self.is_first:
-                result = work()
-        return self.exchange(result)[0]
-
-    def exchange(self, note: str) -> list[str]:
-        """The notes of all ranks, in order, however long it takes until all have been left.
-
-        They are left in the store. In a collective, those who wait for a slow one would time out.
-        """
-        if self._store is None:
-            return [note]
-        number = next(self._notes)
-        parts = [note[start : start + LONGEST_PART] for start in range(0, len(note), LONGEST_PART)]
-        for place, part in enumerate(parts):
-            self._store.set(f"part {place} of note {number} of {self.rank}", part)
-        self._store.set(f"note {number} of {self.rank}", str(len(parts)))
-        keys = [f"note {number} of {rank}" for rank in range(self.world_size)]
-        while not self._store.check(keys):
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-        notes = [
-            "".join(self._store.get(f"part {place} of {key}").decode() for place in range(int(self._store.get(key))))
-            for key in keys
-        ]
-        readers = self._store.add(f"readers of {number}", 1)
-        while self.is_first and readers < self.world_size:  # rank 0 may be the host of the store, and may leave now
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-            readers = self._store.add(f"readers of {number}", 0)
-        return notes
+            raised = type(error), str(error)
+        except Exception as error:  # a bug, which must not leave the other ranks waiting either
+            raised, bug = (UserError, f"{type(error).__name__}: {error}"), error
+        if raised and self.rank:
+            raised = raised[0], f"{raised[1]} (rank {self.rank}, on {socket.gethostname()})"
+        errors = self.all_gather(raised)
+        if bug:
+            raise bug
+        if first := next(filter(None, errors), None):
+            kind, message = first
+            raise kind(message)
 
     def check_same(self, key: str, value: str) -> None:
-        """Raise `UserError` on every rank if the ranks have chosen differently where the config left it to them."""
-        if len(chosen := set(self.exchange(value))) > 1:
-            raise UserError(f"{key}: the machines of this run come to {' and '.join(sorted(chosen))}; set it for all")
+        """Raise `UserError` on all ranks if the ranks chose different values for a key that the config leaves open."""
+        if len(chosen := set(self.all_gather(value))) > 1:
+            raise UserError(
+                f"{key}: the machines of this run choose {' and '.join(sorted(chosen))}; set it in the config"
+            )
 
-    def pulse(self, step: int) -> None:
-        """Let the others know, once a second, which step this rank is at."""
+    def heartbeat(self, step: int) -> None:
+        """Publish the step of this rank, at most once per second."""
         now = time.monotonic()
-        if self._store is not None and now - self._last_pulse > SECONDS_BETWEEN_PULSES:
+        if self._store is not None and now - self._last_heartbeat > HEARTBEAT_SECONDS:
             self._store.set(f"step of {self.rank}", str(step))
-            self._last_pulse = now
+            self._last_heartbeat = now
 
     @contextmanager
-    def naming_the_lost(self) -> Iterator[None]:
-        """End the run with the names of those who are missing if an exchange inside the block breaks off.
+    def report_missing_ranks(self) -> Iterator[None]:
+        """If a collective in the block fails, report the missing ranks and exit.
 
-        gloo's own error is of sockets. NCCL's watchdog ends the process itself, and leaves a record of its collectives.
+        gloo's own error is about sockets. NCCL's watchdog ends the process itself and leaves a record of its
+        collectives.
         """
         try:
             yield
         except RuntimeError as error:
             if self._store is None or not ("gloo" in str(error) or isinstance(error, dist.DistError)):
                 raise
-            present, missing = self.roll_call()
+            present, missing = self.find_missing_ranks()
             if self.rank == min(present):
-                reason = "; ".join(missing) or f"an exchange between the processes failed: {error}"
-                say(f"error: {reason}. The same command goes on from the last checkpoint")
+                reason = "; ".join(missing) or f"a collective failed: {error}"
+                say(f"error: {reason}. The same command continues from the last checkpoint")
             os._exit(RunError.exit_code)
 
-    def roll_call(self) -> tuple[list[int], list[str]]:
-        """Ask which ranks are still there; of each that is not, say how far it had come."""
+    def find_missing_ranks(self) -> tuple[list[int], list[str]]:
+        """The ranks that respond, and one sentence for each that does not, with its last published step.
+
+        `monitored_barrier` names missing ranks too, but not their steps, and only on rank 0, which may be missing.
+        """
         store, present, missing = self._store, [self.rank], []
         assert store is not None
 
-        def call() -> None:
+        def ask() -> None:
             with suppress(dist.DistError):
                 store.set(f"rank {self.rank} is here", "")
                 others = [rank for rank in range(self.world_size) if rank != self.rank]
-                deadline = time.monotonic() + SECONDS_FOR_ROLL_CALL
+                deadline = time.monotonic() + RESPONSE_SECONDS
                 while others and time.monotonic() < deadline:
-                    time.sleep(SECONDS_BETWEEN_LOOKS)
+                    time.sleep(POLL_SECONDS)
                     present.extend(rank for rank in others if store.check([f"rank {rank} is here"]))
                     others = [rank for rank in others if rank not in present]
                 for rank in others:
                     key = f"step of {rank}"
                     step = store.get(key).decode() if store.check([key]) else "its start"
-                    missing.append(f"rank {rank} does not answer; it was last seen at step {step}")
+                    missing.append(f"rank {rank} does not respond; it was last seen at step {step}")
                 finished.set()
 
-        # If the rank that hosts the store is the lost one, a call to it fails, or may never return.
+        # If the process that hosts the store is gone, a call to the store fails, or may never return.
         finished = threading.Event()
-        threading.Thread(target=call, daemon=True).start()
-        if not finished.wait(2 * SECONDS_FOR_ROLL_CALL):
-            missing.append("the process where the others meet, rank 0 or its torchrun, does not answer")
+        threading.Thread(target=ask, daemon=True).start()
+        if not finished.wait(2 * RESPONSE_SECONDS):
+            missing.append("the process that hosts the rendezvous, rank 0 or its torchrun, does not respond")
         return present, missing
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Destroy the process group, if there is one; this process may then join another. All ranks call it.
 
-        Processes that used gloo under DDP abort now and then while Python takes them down ("terminate called without
-        an active exception"), even after this, and torchrun takes that for a failure. So the verbs end by `run_verb`,
-        which leaves without being taken down.
+        Processes that used gloo under DDP abort now and then in Python's own finalization ("terminate called without an
+        active exception"), even after this, and torchrun takes that for a failure. So verbs end through `run_verb`,
+        which skips the finalization.
         """
         if self._store is not None:
             dist.destroy_process_group()
 
 
-def meet() -> tuple[Store, int, int]:
-    """Meet the other processes at MASTER_ADDR:MASTER_PORT; return the store there, the rank and the world size.
+def join() -> tuple[Store, int, int]:
+    """Connect to the other processes at MASTER_ADDR:MASTER_PORT; return their store, the rank and the world size.
 
-    A store that torchrun keeps itself outlives an attempt under `--max-restarts`, with the notes and addresses of
-    processes that are dead (pytorch#135712), so each attempt has a part of its own. That works on one machine; between
-    several, torchrun's counts of attempts differ. A process that trains and then evaluates meets the others twice, in
-    the same store, and the second meeting too has a part of its own.
+    A store that torchrun hosts outlives an attempt under `--max-restarts`, with the keys and addresses of dead
+    processes (pytorch#135712), so each attempt has a prefix of its own. This works on one machine; on several machines,
+    torchrun's attempt counts differ. A process that trains and then evaluates joins twice in the same store, each time
+    with another prefix.
 
     Raises:
-        UserError: they cannot meet, or could not meet again.
+        UserError: the processes cannot connect, or could not after a restart.
     """
-    is_torchruns = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    hosted_by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    if is_torchruns and restarts and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+    if hosted_by_torchrun and restarts and os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
         raise UserError(
             "torchrun --max-restarts on several machines needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment "
             "of each torchrun (pytorch#135712)"
         )
     try:
-        store, rank, world_size = join_store()
+        store, rank, world_size = connect()
     except (dist.DistError, ValueError) as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        reason = "the port is taken; choose another" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
-        raise UserError(f"the processes cannot meet at {place}: {reason}") from error
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_torchruns else "0"
-    return PrefixStore(f"attempt {attempt}, meeting {next(MEETINGS)}", store), rank, world_size
+        address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = "the port is in use; choose another" if "EADDRINUSE" in str(error) else str(error).splitlines()[0]
+        raise UserError(f"the processes cannot connect at {address}: {reason}") from error
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if hosted_by_torchrun else "0"
+    return PrefixStore(f"attempt {attempt}, group {next(JOINED)}", store), rank, world_size
 
 
 @functools.cache
-def join_store() -> tuple[Store, int, int]:
+def connect() -> tuple[Store, int, int]:
     """The store at MASTER_ADDR:MASTER_PORT, the rank and the world size.
 
-    It is joined once and kept until the process ends, for the others may still be reading what rank 0 hosts.
+    The connection stays open until the process ends: the others may still be reading what rank 0 hosts.
     """
-    joined: tuple[Store, int, int] = next(rendezvous("env://", timeout=MEETING_TIMEOUT))
-    return joined
+    connected: tuple[Store, int, int] = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
+    return connected
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
-    """Pick the device of the process that is the `local_rank`-th on its machine.
+    """Choose the device of the process with this local rank.
 
     Raises:
-        UserError: a GPU is asked for and there is none for this process.
+        UserError: a GPU is requested and this process has none.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu" or (device == "auto" and gpus == 0):

@@ -73,16 +73,16 @@ def main(arguments: list[str]) -> None:
     mask_prob = None if given.mask_prob is None else read_mask_prob(given.mask_prob)
     # Only now, so that --help and mistakes are answered without waiting for torch.
     from mlm_dist.distributed import Processes  # noqa: PLC0415
-    from mlm_dist.inference.held_out import evaluate  # noqa: PLC0415
+    from mlm_dist.evaluation import evaluate_text  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
     from mlm_dist.inference.scoring import score_together  # noqa: PLC0415
 
     processes = Processes(given.device)
-    with processes.together():
+    with processes.raise_on_all_ranks():
         model = TrainedModel(given.run, processes.device)
-    with processes.naming_the_lost():
+    with processes.report_missing_ranks():
         if given.lines is not None:
-            lines: list[str] = json.loads(processes.first_alone(lambda: json.dumps(read_lines(str(given.lines)))))
+            lines = processes.on_rank_zero(lambda: read_lines(str(given.lines)))
             scores = score_together(lambda texts: model.score(texts, given.within_word), lines, processes)
             report = [
                 json.dumps({"text": line} | score._asdict(), ensure_ascii=False)
@@ -91,12 +91,14 @@ def main(arguments: list[str]) -> None:
                 for line, score in zip(lines, scores, strict=True)
             ]
         else:
-            result = evaluate(model, given.data, processes, given.batch_size, mask_prob)
+            result = evaluate_text(
+                model.encoder, model.config, model.tokenizer, given.data, processes, given.batch_size, mask_prob
+            )
             kind = "token" if is_range(mask_prob or model.config.masking.mask_prob) else "masked token"
             report = [json.dumps(in_json(result)) if given.json else in_words(result, kind)]
-    if processes.is_first:
+    if processes.is_rank_zero:
         show(*report)
-    processes.leave()
+    processes.close()
 
 
 def read_mask_prob(text: str) -> MaskProb:

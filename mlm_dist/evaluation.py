@@ -1,34 +1,59 @@
-"""Evaluation on held-out text: the same rows with the same masks every time, shared by the ranks."""
+"""Masked evaluation, during training and afterwards: fixed rows with fixed masks, shared by the ranks."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from mlm_dist.config import Config
-from mlm_dist.data.batches import load_batch
-from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.masking import MaskedBatch, Masker
-from mlm_dist.data.sampler import Selection
+from mlm_dist.config import Config, MaskingConfig, MaskProb
+from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, Verify, token_dtype
+from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
+from mlm_dist.data.preparation import encode_in_order, find_or_prepare, read_all
+from mlm_dist.data.sampler import Indices, Selection
+from mlm_dist.data.texts import find_documents
+from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import loss_and_hits
 from mlm_dist.precision import autocast
 
-# Not the run's own seed: runs with different seeds are to be measured on the same masks.
+# Not the seed of the run: runs with different seeds are evaluated with the same masks.
 SEED = 0
 EPOCH = 0
 
 
-class HeldOut:
-    """The held-out rows of a corpus that a run is evaluated on.
+class Evaluation(NamedTuple):
+    """How well a model predicts masked tokens. With sampled mask rates, each masked token counts with its loss weight.
+
+    Attributes:
+        loss: nats per masked token; with sampled mask rates, nats per token of the text.
+        accuracy: fraction of masked tokens that are the most likely token.
+        top5_accuracy: fraction of masked tokens that are among the five most likely tokens.
+        tokens: number of masked tokens; with sampled mask rates, of tokens.
+    """
+
+    loss: float
+    accuracy: float
+    top5_accuracy: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss)."""
+        return float(np.exp(self.loss))
+
+
+class Validator:
+    """Evaluates a model on the validation rows of a run.
 
     Raises:
-        UserError: there is not a single row, though the config asks for evaluations.
+        UserError: there is no validation row, although the config asks for evaluations.
     """
 
     def __init__(self, config: Config, corpus: Corpus, processes: Processes, dtype: torch.dtype) -> None:
@@ -39,15 +64,15 @@ class HeldOut:
         self.batch_size = config.micro_batch_size(processes.world_size)
         if self.interval and not len(self.matrix):
             raise UserError(
-                f"{corpus.folder} holds out {len(corpus.val)} tokens, less than one row: prepare it with a larger "
+                f"{corpus.folder} has {len(corpus.val)} validation tokens, less than one row: prepare it with a larger "
                 f"val_fraction, or turn evaluation off with train.eval_interval 0"
             )
         count = min(config.train.eval_rows, len(self.matrix))
         self.rows = np.linspace(0, len(self.matrix), count, endpoint=False).astype(np.int64)
-        self.places = np.arange(processes.rank, count, processes.world_size)
-        self.turns = math.ceil(count / processes.world_size / self.batch_size)  # batches of the rank that has most
+        self.batch_indices = np.arange(processes.rank, count, processes.world_size)
+        self.batch_count = math.ceil(count / processes.world_size / self.batch_size)  # of the rank with the most
         self.last_step = config.train.max_iters
-        self.masker = Masker.of(
+        self.masker = Masker.from_config(
             config, config.model.block_size, corpus.tokenizer, SEED, max(1, count), processes.device
         )
 
@@ -57,76 +82,155 @@ class HeldOut:
 
     def batches(self) -> Iterator[MaskedBatch]:
         """Read and mask the rows of this rank."""
-        for start in range(0, len(self.places), self.batch_size):
-            places = self.places[start : start + self.batch_size]
-            selection = Selection(self.last_step, EPOCH, self.rows[places], places)
-            yield load_batch(self.matrix, selection, self.masker, self.processes.device)
+        indices = self.batch_indices
+        yield from masked_batches(
+            self.matrix, self.rows[indices], indices, self.masker, self.batch_size, self.last_step
+        )
 
-    def evaluate(self, encoder: Encoder, stops: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """Measure `val_loss`, in nats a token, and `val_accuracy`, on all ranks' rows.
+    def evaluate(self, encoder: Encoder, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Compute `val_loss`, in nats per masked token, and `val_accuracy` over the rows of all ranks.
 
         Args:
-            encoder: the model to measure.
-            stops: asked before every batch, on all ranks alike, whether to give up; None is returned then.
+            encoder: the model.
+            stop: called before every batch, on all ranks; if it returns true on all of them, None is returned.
         """
-        # None where another rank has one more.
-        batches = (batch for _, batch in itertools.zip_longest(range(self.turns), self.batches()))
-        result = measure(encoder, batches, self.processes, self.dtype, stops)
+        # None where another rank has one batch more.
+        batches = (batch for _, batch in itertools.zip_longest(range(self.batch_count), self.batches()))
+        result = evaluate_batches(encoder, batches, self.processes, self.dtype, stop)
         return result and {"val_loss": result.loss, "val_accuracy": result.accuracy}
 
 
-class Evaluation(NamedTuple):
-    """How well masked tokens are guessed; where the share that is masked is drawn, each stands for several tokens.
-
-    Attributes:
-        loss: nats per masked token, or, with their weights, per token of the text.
-        accuracy: how many of them are the likeliest token, between 0 and 1.
-        top5_accuracy: how many are one of the five likeliest.
-        tokens: masked tokens that were guessed, or that these stand for.
-    """
-
-    loss: float
-    accuracy: float
-    top5_accuracy: float
-    tokens: int
-
-    @property
-    def perplexity(self) -> float:
-        """Over masked tokens: as unsure as a choice among so many equally likely ones."""
-        return float(np.exp(self.loss))
-
-
 @torch.no_grad()
-def measure(
+def evaluate_batches(
     encoder: Encoder,
     batches: Iterable[MaskedBatch | None],
     processes: Processes,
     dtype: torch.dtype,
-    stops: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
-    """Measure an encoder on the batches of all ranks.
+    """Evaluate a model on the batches of all ranks.
 
     Args:
-        encoder: the model to measure.
+        encoder: the model.
         batches: of this rank.
-        processes: over which to add up.
+        processes: all ranks.
         dtype: of the matrix products.
-        stops: asked before every batch, also before one that is None, whether to give up; None is returned then.
+        stop: called before every batch, also before one that is None; if it returns true, None is returned.
     """
     was_training = encoder.training
     encoder.eval()
     sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
     for batch in batches:
-        if stops():
+        if stop():
             encoder.train(was_training)
             return None
         if batch is None:
             continue
         with autocast(processes.device, dtype):
             hidden = encoder.encode(batch.inputs, batch.positions)
-            found = loss_and_hits(hidden, encoder.output, batch.targets, batch.weights)
-        sums += torch.stack([*found, batch.weights.sum()])
+            found = loss_and_hits(hidden, encoder.output, batch.targets, batch.loss_weights)
+        sums += torch.stack([*found, batch.loss_weights.sum()])
     encoder.train(was_training)
     loss, top_1, top_5, count = processes.sum_(sums).tolist()
     tokens = max(count, 1)
     return Evaluation(loss / tokens, top_1 / tokens, top_5 / tokens, round(count))
+
+
+def evaluate_text(
+    encoder: Encoder,
+    config: Config,
+    tokenizer: Tokenizer,
+    path: Path | None,
+    processes: Processes,
+    batch_size: int,
+    mask_prob: MaskProb | None = None,
+) -> Evaluation:
+    """Evaluate a trained model on all of a text, in fp32, with the rows shared by the ranks.
+
+    The loss may differ slightly from that of a run in bf16 on `train.eval_rows`.
+
+    Args:
+        encoder: the model, the same on all ranks.
+        config: of its run.
+        tokenizer: of its run.
+        path: a prepared corpus, for its validation tokens, or a text file or a folder of *.txt files. None: the corpus
+            of the run.
+        processes: all ranks.
+        batch_size: rows per forward pass of a rank.
+        mask_prob: replaces the masking of the run by masked tokens, always by the mask token. With a range of [0, 1],
+            the loss is an upper bound on the negative log-likelihood of the text, in nats per token.
+
+    Raises:
+        UserError: there is no such corpus or text, it is empty, or the corpus has another tokenizer than the run.
+    """
+    with processes.raise_on_all_ranks():
+        tokens = find_tokens(config, tokenizer, path, "once" if processes.is_local_rank_zero else "never")
+    masking = config.masking if mask_prob is None else MaskingConfig(mask_prob)
+    batches = text_batches(tokens, dataclasses.replace(config, masking=masking), tokenizer, processes, batch_size)
+    result = evaluate_batches(encoder, batches, processes, torch.float32)
+    assert result is not None  # nothing asks it to stop
+    if not result.tokens:
+        raise UserError(f"{path or config.data.path}: the text is so short that no token is masked: give a longer one")
+    return result
+
+
+def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> Tokens:
+    """The token ids to evaluate on, as in `evaluate_text`; `verify` as in `Corpus.open`."""
+    if path is not None and not (path / MANIFEST).exists():
+        return encode_texts(path, tokenizer)
+    try:
+        folder = path or find_or_prepare(config.data, config.model.vocab_size)
+    except UserError as error:
+        raise UserError(f"the run's own corpus: {error}; --data names another corpus or text") from error
+    corpus = Corpus.open(folder, verify)
+    if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise UserError(f"{folder} was prepared with another tokenizer than that of the run: give the text itself")
+    if not len(corpus.val):
+        raise UserError(f"{folder} has no validation tokens: give a text, or a corpus with validation tokens")
+    # The run leaves out a last row that is too short, and this is to give the same figures.
+    whole_rows = corpus.rows("val", config.model.block_size).reshape(-1)
+    return whole_rows if len(whole_rows) else corpus.val
+
+
+def encode_texts(path: Path, tokenizer: Tokenizer) -> Tokens:
+    """The token ids of texts, each followed by `<|endoftext|>`."""
+    end = np.array([tokenizer.end_id], dtype=np.uint32)
+    ids: list[Tokens] = []
+    last = 0
+    for index, _, piece in encode_in_order(read_all(find_documents([path]), "utf-8"), tokenizer):
+        ids += [end, piece] if index != last else [piece]
+        last = index
+    return np.concatenate([*ids, end]).astype(token_dtype(tokenizer.vocab_size))
+
+
+def text_batches(
+    tokens: Tokens, config: Config, tokenizer: Tokenizer, processes: Processes, batch_size: int
+) -> Iterator[MaskedBatch]:
+    """The rows of a text that this rank evaluates, masked; the last row of the text may be shorter."""
+    length = config.model.block_size
+    count, rest = divmod(len(tokens), length)
+    parts = [(tokens[: count * length].reshape(count, length), range(count)[processes.rank :: processes.world_size])]
+    if rest and count % processes.world_size == processes.rank:
+        parts.append((tokens[None, count * length :], range(1)))
+    for matrix, share in parts:
+        rows = np.array(share, dtype=np.int64)
+        masker = Masker.from_config(config, matrix.shape[1], tokenizer, SEED, max(1, len(matrix)), processes.device)
+        yield from masked_batches(matrix, rows, rows, masker, batch_size, config.train.max_iters)
+
+
+def masked_batches(
+    matrix: Tokens, rows: Indices, batch_indices: Indices, masker: Masker, batch_size: int, last_step: int
+) -> Iterator[MaskedBatch]:
+    """Read and mask rows, `batch_size` at a time.
+
+    Args:
+        matrix: (rows of the corpus, T) token ids.
+        rows: (N,) indices of the rows to read.
+        batch_indices: (N,) which stratum of a sampled mask rate each row has.
+        masker: of rows of T tokens.
+        batch_size: rows per batch.
+        last_step: at which a mask-rate schedule ends.
+    """
+    for start in range(0, len(rows), batch_size):
+        part = slice(start, start + batch_size)
+        yield load_batch(matrix, Selection(last_step, EPOCH, rows[part], batch_indices[part]), masker)

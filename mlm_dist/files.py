@@ -20,6 +20,20 @@ LARGEST_JSON = 1 << 30
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
+def cache_folder() -> Path:
+    """The folder for what is fetched or prepared once, which may not exist yet: `$XDG_CACHE_HOME/mlm_dist`.
+
+    $XDG_CACHE_HOME is `~/.cache` by default.
+
+    Raises:
+        UserError: the user has no home folder and $XDG_CACHE_HOME is not set.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlm_dist"
+    except RuntimeError as error:
+        raise UserError("this user has no home folder: set XDG_CACHE_HOME to a folder for caches") from error
+
+
 def format_size(size: int) -> str:
     """A number of bytes in the unit that suits it: `512 bytes`, `1.5 kB`, `190.0 MB`, `2.4 GB`."""
     if size < 1000:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> None:
-    """Train, or continue what the run directory holds.
+    """Train, or continue the run in the run directory.
 
-    It returns at the end of the run and also when the run was asked to stop: the run directory then has a file STOPPED.
+    Returns at the end of the run, or after a stop request: then the run directory has a file STOPPED.
 
     Raises:
-        UserError: something that was given is wrong.
-        RunError: the run cannot go on.
+        UserError: the config or the corpus is wrong.
+        RunError: the run cannot continue.
     """
     config = parse_config(arguments, verb="train")
     config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
@@ -31,53 +31,55 @@ def main(arguments: list[str]) -> None:
 
 
 def train(config: Config, stop: StopRequest) -> None:
-    """Train as the config says until the end or until `stop` asks."""
-    # Only now, so that --help and mistakes in the config are answered without waiting for torch.
+    """Train as the config says, until the last step or a stop request."""
+    # Imported here, so that --help and mistakes in the config do not wait for torch.
     from mlm_dist.data.corpus import Corpus, Verify  # noqa: PLC0415
     from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
     from mlm_dist.distributed import Processes  # noqa: PLC0415
+    from mlm_dist.run.machine import describe_machine  # noqa: PLC0415
     from mlm_dist.run.run_dir import RunDir  # noqa: PLC0415
     from mlm_dist.training.memory import keep_freed_memory  # noqa: PLC0415
+    from mlm_dist.training.summary import adjustments, describe, summarize  # noqa: PLC0415
     from mlm_dist.training.trainer import Trainer  # noqa: PLC0415
 
     keep_freed_memory()
     processes = Processes(config.device, config.train.hang_timeout)
     run_dir = RunDir(Path(config.run_dir))
-    with processes.together():
+    with processes.raise_on_all_ranks():
         run_dir.check(config)
         config = run_dir.complete(config)
-    folder = processes.first_alone(lambda: str(find_or_prepare(config.data, config.model.vocab_size)))
-    with processes.together():
+    folder = processes.on_rank_zero(lambda: find_or_prepare(config.data, config.model.vocab_size))
+    with processes.raise_on_all_ranks():
         verify: Verify = "always" if config.data.verify else "once"
-        corpus = Corpus.open(Path(folder), verify if processes.is_first_here else "never")
+        corpus = Corpus.open(folder, verify if processes.is_local_rank_zero else "never")
     config = config.with_vocab_size(corpus.tokenizer.vocab_size)
-    with processes.naming_the_lost(), closing(run_dir):
+    with processes.report_missing_ranks(), closing(run_dir):
         trainer = Trainer(config, corpus, processes, run_dir, stop)
-        with processes.together():
-            if processes.is_first:
-                run_dir.check_space(trainer.checkpoint_bytes, config)
+        with processes.raise_on_all_ranks():
+            if processes.is_rank_zero:
+                run_dir.check_space(trainer.state.max_bytes, config)
                 run_dir.take()
         trainer.resume()
-        with processes.together():
-            if processes.is_first:  # now that nothing can be wrong with what was given any more
+        with processes.raise_on_all_ranks():
+            if processes.is_rank_zero:  # nothing is written before everything has been checked
                 run_dir.begin(config, corpus.tokenizer)
-                run_dir.record_machine(trainer.machine())
-        if processes.is_first:
-            tell(trainer.describe())
-            for line in trainer.misfits():
+                run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
+        if processes.is_rank_zero:
+            tell(describe(trainer))
+            for line in adjustments(corpus, config):
                 warn(line)
         trainer.train()
-        with processes.together():
-            if processes.is_first and not trainer.stopping:
+        with processes.raise_on_all_ranks():
+            if processes.is_rank_zero and not trainer.stop_reason:
                 draw(run_dir)
                 run_dir.done.touch()
-        if processes.is_first:
-            tell(trainer.summarize())
-    processes.leave()
+        if processes.is_rank_zero:
+            tell(summarize(trainer))
+    processes.close()
 
 
 def draw(run_dir: "RunDir") -> None:
-    """Draw the run's curves. If the disk does not take them, the run has its weights all the same."""
+    """Plot the curves of a run. If they cannot be written, the run is done all the same."""
     from mlm_dist.plots.curves import draw_curves  # noqa: PLC0415
 
     try:
@@ -88,7 +90,7 @@ def draw(run_dir: "RunDir") -> None:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Repeat every bit on GPUs too, and have autograd name the operation that gave a NaN."""
+    """Use deterministic algorithms, and have autograd name the operation that returned NaN."""
     import torch  # noqa: PLC0415
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; torch asks for it

@@ -19,8 +19,8 @@ def failing_work() -> str:
 
 
 def main(_: list[str]) -> None:
-    processes = Processes("cpu", hang_timeout=2 / 60)
-    lines = [processes.first_alone(long_work)]
+    processes = Processes("cpu", timeout=2 / 60)
+    lines = [processes.on_rank_zero(long_work)]
     worked = ""
 
     def note_that_it_works() -> str:
@@ -28,33 +28,33 @@ def main(_: list[str]) -> None:
         worked = "working"
         return ""
 
-    processes.first_alone(note_that_it_works)
-    lines.append(" ".join(processes.exchange(worked or "idle")))
+    processes.on_rank_zero(note_that_it_works)
+    lines.append(" ".join(processes.all_gather(worked or "idle")))
     try:
-        processes.first_alone(failing_work)
+        processes.on_rank_zero(failing_work)
     except UserError as error:
         lines.append(str(error))
     try:
-        with processes.together():
+        with processes.raise_on_all_ranks():
             if processes.rank == 1:
                 raise UserError("my disk is missing")
     except UserError as error:
         lines.append(str(error).split(" (")[0] + (" on rank 1" if "rank 1" in str(error) else ""))
     try:
-        with processes.together():
+        with processes.raise_on_all_ranks():
             if processes.rank == 1:
                 raise RunError("no space")
     except UserError as error:
         lines.append(type(error).__name__)
     try:
-        with processes.together():
+        with processes.raise_on_all_ranks():
             if processes.rank == 1:
                 raise ValueError("a fault of ours")
     except (ValueError, UserError) as error:  # its own on rank 1, a line on the others
         lines.append("a fault of ours" if "a fault of ours" in str(error) else str(error))
-    lines.append(" ".join(processes.exchange(f"note of {processes.rank}")))
+    lines.append(" ".join(processes.all_gather(f"note of {processes.rank}")))
     long_notes = [f"{rank}й" * 3_000_000 for rank in range(processes.world_size)]  # each 9 MB in UTF-8
-    lines.append(f"long notes {processes.exchange(long_notes[processes.rank]) == long_notes}")
+    lines.append(f"long notes {processes.all_gather(long_notes[processes.rank]) == long_notes}")
     try:
         processes.check_same("precision", "fp32" if processes.rank == 2 else "bf16")
     except UserError as error:
@@ -63,7 +63,7 @@ def main(_: list[str]) -> None:
     lines.append(f"{processes.any(processes.rank == 2)} {processes.any(False)}")
     sys.stdout.write(f"rank {processes.rank}: {'; '.join(lines)}\n")
     sys.stdout.flush()
-    processes.leave()
+    processes.close()
 
 
 if __name__ == "__main__":

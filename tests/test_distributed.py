@@ -36,10 +36,10 @@ def test_ranks_wait_past_any_timeout_fail_together_and_add_up() -> None:
 def test_alone_every_exchange_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     processes = Processes("cpu")
-    assert (processes.rank, processes.world_size, processes.is_first) == (0, 1, True)
-    assert processes.first_alone(lambda: "result") == "result"
+    assert (processes.rank, processes.world_size, processes.is_rank_zero) == (0, 1, True)
+    assert processes.on_rank_zero(lambda: "result") == "result"
     assert torch.equal(processes.sum_(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
-    with pytest.raises(UserError, match="mine"), processes.together():
+    with pytest.raises(UserError, match="mine"), processes.raise_on_all_ranks():
         raise UserError("mine")
 
 

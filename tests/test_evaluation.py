@@ -9,7 +9,7 @@ from mlm_dist.config import Config, DataConfig, ModelConfig, TrainConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
-from mlm_dist.evaluation import HeldOut
+from mlm_dist.evaluation import Validator
 from mlm_dist.model.encoder import Encoder
 
 MODEL = ModelConfig(vocab_size=300, block_size=16, embedding_dim=16, heads=2, blocks=1)
@@ -21,10 +21,10 @@ def encoder() -> Encoder:
     return Encoder(MODEL)
 
 
-def held_out(corpus: Corpus, seed: int = 1, **train: Any) -> HeldOut:
+def held_out(corpus: Corpus, seed: int = 1, **train: Any) -> Validator:
     settings = TrainConfig(**({"batch_size": 16, "eval_interval": 5, "eval_rows": 50} | train))
     config = Config(seed=seed, data=DataConfig(path="unused"), model=MODEL, train=settings)
-    return HeldOut(config, corpus, Processes("cpu"), torch.float32)
+    return Validator(config, corpus, Processes("cpu"), torch.float32)
 
 
 def test_the_rows_and_masks_are_the_same_every_time_and_for_every_seed(corpus: Corpus, encoder: Encoder) -> None:
@@ -47,9 +47,9 @@ def test_ranks_share_the_rows_evenly_and_weigh_tokens_alike(corpus: Corpus, enco
         processes = Processes("cpu")
         processes.rank, processes.world_size = rank, 3
         config = Config(model=MODEL, train=TrainConfig(batch_size=15, eval_interval=5, eval_rows=47))
-        part = HeldOut(config, corpus, processes, torch.float32)
-        weights = sum(batch.weights.sum().item() for batch in part.batches())
-        sums.append((part.rows[part.places], part.evaluate(encoder)["val_loss"] * weights, weights))
+        part = Validator(config, corpus, processes, torch.float32)
+        weights = sum(batch.loss_weights.sum().item() for batch in part.batches())
+        sums.append((part.rows[part.batch_indices], part.evaluate(encoder)["val_loss"] * weights, weights))
     assert sorted(row for rows, _, _ in sums for row in rows) == sorted(whole.rows)
     mean = sum(loss for _, loss, _ in sums) / sum(weights for _, _, weights in sums)
     assert mean == pytest.approx(whole.evaluate(encoder)["val_loss"], abs=1e-6)
@@ -62,7 +62,9 @@ def test_the_loss_is_the_mean_over_masked_tokens(corpus: Corpus, encoder: Encode
     for batch in evaluation.batches():
         probabilities = encoder(batch.inputs).double().log_softmax(-1)
         for row in range(len(batch.inputs)):
-            for place, target, weight in zip(batch.positions[row], batch.targets[row], batch.weights[row], strict=True):
+            for place, target, weight in zip(
+                batch.positions[row], batch.targets[row], batch.loss_weights[row], strict=True
+            ):
                 if weight:
                     losses.append(-probabilities[row, place, target].item())
                     hits.append(bool(probabilities[row, place].argmax() == target))
@@ -106,7 +108,7 @@ def test_all_ranks_ask_whether_to_stop_equally_often(corpus: Corpus, encoder: En
         processes.rank, processes.world_size = rank, 4
         config = Config(model=MODEL, train=TrainConfig(batch_size=16, eval_interval=5, eval_rows=49))
         asked: list[bool] = []
-        HeldOut(config, corpus, processes, torch.float32).evaluate(encoder, lambda asked=asked: asked.append(False))  # type: ignore
+        Validator(config, corpus, processes, torch.float32).evaluate(encoder, lambda asked=asked: asked.append(False))  # type: ignore
         counts.append(len(asked))
     assert counts == [4, 4, 4, 4]
 

@@ -7,6 +7,7 @@ import pytest
 
 from mlm_dist.errors import UserError
 from mlm_dist.files import (
+    cache_folder,
     format_size,
     new_folder,
     open_regular,
@@ -151,3 +152,17 @@ def test_json_that_cannot_be_read_is_a_value_error_without_advice_on_python(tmp_
         with pytest.raises(ValueError, match=r".") as caught:
             read()
         assert "sys." not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_the_cache_is_below_home(value: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if value is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+    assert cache_folder() == tmp_path / ".cache" / "mlm_dist"
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "mlm_dist"

@@ -54,27 +54,24 @@ class Ours:
         self.trainer = Trainer(config, corpus, self.processes, RunDir(folder), StopRequest())
         self.saver = BackgroundSaver(folder / "checkpoints", keep=1)
         self.device = self.processes.device
-        self.batches = self.trainer.batches()
 
     def step(self) -> None:
         """Take one step of the training loop."""
-        trainer = self.trainer
-        trainer.is_stopping()
-        trainer.take_step(next(self.batches), trainer.rate)
-        trainer.step += 1
+        self.trainer.is_stopping()
+        self.trainer.train_step()
 
     def split(self) -> dict[str, float]:
         """Take one step and tell its parts' seconds. On a GPU each part is waited for, which takes a little longer."""
         forward: list[float] = []
-        loss = self.trainer.loss
-        before = loss.register_forward_pre_hook(lambda *_: forward.append(-self.now()))
-        after = loss.register_forward_hook(lambda *_: forward.append(self.now()))
+        model = self.trainer.model
+        before = model.register_forward_pre_hook(lambda *_: forward.append(-self.now()))
+        after = model.register_forward_hook(lambda *_: forward.append(self.now()))
         times = [self.now()]
-        batch = next(self.batches)
+        batch = self.trainer.next_batch()
         times.append(self.now())
-        self.trainer.add_gradients(batch)
+        self.trainer.forward_backward(batch)
         times.append(self.now())
-        self.trainer.update(self.trainer.rate)
+        self.trainer.optimizer_step(self.trainer.learning_rate())
         times.append(self.now())
         before.remove()
         after.remove()
@@ -84,9 +81,9 @@ class Ours:
 
     def all_reduce(self) -> float:
         """Seconds that an exchange of all gradients takes by itself; 0 for a single process."""
-        if not self.processes.exchanges:
+        if not self.processes.is_distributed:
             return 0.0
-        gradients = torch.cat([weight.detach().flatten() for weight in self.trainer.encoder.parameters()])
+        gradients = torch.cat([weight.detach().flatten() for weight in self.trainer.state.encoder.parameters()])
         self.processes.any(False)  # all begin together
         start = self.now()
         dist.all_reduce(gradients)
@@ -101,14 +98,14 @@ class Ours:
         """Seconds that it takes to read and mask a batch, on average."""
         start = self.now()
         for _ in range(BATCHES_TO_READ):
-            next(self.batches)
+            self.trainer.next_batch()
         return (self.now() - start) / BATCHES_TO_READ
 
     def save(self) -> float:
         """Seconds for which the training waits as it begins to save a checkpoint."""
         self.saver.wait()
         start = self.now()
-        self.saver.save(self.trainer.step, self.trainer.state(), {})
+        self.saver.save(self.trainer.state.step, self.trainer.state.state_dict(), {})
         return self.now() - start
 
     def finish_saving(self) -> None:

@@ -17,10 +17,9 @@ from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry
 
-from mlm_dist.data.cache import cache_folder
 from mlm_dist.data.texts import Document
 from mlm_dist.errors import UserError, say
-from mlm_dist.files import read_bytes, replacing
+from mlm_dist.files import cache_folder, read_bytes, replacing
 
 # In seconds.
 PAUSE = 2.0  # between two books

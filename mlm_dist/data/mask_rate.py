@@ -1,8 +1,8 @@
-"""What share of each row is hidden: a number, a schedule over the run, or drawn for each row from a range.
+"""The mask rate: which fraction of each row is masked. It is constant, scheduled over the run, or sampled for each row.
 
-A draw is stratified: the rows of a global batch take one rate from each of as many equal parts of the range. Most of
-the noise that comes from some batches hiding more than others is gone then (Kingma et al. 2021, arXiv 2107.00630, do
-so with the times of a diffusion model).
+Samples are stratified: each of the B rows of a global batch samples its rate from another one of B equal parts of the
+range. This removes most of the noise that comes from batches with more masked tokens than others (Kingma et al. 2021,
+arXiv 2107.00630, do the same with the times of a diffusion model).
 """
 
 import math
@@ -11,34 +11,34 @@ import numpy as np
 import numpy.typing as npt
 
 from mlm_dist.config import MaskProb, is_range
-from mlm_dist.data.randomness import BITS, GOLDEN, mix, salt
+from mlm_dist.data.randomness import BITS, GOLDEN, derive_key, hash32
 from mlm_dist.data.sampler import Selection
 
 Rates = npt.NDArray[np.float64]
 
 
 class MaskRate:
-    """The dial: from the step, the epoch and the row to the share of the row that is hidden.
+    """The mask rate of each row, as a function of step, epoch and row.
 
     Args:
         mask_prob: `masking.mask_prob`.
-        seed: of the draws.
+        seed: of the samples.
         batch_size: rows of a global batch.
-        max_iters: steps of the run, at the last of which a schedule is at its end.
+        max_iters: steps of the run. A schedule ends at the last one.
 
     Attributes:
-        is_drawn: whether each row has a rate of its own, from a range.
-        highest: rate that there may be.
+        is_sampled: whether each row samples its rate from a range.
+        highest: the highest rate of the run.
     """
 
     def __init__(self, mask_prob: MaskProb, seed: int, batch_size: int, max_iters: int) -> None:
-        self.is_drawn = is_range(mask_prob)
+        self.is_sampled = is_range(mask_prob)
         self.start, self.end = endpoints(mask_prob)
         self.highest = max(self.start, self.end)
         self.seed = seed
         self.last_step = max(1, max_iters - 1)
-        # Neighbouring rows get parts of the range that lie far apart, so that what one process or one micro-batch
-        # has of a large batch is spread well too: the multiples of a number near batch_size / golden ratio.
+        # Neighbouring rows get distant parts of the range, so that the rows of one process or one micro-batch are
+        # spread over the range as well: multiples of a number near batch_size / golden ratio.
         near = round(batch_size * 0.618)
         stride = next(
             n for n in sorted(range(batch_size + 1), key=lambda n: abs(n - near)) if math.gcd(n, batch_size) == 1
@@ -47,16 +47,16 @@ class MaskRate:
 
     def __call__(self, selection: Selection) -> Rates:
         """The rate of each row, (B,)."""
-        if self.is_drawn:
-            keys = mix(selection.rows.astype(np.int32)) ^ np.int32(salt(self.seed, selection.epoch, "rate"))
-            jitter = ((mix(keys + np.int32(GOLDEN)) >> (32 - BITS)) & ((1 << BITS) - 1)) + 1
-            return self._rate((self.strata[selection.places] + jitter / (1 << BITS)) / len(self.strata))
+        if self.is_sampled:
+            keys = hash32(selection.rows.astype(np.int32)) ^ np.int32(derive_key(self.seed, selection.epoch, "rate"))
+            jitter = ((hash32(keys + np.int32(GOLDEN)) >> (32 - BITS)) & ((1 << BITS) - 1)) + 1
+            return self._rate((self.strata[selection.batch_indices] + jitter / (1 << BITS)) / len(self.strata))
         progress = min(1.0, selection.step / self.last_step)
         return np.full(len(selection.rows), self.start + (self.end - self.start) * progress)
 
-    def highest_by_place(self) -> Rates:
-        """The highest rate that the row at each place of a global batch may have, (batch_size,)."""
-        if self.is_drawn:
+    def highest_by_index(self) -> Rates:
+        """The highest rate of the row at each index of a global batch, (batch_size,)."""
+        if self.is_sampled:
             return self._rate((self.strata + 1) / len(self.strata))
         return np.full(len(self.strata), self.highest)
 
@@ -65,7 +65,7 @@ class MaskRate:
 
 
 def endpoints(mask_prob: MaskProb) -> tuple[float, float]:
-    """Where the dial stands at first and at last, or the ends of its range."""
+    """The rates at the start and the end of a schedule, or the bounds of a range."""
     if isinstance(mask_prob, dict):
         return mask_prob["from"], mask_prob["to"]
     if isinstance(mask_prob, list):
@@ -75,5 +75,5 @@ def endpoints(mask_prob: MaskProb) -> tuple[float, float]:
 
 
 def mean_rate(mask_prob: MaskProb) -> float:
-    """The share of the tokens that is hidden over a whole run."""
+    """The mean rate over a whole run."""
     return sum(endpoints(mask_prob)) / 2

@@ -1,27 +1,27 @@
-"""Which tokens a row hides: chosen by hashing (seed, epoch, row, position), in a shape that never changes.
+"""Which tokens of a row are masked: chosen by hashing (seed, epoch, row, position), in tensors of a fixed shape.
 
-The tokens of a row, or its words, are put in an order by their hashes, and hidden from the first on up to a cut.
+The tokens of a row, or its words, are sorted by their hashes and masked from the first one up to a cut.
 
-With a rate p that is a number, n maskable tokens are cut at p * n. What the cut goes through is hidden with the
-probability that is the part of it before the cut, so p * n tokens are hidden on average.
+**Fixed rate p.** A row of n maskable tokens is cut at p * n. A unit that straddles the cut is masked with probability
+equal to its fraction before the cut, so p * n tokens are masked on average.
 
-A cut would not do for spans of words: it hides the left end of the span that it goes through and never the right one,
-and it favors short spans over long ones. Instead the spans of a row lie on a circle, in the order of their hashes.
-Their n maskable tokens are at 0 to n - 1, those of a span next to one another. A window [U, U + p * n) hides the words
-whose first token is in it, with U uniform over [0, n). A word whose first token is at s is hidden if (s - U) mod n is
-below p * n. For every s that difference is uniform over [0, n), so each word is hidden with probability p exactly,
-whatever its length, its place, its span and the order of the spans; and so is each token, being hidden if and only if
-its word is. (U takes 2**24 values, so p is met up to a relative error of n / 2**24 and an absolute one of 2 / 2**24.)
+**Spans.** A cut would be biased: it masks the left end of the span that it crosses and never the right end, and it
+favours short spans over long ones. Instead, the spans of a row lie on a circle, sorted by their hashes. Their n
+maskable tokens have the coordinates 0 to n - 1, those of a span next to each other. A window [U, U + p * n) masks the
+words whose first token is in it, where U is uniform over [0, n). A word whose first token is at s is masked if (s - U)
+mod n is below p * n. For every s, that difference is uniform over [0, n), so each word is masked with probability p
+exactly, whatever its length, position and span; and so is each token, since it is masked if and only if its word is. (U
+has 2**24 values, so p is met up to a relative error of n / 2**24 and an absolute error of 2 / 2**24.)
 
-With a rate t that is drawn from a range, so many tokens (or words) are hidden that they are the part t of them,
-rounded up, and each counts with the inverse of the part that they are. With t uniform over (0, 1] their number is
-uniform over 1 to n then, and the expected loss of a row is exactly the negative log-likelihood of its tokens written
-in a random order, a bound of their likelihood: the masked-diffusion objective (MDLM, arXiv 2406.07524, whose integral
-over t comes to the same), with less variance at small t. Of words or spans it is that of a model that writes the
-tokens of a word at once, each for itself. Spans lie on the circle here too: the order begins at a word that is uniform
-among the row's words, so k of w words hide each of them with probability k / w exactly.
+**Sampled rate t.** If each row samples its rate from a range, k = ceil(t * n) tokens (or words) are masked, each with
+loss weight n / k. With t uniform over (0, 1], k is uniform over 1 to n, and the expected loss of a row is exactly the
+negative log-likelihood of its tokens written in a random order, an upper bound on their negative log-likelihood. This
+is the masked-diffusion objective (MDLM, arXiv 2406.07524, whose integral over t has the same value), with less variance
+at small t. With words or spans it is the objective of a model that writes the tokens of a word at once, independently.
+Spans lie on a circle here too: it starts at a word that is uniform among the row's words, so each of w words is among
+the k masked ones with probability k / w exactly.
 
-`<|endoftext|>` is never hidden.
+`<|endoftext|>` is never masked.
 """
 
 from dataclasses import dataclass, fields
@@ -33,87 +33,89 @@ import torch
 from torch.nn.functional import pad
 
 from mlm_dist.config import Config
+from mlm_dist.data.corpus import Tokens
 from mlm_dist.data.mask_rate import MaskRate
-from mlm_dist.data.randomness import BITS, GOLDEN, mix, salt, threshold, uniform
+from mlm_dist.data.randomness import BITS, GOLDEN, derive_key, hash32, threshold, uniform
+from mlm_dist.data.sampler import Selection
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.words import WordTable, last_true
 
 LARGEST = 2**31 - 1
-ROUNDING = 1e-9  # what floating point may add to a number of tokens that is a whole one: 0.29 * 100
+ROUNDING = 1e-9  # absorbs floating-point error in a product that is a whole number: 0.29 * 100
 
-# Spans of words have lengths that are distributed geometrically, with the mean of SpanBERT's (Joshi et al. 2020).
+# Span lengths, in words, are geometrically distributed with the mean of SpanBERT (Joshi et al. 2020).
 MEAN_SPAN = 3.8
 
-# How many places a row has besides those of its rate. A word that lies across the cut, or across the end of the window,
-# is hidden whole if it needs no more of them. With spans every token of a longer word counts as a word of its own.
+# Slots of a row in addition to those of its rate. A word that straddles the cut, or the end of the window, is masked
+# whole if it needs no more than these. With spans, each token of a longer word counts as a word of its own.
 OVERHANG = 3
 
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """Rows with some of their tokens hidden.
+    """Rows with some of their tokens masked: B rows of T tokens, K slots for predictions in each.
 
     Attributes:
-        inputs: (B, T) int64, tokens with the hidden ones replaced.
-        positions: (B, K) int64, where tokens are predicted; 0 where the weight is 0.
-        targets: (B, K) int64, the tokens that belong there.
-        weights: (B, K) float32, how much a place counts: 0 if it is there to keep the shape, else 1, or where rates
-            are drawn the inverse of the share of the row that is hidden.
+        inputs: (B, T) int64, token ids after masking.
+        positions: (B, K) int64, where tokens are predicted; 0 where the loss weight is 0.
+        targets: (B, K) int64, the original token ids at these positions.
+        loss_weights: (B, K) float32: 0 for a slot that only pads the shape, else 1, or, with sampled rates, the inverse
+            of the masked fraction of the row.
     """
 
     inputs: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
-    weights: torch.Tensor
+    loss_weights: torch.Tensor
 
     def digest(self) -> torch.Tensor:
-        """A number, as an int64 scalar, that stands for the batch; those of a batch's parts add up to it.
+        """A hash of the batch, as an int64 scalar. The digests of parts of a batch add up to that of the batch.
 
-        Each token of a row is hashed with its column, each hidden one with what was there; then each row.
+        Every token of a row is hashed with its position, every masked token with its target, then every row.
         """
         columns = torch.arange(self.inputs.shape[1], dtype=torch.int32, device=self.inputs.device) * GOLDEN
-        seen = mix(self.inputs.to(torch.int32) ^ columns).sum(1, dtype=torch.int32)
-        hidden = mix(mix(self.targets.to(torch.int32)) ^ (self.positions.to(torch.int32) * GOLDEN))
-        rows = mix(seen) ^ mix((hidden * (self.weights > 0)).sum(1, dtype=torch.int32))
-        return (mix(rows) & LARGEST).sum(dtype=torch.int64)
+        seen = hash32(self.inputs.to(torch.int32) ^ columns).sum(1, dtype=torch.int32)
+        masked = hash32(hash32(self.targets.to(torch.int32)) ^ (self.positions.to(torch.int32) * GOLDEN))
+        rows = hash32(seen) ^ hash32((masked * (self.loss_weights > 0)).sum(1, dtype=torch.int32))
+        return (hash32(rows) & LARGEST).sum(dtype=torch.int64)
 
     def micro_batches(self, size: int) -> list["MaskedBatch"]:
-        """Cut into batches of `size` rows, the last one perhaps smaller."""
+        """Split into batches of `size` rows; the last one may be smaller."""
         parts = [getattr(self, item.name).split(size) for item in fields(self)]
         return [MaskedBatch(*tensors) for tensors in zip(*parts, strict=True)]
 
 
 class Order(NamedTuple):
-    """The order in which rows hide their tokens, as far as they may. A token that is hidden for itself is a word.
+    """The order in which rows mask their tokens, up to K of them. Without words, each token is a word.
 
     Attributes:
         positions: (B, K) of the tokens.
-        before: (B, K) how many tokens of its word stand before each.
-        length: (B, K) how many tokens its word has.
-        words: (B,) how many words may be hidden.
+        offset: (B, K) index of each token in its word.
+        length: (B, K) number of tokens of its word.
+        words: (B,) number of words that may be masked.
     """
 
     positions: torch.Tensor
-    before: torch.Tensor
+    offset: torch.Tensor
     length: torch.Tensor
     words: torch.Tensor
 
 
 class Masker:
-    """Hides tokens of rows.
+    """Masks tokens of rows.
 
     Args:
-        rate: the share of each row that is hidden.
-        replacement: `mask` puts the mask token in the place of all predicted tokens; `80/10/10` does so for 80 %,
-            puts a random token for 10 % and leaves the rest as they are (BERT, Devlin et al. 2018).
-        unit: what is hidden as a whole.
-        block_size: tokens in a row, T.
+        rate: the masked fraction of each row.
+        replacement: `mask` replaces every predicted token by the mask token; `80/10/10` does so for 80 %, replaces 10 %
+            by a random token and leaves the rest unchanged (BERT, Devlin et al. 2018).
+        unit: what is masked as a whole.
+        block_size: tokens per row, T.
         tokenizer: of the rows.
         seed: of the run.
-        device: where rows come from and batches stay.
+        device: where batches are wanted.
 
     Attributes:
-        masked_places: K, places where a row may have a predicted token.
+        slots: K, the largest number of masked tokens in a row.
     """
 
     def __init__(
@@ -132,93 +134,102 @@ class Masker:
         self.block_size = block_size
         self.mask_id, self.end_id = tokenizer.mask_id, tokenizer.end_id
         self.seed = seed
+        self.device = device
         self.words = WordTable(tokenizer, device) if unit != "token" else None
-        self.masked_places = int(self.most_hidden().max())
+        self.slots = int(self._max_masked_by_index().max())
         self.columns = torch.arange(block_size + 1, dtype=torch.int32, device=device) * GOLDEN
-        self.ranking = torch.arange(self.masked_places, device=device)
+        self.ranking = torch.arange(self.slots, device=device)
 
     @classmethod
-    def of(
+    def from_config(
         cls, config: Config, block_size: int, tokenizer: Tokenizer, seed: int, batch_size: int, device: torch.device
     ) -> "Masker":
-        """Make a masker for rows of a tokenizer's ids, so many of which are drawn together."""
+        """Build the masker of a config for rows of `block_size` tokens in global batches of `batch_size` rows."""
         masking = config.masking
         rate = MaskRate(masking.mask_prob, seed, batch_size, config.train.max_iters)
         return cls(rate, masking.replacement, masking.unit, block_size, tokenizer, seed, device)
 
-    def most_hidden(self) -> npt.NDArray[np.int64]:
-        """How many tokens the row at each place of a global batch may have hidden, (batch_size,)."""
-        highest = self.rate.highest_by_place() * self.block_size
+    def max_masked(self, micro_batch_size: int, world_size: int) -> int:
+        """The largest number of masked tokens in a micro-batch of any rank.
+
+        Args:
+            micro_batch_size: rows of a micro-batch.
+            world_size: number of ranks, which take the rows of a global batch in turn.
+        """
+        by_index = self._max_masked_by_index().reshape(-1, micro_batch_size, world_size)
+        return int(by_index.sum(1).max())
+
+    def __call__(self, tokens: torch.Tensor, selection: Selection) -> MaskedBatch:
+        """Mask tokens.
+
+        Args:
+            tokens: (B, T) int64, on `device`.
+            selection: which rows these are, and when they are read: a row is masked anew in each epoch.
+        """
+        rows = copy_to(self.device, selection.rows)
+        rates = copy_to(self.device, self.rate(selection))
+        maskable = tokens != self.end_id  # (B, T)
+        row_hashes = hash32(hash32(rows.to(torch.int32)) ^ derive_key(self.seed, selection.epoch, "mask"))[:, None]
+        # Distinct within a row: `hash32` is one to one, and so are multiples of an odd number.
+        hashes = hash32(row_hashes + self.columns)  # (B, 1 + T)
+        u = uniform(hashes[:, :1]).long()  # (B, 1)
+        order = self._order(tokens, hashes[:, 1:], u, maskable)
+        loss_weights = self._loss_weights(order, u, rates, maskable.sum(1, keepdim=True))  # (B, K)
+        is_masked, positions = loss_weights > 0, order.positions
+        targets = tokens.gather(1, positions)  # (B, K)
+        replaced = torch.where(is_masked, self._replace(targets, row_hashes, positions), targets)
+        return MaskedBatch(
+            inputs=tokens.scatter(1, positions, replaced),
+            positions=positions.masked_fill(~is_masked, 0),
+            targets=targets,
+            loss_weights=loss_weights.float(),
+        )
+
+    def _max_masked_by_index(self) -> npt.NDArray[np.int64]:
+        """The largest number of masked tokens of the row at each index of a global batch, (batch_size,)."""
+        highest = self.rate.highest_by_index() * self.block_size
         tokens = np.maximum(np.ceil(highest - ROUNDING), 1).astype(np.int64)
         if self.words is None:
             return tokens
-        if self.rate.is_drawn:  # words are counted then, and a few may have all of a row's tokens
+        if self.rate.is_sampled:  # counted in words then, and a few words may have all tokens of a row
             return np.full_like(tokens, self.block_size)
         return np.minimum(tokens + OVERHANG, self.block_size)
 
-    def __call__(self, tokens: torch.Tensor, rows: torch.Tensor, epoch: int, rates: torch.Tensor) -> MaskedBatch:
-        """Hide tokens.
-
-        Args:
-            tokens: (B, T) int64.
-            rows: (B,) int64, the rows' numbers in the corpus.
-            epoch: a row is masked anew in each.
-            rates: (B,) float64, what `rate` gives for them.
-        """
-        maskable = tokens != self.end_id
-        row_hashes = mix(mix(rows.to(torch.int32)) ^ salt(self.seed, epoch, "mask"))[:, None]
-        # No value stands twice in a row of these: `mix` is one to one, and so are steps of an odd number.
-        hashes = mix(row_hashes + self.columns)
-        lots = uniform(hashes[:, :1]).long()
-        order = self._order(tokens, hashes[:, 1:], lots, maskable)
-        weights = self._weights(order, lots, rates, maskable.sum(1, keepdim=True))
-        wanted, positions = weights > 0, order.positions
-        targets = tokens.gather(1, positions)
-        replaced = torch.where(wanted, self._replace(targets, row_hashes, positions), targets)
-        return MaskedBatch(
-            inputs=tokens.scatter(1, positions, replaced),
-            positions=positions.masked_fill(~wanted, 0),
-            targets=targets,
-            weights=weights.float(),
-        )
-
-    def _weights(
-        self, order: Order, lots: torch.Tensor, rates: torch.Tensor, maskable_count: torch.Tensor
+    def _loss_weights(
+        self, order: Order, u: torch.Tensor, rates: torch.Tensor, maskable_count: torch.Tensor
     ) -> torch.Tensor:
-        """How much each token of the order counts, 0 if it is not hidden.
+        """The loss weight of each token of the order, 0 if it is not masked: (B, K).
 
         Args:
             order: of the tokens.
-            lots: (B, 1) int64, uniform over [0, 2**BITS).
+            u: (B, 1) int64, uniform over [0, 2**BITS).
             rates: (B,) float64.
-            maskable_count: (B, 1) int64, how many tokens may be hidden, n.
-
-        Returns:
-            (B, K).
+            maskable_count: (B, 1) int64, the number of maskable tokens, n.
         """
-        is_maskable = self.ranking < maskable_count
-        if self.rate.is_drawn:
-            hidden_words = (rates * order.words - ROUNDING).ceil()
-            number = (order.before == 0).cumsum(1)  # of the word that a token is in
-            return (number <= hidden_words[:, None]) * is_maskable * (order.words / hidden_words.clamp(min=1))[:, None]
-        start = self.ranking - order.before
+        is_maskable = self.ranking < maskable_count  # (B, K)
+        if self.rate.is_sampled:
+            masked_words = (rates * order.words - ROUNDING).ceil()  # (B,)
+            word_index = (order.offset == 0).cumsum(1)  # (B, K), from 1
+            weight = order.words / masked_words.clamp(min=1)
+            return (word_index <= masked_words[:, None]) * is_maskable * weight[:, None]
+        start = self.ranking - order.offset
         cut = rates[:, None] * maskable_count
         if self.unit == "span":
-            # Integers in units of 2**-BITS tokens. The window begins before place 0 of the order by less than a token;
+            # In integer units of 2**-BITS tokens. The window starts less than one token before place 0 of the order;
             # place n is place 0 again.
-            begins_earlier = lots * maskable_count & ((1 << BITS) - 1)
-            into_window = (start.remainder(maskable_count.clamp(min=1)) << BITS) + begins_earlier
+            starts_earlier = u * maskable_count & ((1 << BITS) - 1)
+            into_window = (start.remainder(maskable_count.clamp(min=1)) << BITS) + starts_earlier
             return is_maskable & (into_window < (cut * (1 << BITS)).round())
         before_cut = ((cut - start) / order.length).clamp(0, 1)
-        return (lots < (before_cut * (1 << BITS)).round()) & (start + order.length <= self.masked_places)
+        return (u < (before_cut * (1 << BITS)).round()) & (start + order.length <= self.slots)
 
-    def _order(self, tokens: torch.Tensor, hashes: torch.Tensor, lots: torch.Tensor, maskable: torch.Tensor) -> Order:
-        """The order in which rows hide their tokens.
+    def _order(self, tokens: torch.Tensor, hashes: torch.Tensor, u: torch.Tensor, maskable: torch.Tensor) -> Order:
+        """The order in which rows mask their tokens.
 
         Args:
             tokens: (B, T) ids.
-            hashes: (B, T) int32, of each place.
-            lots: (B, 1) int64, uniform over [0, 2**BITS).
+            hashes: (B, T) int32, of each position.
+            u: (B, 1) int64, uniform over [0, 2**BITS).
             maskable: (B, T) bool.
         """
         keys = hashes.clamp(max=LARGEST - 1)
@@ -226,50 +237,67 @@ class Masker:
             positions = self._first(keys.masked_fill(~maskable, LARGEST))
             return Order(positions, torch.zeros_like(positions), torch.ones_like(positions), maskable.sum(1))
         columns = torch.arange(self.block_size, device=tokens.device)
-        begins = self.words.begins(tokens)
-        first = last_true(begins)
+        starts = self.words.starts(tokens)  # (B, T) bool
+        first = last_true(starts)  # (B, T), the position of the first token of each token's word
         length = torch.zeros_like(tokens).scatter_add(1, first, torch.ones_like(tokens)).gather(1, first)
         if self.unit == "span":
             ended = pad(~maskable, (1, -1), value=True)
-            begins_span = begins & (ended | (uniform(mix(hashes ^ salt("span"))) < threshold(1 / MEAN_SPAN)))
-            may_come_first = maskable & begins if self.rate.is_drawn else maskable
-            keys = self._on_circle(hashes.long().gather(1, last_true(begins_span)), may_come_first, lots)
-            if not self.rate.is_drawn:
+            starts_span = starts & (ended | (uniform(hash32(hashes ^ derive_key("span"))) < threshold(1 / MEAN_SPAN)))
+            may_come_first = maskable & starts if self.rate.is_sampled else maskable
+            keys = self._rotate(hashes.long().gather(1, last_true(starts_span)), may_come_first, u)
+            if not self.rate.is_sampled:
                 first = torch.where(length > OVERHANG + 1, columns, first)
         else:
             keys = keys.long().gather(1, first)
         in_order = keys * self.block_size + columns
         positions = self._first(in_order.masked_fill(~maskable, torch.iinfo(torch.int64).max))
-        before = positions - first.gather(1, positions)
-        return Order(positions, before, length.gather(1, positions), (begins & maskable).sum(1))
+        offset = positions - first.gather(1, positions)
+        return Order(positions, offset, length.gather(1, positions), (starts & maskable).sum(1))
 
-    def _on_circle(self, keys: torch.Tensor, may_come_first: torch.Tensor, lots: torch.Tensor) -> torch.Tensor:
-        """The keys of spans, changed so that the order of them is a circle which begins at a token drawn uniformly.
+    def _rotate(self, keys: torch.Tensor, may_come_first: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """Rotate the circle of spans so that it starts at a uniformly sampled token.
 
         Args:
-            keys: (B, T) int64, within the range of int32, of the span that each token is in.
-            may_come_first: (B, T) bool, the tokens to draw from.
-            lots: (B, 1) int64, uniform over [0, 2**BITS), to draw with.
+            keys: (B, T) int64, within the range of int32: the sort key of each token's span.
+            may_come_first: (B, T) bool, the tokens to sample from.
+            u: (B, 1) int64, uniform over [0, 2**BITS).
 
         Returns:
-            (B, T) int64, at most 2**32. The tokens of the first span that lie before the drawn one come last.
+            (B, T) int64 sort keys, at most 2**32. The tokens of the first span before the sampled one come last.
         """
-        number = lots * may_come_first.sum(1, keepdim=True) >> BITS
-        drawn = torch.searchsorted(may_come_first.cumsum(1), number, right=True).clamp(max=self.block_size - 1)
-        turned = (keys - keys.gather(1, drawn)) & 0xFFFFFFFF
+        index = u * may_come_first.sum(1, keepdim=True) >> BITS
+        sampled = torch.searchsorted(may_come_first.cumsum(1), index, right=True).clamp(max=self.block_size - 1)
+        rotated = (keys - keys.gather(1, sampled)) & 0xFFFFFFFF
         columns = torch.arange(self.block_size, device=keys.device)
-        return turned.masked_fill((turned == 0) & (columns < drawn), 1 << 32)
+        return rotated.masked_fill((rotated == 0) & (columns < sampled), 1 << 32)
 
     def _first(self, keys: torch.Tensor) -> torch.Tensor:
-        """Where the K smallest keys of a row stand, in their order."""
-        return keys.topk(self.masked_places, dim=1, largest=False, sorted=True).indices
+        """The positions of the K smallest keys of each row, in ascending order: (B, T) -> (B, K)."""
+        return keys.topk(self.slots, dim=1, largest=False, sorted=True).indices
 
     def _replace(self, targets: torch.Tensor, row_hashes: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """What stands in the inputs where `targets` are hidden, (B, K)."""
+        """The inputs at masked positions, (B, K)."""
         if self.replacement == "mask":
             return torch.full_like(targets, self.mask_id)
         columns = positions.to(torch.int32) * GOLDEN
-        lot = uniform(mix((row_hashes ^ salt("replacement")) + columns))
-        random = (mix((row_hashes ^ salt("token")) + columns) & LARGEST) % self.end_id
-        other = torch.where(lot < threshold(0.9), random, targets)
-        return other.masked_fill(lot < threshold(0.8), self.mask_id)
+        u = uniform(hash32((row_hashes ^ derive_key("replacement")) + columns))
+        random = (hash32((row_hashes ^ derive_key("token")) + columns) & LARGEST) % self.end_id
+        other = torch.where(u < threshold(0.9), random, targets)
+        return other.masked_fill(u < threshold(0.8), self.mask_id)
+
+
+def load_batch(matrix: Tokens, selection: Selection, masker: Masker) -> MaskedBatch:
+    """Read rows from the memory map and mask them, on the masker's device.
+
+    Args:
+        matrix: (rows of the corpus, T) token ids.
+        selection: which rows to read, and when.
+        masker: of rows of T tokens.
+    """
+    return masker(copy_to(masker.device, matrix[selection.rows].astype(np.int64)), selection)
+
+
+def copy_to(device: torch.device, array: npt.NDArray[np.generic]) -> torch.Tensor:
+    """Copy an array to a device. To a GPU it is copied from pinned memory, while the previous step still runs."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -14,13 +14,12 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from mlm_dist.config import SAMPLE, DataConfig
-from mlm_dist.data.cache import cache_folder
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Manifest, token_dtype
 from mlm_dist.data.splitting import TokenCounts, hold_out
 from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, find_documents, read_pieces
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
-from mlm_dist.files import new_folder
+from mlm_dist.files import cache_folder, new_folder
 
 UNDER_WAY_PER_CORE = 4
 BPE_TRAINING_BYTES = 256 << 20

@@ -7,42 +7,42 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.data import Dataset, DistributedSampler
 
-from mlm_dist.data.randomness import permute, salt
+from mlm_dist.data.randomness import derive_key, permute
 from mlm_dist.errors import UserError
 
-Rows = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 
 
 class Selection(NamedTuple):
     """The rows that one rank reads at a step.
 
     Attributes:
-        step: counted from 0 at the start of the run.
-        epoch: that the step falls in.
-        rows: (B,) numbers of rows of the corpus.
-        places: (B,) where each of them stands in the global batch.
+        step: from 0 at the start of the run.
+        epoch: of the step.
+        rows: (B,) row indices in the corpus.
+        batch_indices: (B,) the index of each row in the global batch.
     """
 
     step: int
     epoch: int
-    rows: Rows
-    places: Rows
+    rows: Indices
+    batch_indices: Indices
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
-    """Yields this rank's rows of one global batch after another, from `start_step` on and without end.
+    """Yields this rank's rows of each global batch, from `start_step` on, without end.
 
-    Every epoch is a fresh permutation of all rows, cut to whole global batches. Rank r takes every world_size-th
-    row of a batch from the r-th on, `DistributedSampler`'s stride; since the cut does not depend on the world size
-    (as `DistributedSampler`'s own does), any number of ranks reads the same rows at the same step.
+    Each epoch is a new permutation of all rows, cut to whole global batches. Rank r takes every world_size-th row of a
+    batch from the r-th on, as `DistributedSampler` does. Since the cut does not depend on the world size (unlike that
+    of `DistributedSampler`), any number of ranks reads the same rows at the same step.
 
     Args:
         row_count: rows of the corpus.
         batch_size: rows of a global batch; a multiple of `world_size`.
-        start_step: the first step, counted from 0 at the start of the run, that iteration yields.
+        start_step: the first step that iteration yields, from 0 at the start of the run.
 
     Raises:
-        UserError: there are fewer rows than a global batch has.
+        UserError: the corpus has fewer rows than a global batch.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         if row_count < batch_size:
             raise UserError(
                 f"the corpus has {row_count} rows to train on, fewer than one batch of train.batch_size {batch_size}: "
-                f"bring more text, or lower train.batch_size or model.block_size"
+                f"add more text, or lower train.batch_size or model.block_size"
             )
         self.row_count = row_count
         self.batch_size = batch_size
@@ -65,12 +65,13 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     def select(self, step: int) -> Selection:
         """The rows that this rank reads at a step."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        places = np.arange(self.rank, self.batch_size, self.num_replicas)
-        key = salt(self.seed, epoch, "order")
-        return Selection(step, epoch, permute(step_of_epoch * self.batch_size + places, self.row_count, key), places)
+        batch_indices = np.arange(self.rank, self.batch_size, self.num_replicas)
+        key = derive_key(self.seed, epoch, "order")
+        rows = permute(step_of_epoch * self.batch_size + batch_indices, self.row_count, key)
+        return Selection(step, epoch, rows, batch_indices)
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """Steps per epoch."""
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[Selection]:

@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mlm_dist.data.cache import cache_folder
 from mlm_dist.errors import UserError
-from mlm_dist.files import read_json, replacing
+from mlm_dist.files import cache_folder, read_json, replacing
 
 CHUNK_TOKENS = 1 << 22
 BYTES_WORTH_A_PROGRESS_BAR = 1 << 31

@@ -1,6 +1,5 @@
 """How likely a text is to a masked language model: its pseudo-log-likelihood."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -55,10 +54,9 @@ def score_together(
     score_texts: Callable[[Sequence[str]], list[Score]], texts: Sequence[str], processes: Processes
 ) -> list[Score]:
     """Score texts that the processes share; every one has all scores in the end."""
-    own = json.dumps(score_texts(texts[processes.rank :: processes.world_size]))
     scores = [Score(0.0, 0)] * len(texts)
-    for rank, note in enumerate(processes.exchange(own)):
-        scores[rank :: processes.world_size] = [Score(*numbers) for numbers in json.loads(note)]
+    for rank, share in enumerate(processes.all_gather(score_texts(texts[processes.rank :: processes.world_size]))):
+        scores[rank :: processes.world_size] = share
     return scores
 
 

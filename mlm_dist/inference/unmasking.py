@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from mlm_dist.data.randomness import GOLDEN, mix, salt
+from mlm_dist.data.randomness import GOLDEN, derive_key, hash32
 from mlm_dist.inference.predictor import Predictor
 from mlm_dist.inference.request import Request
 
@@ -96,8 +96,8 @@ class Lots:
 
     def of(self, purpose: str) -> torch.Tensor:
         """(B, n) int32, for each hidden place of each row."""
-        salts = [salt(self.seed, sample, self.number, purpose) for sample in self.samples]
-        return mix(torch.tensor(salts, dtype=torch.int32, device=self.places.device)[:, None] + self.places)
+        salts = [derive_key(self.seed, sample, self.number, purpose) for sample in self.samples]
+        return hash32(torch.tensor(salts, dtype=torch.int32, device=self.places.device)[:, None] + self.places)
 
 
 def draw(
@@ -124,7 +124,7 @@ def draw(
         likely = predictor.log_probabilities(predictor.encoder.output(states.flatten(0, 1)[part]))
         scores = likely if request.top_p == 1 else nucleus(likely, request.temperature, request.top_p)
         if request.temperature > 0:
-            scores = scores + request.temperature * gumbel(mix(hashes.flatten()[part, None] + entries))
+            scores = scores + request.temperature * gumbel(hash32(hashes.flatten()[part, None] + entries))
         best = scores.argmax(1, keepdim=True)
         parts.append((best, likely.gather(1, best)))
     ids, log_probabilities = (torch.cat(columns).view(hashes.shape) for columns in zip(*parts, strict=True))

@@ -9,9 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlm_dist.config import Config, MaskingConfig
-from mlm_dist.data.batches import load_batch
 from mlm_dist.data.corpus import Corpus, Tokens
-from mlm_dist.data.masking import MaskedBatch, Masker
+from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
 from mlm_dist.data.sampler import GlobalBatchSampler, Selection
 
 CPU = torch.device("cpu")
@@ -20,7 +19,7 @@ BERT = MaskingConfig(replacement="80/10/10")
 
 
 def masker(corpus: Corpus, device: torch.device = CPU, masking: MaskingConfig = BERT) -> Masker:
-    return Masker.of(Config(masking=masking), T, corpus.tokenizer, SEED, BATCH, device)
+    return Masker.from_config(Config(masking=masking), T, corpus.tokenizer, SEED, BATCH, device)
 
 
 def select(*rows: int, epoch: int = 0) -> Selection:
@@ -28,7 +27,7 @@ def select(*rows: int, epoch: int = 0) -> Selection:
 
 
 def parts(batch: MaskedBatch) -> list[torch.Tensor]:
-    return [batch.inputs, batch.positions, batch.targets, batch.weights]
+    return [batch.inputs, batch.positions, batch.targets, batch.loss_weights]
 
 
 def batches(
@@ -38,7 +37,7 @@ def batches(
     matrix = corpus.rows("train", T)
     sampler = GlobalBatchSampler(len(matrix), BATCH, SEED, rank, world_size, start_step)
     mask = masker(corpus, masking=masking)
-    return [load_batch(matrix, selection, mask, CPU) for selection in islice(sampler, steps)]
+    return [load_batch(matrix, selection, mask) for selection in islice(sampler, steps)]
 
 
 DIALS = [
@@ -98,11 +97,11 @@ def test_a_run_that_is_continued_reads_what_it_would_have_read(corpus: Corpus, m
 def test_a_batch_holds_the_rows_asked_for_in_their_order(corpus: Corpus) -> None:
     matrix = corpus.rows("train", T)
     selection = select(5, 0, len(matrix) - 1, 5)
-    batch = load_batch(matrix, selection, masker(corpus), CPU)
+    batch = load_batch(matrix, selection, masker(corpus))
     true = torch.from_numpy(matrix[selection.rows].astype(np.int64))
     restored = batch.inputs.clone()
     for row in range(len(true)):
-        counted = batch.weights[row] == 1
+        counted = batch.loss_weights[row] == 1
         restored[row, batch.positions[row, counted]] = batch.targets[row, counted]
     assert torch.equal(restored, true)
 
@@ -110,8 +109,8 @@ def test_a_batch_holds_the_rows_asked_for_in_their_order(corpus: Corpus) -> None
 def test_masks_are_those_of_the_rows_and_the_epoch(corpus: Corpus) -> None:
     matrix, selection, mask = corpus.rows("train", T), select(5, 0, 77, 5, epoch=3), masker(corpus)
     tokens = torch.from_numpy(matrix[selection.rows].astype(np.int64))
-    expected = mask(tokens, torch.from_numpy(selection.rows), 3, torch.from_numpy(mask.rate(selection)))
-    batch = load_batch(matrix, selection, mask, CPU)
+    expected = mask(tokens, Selection(7, 3, selection.rows, selection.batch_indices[::-1]))
+    batch = load_batch(matrix, selection, mask)
     assert all(torch.equal(one, other) for one, other in zip(parts(batch), parts(expected), strict=True))
 
 
@@ -126,7 +125,7 @@ def test_a_large_batch_takes_no_more_reads_and_operations_than_a_small_one(
     for size in (2, 256):
         matrix = ReadMatrix(rows)
         with Operations() as operations:
-            load_batch(matrix, select(*np.arange(size) % len(rows)), mask, CPU)  # type: ignore[arg-type]
+            load_batch(matrix, select(*np.arange(size) % len(rows)), mask)  # type: ignore[arg-type]
         counts.append((matrix.reads, operations.count))
     assert counts[0] == counts[1] == (1, counts[1][1])
 
@@ -138,8 +137,8 @@ def test_batches_on_the_gpu_are_those_on_the_cpu(corpus: Corpus, masking: Maskin
     device = torch.device("cuda")
     matrix = corpus.rows("train", T)
     selection = select(*range(0, 3 * BATCH, 3), epoch=2)
-    here = load_batch(matrix, selection, masker(corpus, CPU, masking), CPU)
-    there = load_batch(matrix, selection, masker(corpus, device, masking), device)
+    here = load_batch(matrix, selection, masker(corpus, CPU, masking))
+    there = load_batch(matrix, selection, masker(corpus, device, masking))
     for one, other in zip(parts(here), parts(there), strict=True):
         assert other.device.type == "cuda"
         assert torch.equal(one, other.cpu())

@@ -71,7 +71,7 @@ def test_what_one_process_has_of_a_batch_is_spread_over_the_range_too(world_size
 
 @pytest.mark.parametrize("mask_prob", [0.15, {"from": 0.1, "to": 0.4}, [0.0, 1.0], [0.2, 0.6]])
 def test_no_rate_is_above_the_highest_of_its_place(mask_prob: MaskProb) -> None:
-    highest = MaskRate(mask_prob, 1, 64, MAX_ITERS).highest_by_place()
+    highest = MaskRate(mask_prob, 1, 64, MAX_ITERS).highest_by_index()
     for step in range(MAX_ITERS):
         drawn = rates(mask_prob, step, epoch=step)
         assert (drawn <= highest + 1e-12).all()

@@ -30,15 +30,14 @@ TOKENIZER = Tokenizer.build(
 
 
 class Mask:
-    """A masker that draws the rates of the rows itself: as if they were one batch."""
+    """A masker that is called with rows as if they were one global batch."""
 
     def __init__(self, masker: Masker) -> None:
         self.masker = masker
 
     def __call__(self, tokens: torch.Tensor, rows: torch.Tensor, epoch: int, step: int = 0) -> MaskedBatch:
         places = np.arange(len(rows)) % len(self.masker.rate.strata)
-        rates = self.masker.rate(Selection(step, epoch, rows.cpu().numpy(), places))
-        return self.masker(tokens, rows, epoch, torch.from_numpy(rates).to(tokens.device))
+        return self.masker(tokens, Selection(step, epoch, rows.cpu().numpy(), places))
 
 
 def masker(
@@ -65,11 +64,11 @@ def some_tokens(rows: int, end_share: float = 0.0, block_size: int = T) -> torch
 def hidden(batch: MaskedBatch) -> torch.Tensor:
     """(B, T) bool: where tokens are to be predicted."""
     chosen = torch.zeros(batch.inputs.shape)
-    return chosen.scatter_add(1, batch.positions, batch.weights) > 0
+    return chosen.scatter_add(1, batch.positions, batch.loss_weights) > 0
 
 
 def parts(batch: MaskedBatch) -> list[torch.Tensor]:
-    return [batch.inputs, batch.positions, batch.targets, batch.weights]
+    return [batch.inputs, batch.positions, batch.targets, batch.loss_weights]
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def batch(tokens: torch.Tensor) -> MaskedBatch:
 
 @pytest.mark.parametrize("mask_prob", [0.01, 0.15, 0.3, 0.77, 0.99])
 def test_rows_hide_the_asked_share_on_average(tokens: torch.Tensor, mask_prob: float) -> None:
-    counts = masker(mask_prob)(tokens, torch.arange(ROWS), 0).weights.sum(1)
+    counts = masker(mask_prob)(tokens, torch.arange(ROWS), 0).loss_weights.sum(1)
     expected = mask_prob * T
     assert set(counts.tolist()) == {math.floor(expected), math.ceil(expected)}
     rest = expected % 1
@@ -98,7 +97,9 @@ def test_rows_hide_the_asked_share_on_average(tokens: torch.Tensor, mask_prob: f
 def test_a_share_that_is_a_whole_number_is_that_number_in_every_row(
     mask_prob: float, block_size: int, count: int
 ) -> None:
-    weights = masker(mask_prob, block_size=block_size)(some_tokens(1000, 0, block_size), torch.arange(1000), 0).weights
+    weights = masker(mask_prob, block_size=block_size)(
+        some_tokens(1000, 0, block_size), torch.arange(1000), 0
+    ).loss_weights
     assert weights.shape == (1000, count)
     assert weights.eq(1).all()
 
@@ -107,7 +108,7 @@ def test_the_share_is_of_the_tokens_that_may_be_hidden() -> None:
     tokens = some_tokens(ROWS)
     lengths = torch.arange(ROWS) % (T + 1)
     tokens[torch.arange(T) >= lengths[:, None]] = END
-    counts = masker()(tokens, torch.arange(ROWS), 0).weights.sum(1)
+    counts = masker()(tokens, torch.arange(ROWS), 0).loss_weights.sum(1)
     for length in range(T + 1):
         expected, of_length = 0.15 * length, counts[lengths == length]
         assert math.floor(expected + 1e-9) <= of_length.min() and of_length.max() <= math.ceil(expected - 1e-9)
@@ -139,12 +140,12 @@ def test_hidden_positions_do_not_attract_or_repel_one_another(batch: MaskedBatch
 
 
 def test_hidden_positions_are_distinct(batch: MaskedBatch) -> None:
-    assert torch.equal(hidden(batch).sum(1).float(), batch.weights.sum(1))
+    assert torch.equal(hidden(batch).sum(1).float(), batch.loss_weights.sum(1))
 
 
 def test_weights_are_0_or_1_and_positions_are_0_where_they_are_0(batch: MaskedBatch) -> None:
-    assert set(batch.weights.unique().tolist()) == {0.0, 1.0}
-    assert batch.positions[batch.weights == 0].eq(0).all()
+    assert set(batch.loss_weights.unique().tolist()) == {0.0, 1.0}
+    assert batch.positions[batch.loss_weights == 0].eq(0).all()
 
 
 def test_shapes_and_types_do_not_depend_on_the_tokens(batch: MaskedBatch) -> None:
@@ -162,7 +163,7 @@ def test_end_of_text_is_never_hidden(end_share: float, replacement: Literal["mas
     batch = masker(0.3, replacement)(tokens, torch.arange(2000), 0)
     assert not (hidden(batch) & (tokens == END)).any()
     assert batch.inputs[tokens == END].eq(END).all()
-    assert batch.targets[batch.weights == 1].ne(END).all()
+    assert batch.targets[batch.loss_weights == 1].ne(END).all()
 
 
 @pytest.mark.parametrize("replacement", ["mask", "80/10/10"])
@@ -183,7 +184,7 @@ def test_inputs_are_the_tokens_but_where_they_are_hidden(
 def test_targets_are_the_true_tokens(end_share: float) -> None:
     tokens = some_tokens(2000, end_share)
     batch = masker()(tokens, torch.arange(2000), 0)
-    counted = batch.weights == 1
+    counted = batch.loss_weights == 1
     assert torch.equal(batch.targets[counted], tokens.gather(1, batch.positions)[counted])
 
 
@@ -209,7 +210,7 @@ def test_80_10_10_replaces_in_these_proportions(tokens: torch.Tensor) -> None:
 def test_what_replaces_a_token_does_not_depend_on_the_way_of_replacing(tokens: torch.Tensor) -> None:
     plain, mixed = (masker(0.15, way)(tokens[:500], torch.arange(500), 0) for way in ("mask", "80/10/10"))
     assert torch.equal(plain.positions, mixed.positions)
-    assert torch.equal(plain.weights, mixed.weights)
+    assert torch.equal(plain.loss_weights, mixed.loss_weights)
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
@@ -257,7 +258,7 @@ def test_a_seed_keeps_its_meaning() -> None:
     # A run that is continued after an update has to mask as it did before.
     mask = masker(0.33, "80/10/10", block_size=20, seed=1337)
     batch = mask(torch.arange(80).reshape(4, 20), torch.tensor([0, 1, 5, 70_000]), 2)
-    assert batch.weights.sum(1).tolist() == [7.0, 6.0, 6.0, 7.0]
+    assert batch.loss_weights.sum(1).tolist() == [7.0, 6.0, 6.0, 7.0]
     assert batch.positions.tolist() == [
         [19, 0, 17, 1, 18, 6, 10],
         [11, 5, 3, 1, 6, 15, 0],
@@ -274,10 +275,10 @@ def test_a_seed_keeps_its_meaning() -> None:
 
 def test_is_made_for_a_tokenizers_ids(corpus: Corpus) -> None:
     config = Config(masking=MaskingConfig(mask_prob=0.2, replacement="80/10/10"))
-    made = Masker.of(config, 16, corpus.tokenizer, 7, 8, CPU)
+    made = Masker.from_config(config, 16, corpus.tokenizer, 7, 8, CPU)
     assert (made.mask_id, made.end_id, made.seed) == (corpus.tokenizer.mask_id, corpus.tokenizer.end_id, 7)
     assert made.replacement == "80/10/10"
-    assert Mask(made)(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), 0).weights.shape == (1, 4)
+    assert Mask(made)(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([0]), 0).loss_weights.shape == (1, 4)
 
 
 def test_micro_batches_are_the_batch_cut(batch: MaskedBatch) -> None:
@@ -315,7 +316,7 @@ def swap_between_rows(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def swap_hidden_between_rows(tensors: dict[str, torch.Tensor]) -> None:
-    for name in ("targets", "positions", "weights"):
+    for name in ("targets", "positions", "loss_weights"):
         tensors[name][[0, 1]] = tensors[name][[1, 0]]
 
 
@@ -325,7 +326,7 @@ def swap_hidden_between_rows(tensors: dict[str, torch.Tensor]) -> None:
         set_to("inputs", 1, 5, 1),
         set_to("targets", 1, 0, 1),
         set_to("positions", 1, 0, 1),
-        set_to("weights", 1, 0, -1),
+        set_to("loss_weights", 1, 0, -1),
         swap_columns,
         swap_targets,
         swap_between_rows,
@@ -357,9 +358,9 @@ def test_masks_on_the_gpu_are_those_on_the_cpu(replacement: Literal["mask", "80/
 
 def test_a_course_hides_less_and_less_in_one_shape() -> None:
     tokens, mask = some_tokens(2000), masker({"from": 0.5, "to": 0.25}, batch_size=2000)
-    counts = [mask(tokens, torch.arange(2000), 0, step).weights.sum(1) for step in (0, 5, 10)]
+    counts = [mask(tokens, torch.arange(2000), 0, step).loss_weights.sum(1) for step in (0, 5, 10)]
     assert [count.mean().item() for count in counts] == [32, pytest.approx(24, abs=0.1), 16]
-    assert mask(tokens, torch.arange(2000), 0, 10).weights.shape == (2000, 32)
+    assert mask(tokens, torch.arange(2000), 0, 10).loss_weights.shape == (2000, 32)
 
 
 @pytest.mark.parametrize("end_share", [0.0, 0.2])
@@ -367,17 +368,17 @@ def test_of_a_range_each_row_hides_its_share_rounded_up_and_its_weights_stand_fo
     tokens, mask = some_tokens(256, end_share), masker([0.0, 1.0], batch_size=256)
     rates = mask.masker.rate(Selection(0, 3, np.arange(256), np.arange(256)))
     batch = mask(tokens, torch.arange(256), 3)
-    maskable, counts = (tokens != END).sum(1), (batch.weights > 0).sum(1)
+    maskable, counts = (tokens != END).sum(1), (batch.loss_weights > 0).sum(1)
     assert counts.tolist() == [math.ceil(rate * count) for rate, count in zip(rates, maskable.tolist(), strict=True)]
-    torch.testing.assert_close(batch.weights.sum(1), maskable.float())
-    assert all(len(set(row[row > 0].tolist())) == 1 for row in batch.weights)
+    torch.testing.assert_close(batch.loss_weights.sum(1), maskable.float())
+    assert all(len(set(row[row > 0].tolist())) == 1 for row in batch.loss_weights)
     assert torch.equal(hidden(batch).sum(1), counts)  # no place stands twice
 
 
 def test_of_a_range_from_0_to_1_every_number_of_hidden_tokens_is_equally_likely() -> None:
     mask, size = masker([0.0, 1.0], block_size=8, batch_size=50), 50
     batches = [mask(some_tokens(size, 0, 8), torch.arange(size), epoch) for epoch in range(400)]
-    counts = torch.cat([(batch.weights > 0).sum(1) for batch in batches]).bincount(minlength=9)[1:].double()
+    counts = torch.cat([(batch.loss_weights > 0).sum(1) for batch in batches]).bincount(minlength=9)[1:].double()
     expected = 400 * size / 8
     assert ((counts - expected) ** 2 / expected).sum() < 7 + 5 * math.sqrt(2 * 7)
 
@@ -385,10 +386,10 @@ def test_of_a_range_from_0_to_1_every_number_of_hidden_tokens_is_equally_likely(
 @pytest.mark.parametrize(("mask_prob", "most"), [([0.1, 0.3], 20), ([0.25, 0.5], 32), ([0.0, 1.0], 64)])
 def test_a_range_hides_no_more_than_its_shape_has_room_for(mask_prob: list[float], most: int) -> None:
     mask = masker(mask_prob, batch_size=64)
-    by_place = mask.masker.most_hidden()
-    assert by_place.max() == mask.masker.masked_places == most
+    by_place = mask.masker._max_masked_by_index()
+    assert by_place.max() == mask.masker.slots == most
     for epoch in range(20):
-        counts = (mask(some_tokens(64), torch.arange(64), epoch).weights > 0).sum(1).numpy()
+        counts = (mask(some_tokens(64), torch.arange(64), epoch).loss_weights > 0).sum(1).numpy()
         assert (counts <= by_place).all()
         assert (counts >= math.ceil(mask_prob[0] * T)).all()
 
@@ -396,7 +397,7 @@ def test_a_range_hides_no_more_than_its_shape_has_room_for(mask_prob: list[float
 @pytest.mark.parametrize("mask_prob", [1e-12, [0.0, 1e-12]], ids=str)
 def test_the_smallest_share_has_a_place_too(mask_prob: MaskProb) -> None:
     batch = masker(mask_prob, batch_size=8)(some_tokens(8), torch.arange(8), 0)
-    assert batch.weights.shape == (8, 1)
+    assert batch.loss_weights.shape == (8, 1)
 
 
 def enumerated_bound(probabilities: torch.Tensor) -> float:
@@ -435,7 +436,7 @@ def test_the_weighted_loss_of_a_range_is_an_unbiased_estimate_of_the_bound(end_a
         batch = mask(tokens, torch.arange(size) + size * epoch, epoch)
         unseen = ((batch.inputs == MASK) << torch.arange(n)).sum(1)
         losses = -probabilities[unseen[:, None], batch.positions].log()
-        estimates.append((losses * batch.weights).sum(1).mean().item())
+        estimates.append((losses * batch.loss_weights).sum(1).mean().item())
     error = np.std(estimates) / math.sqrt(epochs)
     assert error < 0.01 * exact
     assert abs(np.mean(estimates) - exact) < 4 * error
@@ -491,7 +492,7 @@ def counts_over_a_million_rows(row: str, mask: Mask) -> tuple[torch.Tensor, torc
     sums = torch.zeros(2, len(row), dtype=torch.float64)
     for start in range(0, 10**6, ROWS):
         batch = mask(tokens, torch.arange(start, start + ROWS), 0)
-        weights = torch.zeros(tokens.shape).scatter_add_(1, batch.positions, batch.weights).double()
+        weights = torch.zeros(tokens.shape).scatter_add_(1, batch.positions, batch.loss_weights).double()
         sums += torch.stack([weights.sum(0), weights.square().sum(0)])
     return sums[0], sums[1]
 
@@ -550,7 +551,7 @@ def test_spans_fill_the_places_they_have_and_need_no_more(block_size: int, mask_
     if mask_prob == 1.0:
         assert torch.equal(chosen, maskable)
     if (block_size, mask_prob) == (24, 5 / 24):
-        assert chosen.sum(1).max() == mask.masker.masked_places == 8
+        assert chosen.sum(1).max() == mask.masker.slots == 8
 
 
 WORDS = "Aunt Zoë's naïve boys, 1234 in all, went up-stairs; 我们去 понедельник! unbelievably don't"
@@ -571,7 +572,7 @@ def word_rows(tokenizer: Tokenizer, rows: int, block_size: int = T) -> torch.Ten
 
 def words_of(tokenizer: Tokenizer, tokens: torch.Tensor) -> list[list[list[int]]]:
     """The places of the words of each row."""
-    begins = WordTable(tokenizer, CPU).begins(tokens).tolist()
+    begins = WordTable(tokenizer, CPU).starts(tokens).tolist()
     words: list[list[list[int]]] = []
     for row in begins:
         words.append([])
@@ -605,7 +606,7 @@ def test_words_are_hidden_at_the_rate_of_tokens() -> None:
     tokens[:, ::4] = 1
     for unit in ("word", "span"):
         mask = masker(0.15, unit=unit, tokenizer=tokenizer, block_size=2 * T)  # type: ignore[arg-type]
-        weights = mask(tokens, torch.arange(ROWS), 0).weights
+        weights = mask(tokens, torch.arange(ROWS), 0).loss_weights
         assert weights.sum(1).mean().item() == pytest.approx(0.15 * 2 * T, abs=0.05)
 
 
@@ -638,7 +639,7 @@ def test_of_a_range_words_are_counted_and_weighed(of_pieces: Tokenizer, unit: Li
     batch = mask(tokens, torch.arange(64), 0)
     chosen = hidden(batch)
     for row, rate, weights, words, ids in zip(
-        chosen, rates, batch.weights, words_of(of_pieces, tokens), tokens, strict=True
+        chosen, rates, batch.loss_weights, words_of(of_pieces, tokens), tokens, strict=True
     ):
         maskable = [word for word in words if ids[word[0]] != of_pieces.end_id]
         count = sum(bool(row[word[0]]) for word in maskable)

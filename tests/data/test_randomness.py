@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from mlm_dist.data.randomness import mix, permute, salt, threshold, uniform
+from mlm_dist.data.randomness import derive_key, hash32, permute, threshold, uniform
 
 SIZES = [1, 2, 3, 4, 5, 6, 7, 10, 13, 16, 17, 31, 97, 100, 101, 256, 257, 1000, 1009, 9999, 10007, 65536, 65537]
 
@@ -25,7 +25,7 @@ def deviation(counts: npt.NDArray[np.float64], expected: float, degrees: int) ->
 def test_mix_is_the_finalizer_of_murmurhash3() -> None:
     # Changing any of these numbers changes which rows and masks a seed means: old runs could no longer be continued.
     known = {0: 0, 1: 0x514E28B7, 2: 0x30F4C306, -1: 0x81F16F39}
-    assert mix(np.array(list(known), dtype=np.int32)).view(np.uint32).tolist() == list(known.values())
+    assert hash32(np.array(list(known), dtype=np.int32)).view(np.uint32).tolist() == list(known.values())
 
     def finalize(value: int) -> int:  # fmix32, on unsigned integers, as Appleby wrote it
         value = (value ^ value >> 16) * 0x85EBCA6B % (1 << 32)
@@ -33,15 +33,15 @@ def test_mix_is_the_finalizer_of_murmurhash3() -> None:
         return value ^ value >> 16
 
     values = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, 1000).astype(np.int32)
-    assert mix(values).view(np.uint32).tolist() == [finalize(int(value)) for value in values.view(np.uint32)]
+    assert hash32(values).view(np.uint32).tolist() == [finalize(int(value)) for value in values.view(np.uint32)]
 
 
 def test_salts_keep_their_values() -> None:
-    assert salt(0) == -1960697969
-    assert salt(1337, 0, "order") == -2059344495
-    assert salt(1337, 0, "mask") == -637381077
-    assert salt("replacement") == -456667062
-    assert salt("token") == -585402884
+    assert derive_key(0) == -1960697969
+    assert derive_key(1337, 0, "order") == -2059344495
+    assert derive_key(1337, 0, "mask") == -637381077
+    assert derive_key("replacement") == -456667062
+    assert derive_key("token") == -585402884
 
 
 def test_permutations_keep_their_values() -> None:
@@ -50,27 +50,27 @@ def test_permutations_keep_their_values() -> None:
 
 def test_salts_of_different_things_differ() -> None:
     things = [(seed, epoch, use) for seed in range(20) for epoch in range(20) for use in ("order", "mask")]
-    assert len({salt(*thing) for thing in things}) == len(things)
+    assert len({derive_key(*thing) for thing in things}) == len(things)
 
 
 def test_mix_is_one_to_one() -> None:
     values = np.union1d(np.arange(-(1 << 16), 1 << 16), np.arange(-(1 << 31), 1 << 31, 30011)).astype(np.int32)
-    assert len(np.unique(mix(values))) == len(values)
+    assert len(np.unique(hash32(values))) == len(values)
 
 
 def test_mix_is_the_same_in_numpy_and_torch() -> None:
     values = np.random.default_rng(0).integers(-(1 << 31), 1 << 31, 100_000).astype(np.int32)
-    assert mix(torch.from_numpy(values.copy())).numpy().tolist() == mix(values).tolist()
+    assert hash32(torch.from_numpy(values.copy())).numpy().tolist() == hash32(values).tolist()
 
 
 def test_mix_leaves_its_argument_as_it_is() -> None:
     values = torch.arange(10, dtype=torch.int32)
-    mix(values)
+    hash32(values)
     assert values.tolist() == list(range(10))
 
 
 def test_uniform_falls_below_a_threshold_with_its_probability() -> None:
-    numbers = uniform(mix(torch.arange(1 << 20, dtype=torch.int32)))
+    numbers = uniform(hash32(torch.arange(1 << 20, dtype=torch.int32)))
     assert int(numbers.min()) >= 0
     assert int(numbers.max()) < threshold(1.0)
     for probability in (0.0, 0.1, 0.15, 0.6, 0.9, 1.0):

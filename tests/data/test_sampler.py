@@ -30,7 +30,7 @@ def test_any_number_of_ranks_reads_the_same_rows_at_a_step(world_size: int) -> N
         assert [len(part.rows) for part in parts] == [BATCH // world_size] * world_size
         # Rank r takes every world_size-th row from the r-th on, so that the ranks' rows interleave to the batch.
         assert np.stack([part.rows for part in parts], axis=1).ravel().tolist() == alone
-        assert np.stack([part.places for part in parts], axis=1).ravel().tolist() == list(range(BATCH))
+        assert np.stack([part.batch_indices for part in parts], axis=1).ravel().tolist() == list(range(BATCH))
 
 
 def test_no_row_comes_twice_in_an_epoch() -> None:

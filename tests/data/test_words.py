@@ -41,7 +41,7 @@ def of_pieces() -> Tokenizer:
 def words_of(tokenizer: Tokenizer, text: str) -> list[bytes]:
     """A text cut where words begin."""
     ids = tokenizer.encode(text).astype(np.int64)
-    begins = WordTable(tokenizer, torch.device("cpu")).begins(torch.from_numpy(ids)[None])[0]
+    begins = WordTable(tokenizer, torch.device("cpu")).starts(torch.from_numpy(ids)[None])[0]
     words: list[bytes] = []
     for token, begin in zip(ids.tolist(), begins.tolist(), strict=True):
         piece = tokenizer.encoding.decode_single_token_bytes(token)
@@ -87,13 +87,13 @@ def test_a_whole_text_is_cut_nowhere_but_between_the_pieces_of_the_pattern(of_pi
 def test_special_tokens_stand_alone(of_pieces: Tokenizer) -> None:
     (letter,) = of_pieces.encode("a").tolist()
     row = torch.tensor([[letter, of_pieces.end_id, letter, of_pieces.mask_id, letter, letter]])
-    begins = WordTable(of_pieces, torch.device("cpu")).begins(row)
+    begins = WordTable(of_pieces, torch.device("cpu")).starts(row)
     assert begins.tolist() == [[True, True, True, True, True, False]]
 
 
 def test_an_accent_that_begins_a_document_is_whole_and_no_part_of_the_last_one(of_bytes: Tokenizer) -> None:
     row = torch.tensor([[of_bytes.end_id, *"\u0301a".encode()]])
-    assert WordTable(of_bytes, torch.device("cpu")).begins(row).tolist() == [[True, True, False, True]]
+    assert WordTable(of_bytes, torch.device("cpu")).starts(row).tolist() == [[True, True, False, True]]
 
 
 def test_a_token_that_ends_with_an_accent_or_is_invisible_does_not_end_a_word() -> None:
@@ -108,7 +108,7 @@ def test_a_token_that_ends_with_an_accent_or_is_invisible_does_not_end_a_word() 
 
 def test_a_row_that_begins_in_a_word_begins_with_a_word(of_bytes: Tokenizer) -> None:
     rows = torch.tensor([list("ë and".encode()[1:]), list(b"nd an")])
-    begins = WordTable(of_bytes, torch.device("cpu")).begins(rows)
+    begins = WordTable(of_bytes, torch.device("cpu")).starts(rows)
     assert begins.tolist() == [[True, True, False, False, False], [True, False, True, False, False]]
 
 

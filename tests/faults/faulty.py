@@ -15,7 +15,7 @@ from mlm_dist.model import loss
 from mlm_dist.train import main
 from mlm_dist.training import trainer
 
-take_step = trainer.Trainer.take_step
+train_step = trainer.Trainer.train_step
 masked_cross_entropy = loss.masked_cross_entropy
 
 
@@ -23,15 +23,15 @@ def fail_between(first: int, last: int) -> None:
     """Have the loss come to NaN at some steps."""
     now = [0]
 
-    def counting(self: trainer.Trainer, *arguments: object) -> trainer.StepResult:
-        now[0] = self.step + 1
-        return take_step(self, *arguments)  # type: ignore[arg-type]
+    def counting(self: trainer.Trainer) -> trainer.StepResult:
+        now[0] = self.state.step + 1
+        return train_step(self)
 
     def faulty(*arguments: torch.Tensor) -> torch.Tensor:
         result = masked_cross_entropy(*arguments)  # type: ignore[arg-type]
         return result * float("nan") if first <= now[0] <= last else result
 
-    trainer.Trainer.take_step = counting  # type: ignore[method-assign,assignment]
+    trainer.Trainer.train_step = counting  # type: ignore[method-assign,assignment]
     loss.masked_cross_entropy = faulty
 
 

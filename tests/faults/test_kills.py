@@ -23,7 +23,7 @@ from tests.faults.conftest import (
 pytestmark = pytest.mark.slow
 
 DYING = Path(__file__).with_name("dying.py")
-STEP = "mlm_dist.training.trainer:Trainer.take_step"
+STEP = "mlm_dist.training.trainer:Trainer.train_step"
 FORWARD = "mlm_dist.training.trainer:autocast"
 # Where, and how many calls of it a run from one checkpoint to the next survives at most.
 MOMENTS = [
@@ -33,12 +33,12 @@ MOMENTS = [
     ("mlm_dist.training.trainer:Trainer.resume", 1, "after"),
     ("mlm_dist.run.run_dir:RunDir.begin", 1, "before"),
     ("mlm_dist.run.run_dir:RunDir.begin", 1, "after"),
-    ("mlm_dist.run.metrics:drop_later_events", 1, "before"),
-    ("mlm_dist.run.metrics:drop_later_events", 1, "after"),
+    ("mlm_dist.run.recorder:drop_later_events", 1, "before"),
+    ("mlm_dist.run.recorder:drop_later_events", 1, "after"),
     ("mlm_dist.evaluation:loss_and_hits", 30, "before"),
     ("mlm_dist.training.trainer:Trainer.evaluate", 2, "after"),
-    ("mlm_dist.run.metrics:PatientFile.write", 20, "before"),
-    ("mlm_dist.run.metrics:PatientFile.write", 20, "after"),
+    ("mlm_dist.run.metrics:MetricsFile.add", 20, "before"),
+    ("mlm_dist.run.metrics:MetricsFile.add", 20, "after"),
     ("mlm_dist.run.checkpoint:write", 2, "before"),
     ("mlm_dist.run.checkpoint:write", 2, "amid"),
     ("mlm_dist.run.checkpoint:write", 2, "after"),

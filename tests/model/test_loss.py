@@ -169,8 +169,8 @@ def test_the_module_is_the_encoder_and_its_loss() -> None:
     torch.testing.assert_close(MaskedLoss(encoder, targets.numel())(inputs, positions, targets, weights), losses)
 
 
-@pytest.mark.parametrize("most_hidden", [11, 12, 14])
-def test_only_places_that_count_reach_the_output_layer_and_nothing_else_changes(most_hidden: int) -> None:
+@pytest.mark.parametrize("max_masked", [11, 12, 14])
+def test_only_places_that_count_reach_the_output_layer_and_nothing_else_changes(max_masked: int) -> None:
     torch.manual_seed(4)
     shape = ModelConfig(vocab_size=VOCABULARY, block_size=12, embedding_dim=WIDTH, heads=3, blocks=2)
     encoder = Encoder(shape).double()
@@ -179,13 +179,13 @@ def test_only_places_that_count_reach_the_output_layer_and_nothing_else_changes(
     weights = torch.full((15,), 1.5, dtype=torch.float64)
     weights[torch.tensor([0, 4, 9, 14])] = 0  # 11 of 15 count
     rows = {}
-    for most in (15, most_hidden):
+    for most in (15, max_masked):
         encoder.zero_grad()
         module = MaskedLoss(encoder, most)
         loss = module(inputs, positions, targets, weights.view(5, 3))
         loss.backward()
         rows[most] = [loss.detach(), *(weight.grad.clone() for weight in encoder.parameters())]  # type: ignore[union-attr]
-    for whole, packed in zip(rows[15], rows[most_hidden], strict=True):
+    for whole, packed in zip(rows[15], rows[max_masked], strict=True):
         torch.testing.assert_close(packed, whole, rtol=1e-12, atol=1e-14)
 
 

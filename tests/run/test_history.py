@@ -50,7 +50,7 @@ def test_a_run_without_metrics_or_with_empty_or_damaged_ones_is_said(
     for event in ({"step": 1, "loss": "high"}, {"step": 1, "loss": [1, 2]}, {"step": None, "loss": 3.0}):
         metrics = write(tmp_path, event, {"step": 2, "loss": 1.0})
         assert read_history(metrics, "run").training["loss"].tolist() == [1.0]
-        assert capsys.readouterr().err == f"mlm_dist: {metrics} line 1 is left out: it is no event\n"
+        assert capsys.readouterr().err == f"mlm_dist: {metrics} line 1 is skipped: it is not an event\n"
 
 
 def test_runs_are_named_by_as_little_of_their_paths_as_tells_them_apart(

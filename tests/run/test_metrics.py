@@ -1,15 +1,12 @@
-import json
 import resource
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from mlm_dist.run.metrics import PatientFile, Recorder, Stopwatch, drop_later_events, read_events
+from mlm_dist.run.metrics import MetricsFile, drop_later_events, read_events
+from mlm_dist.run.recorder import Recorder
 from mlm_dist.run.run_dir import RunDir
 
 
@@ -24,74 +21,10 @@ def training_event(step: int, **others: float) -> dict[str, float]:
 
 
 def record(run: RunDir, first: int, last: int) -> None:
-    recorder = Recorder(run, first, tokens=100 * first, seconds=2.0 * first, max_iters=100)
+    recorder = Recorder.of_run(run, step=first, tokens=100 * first, seconds=2.0 * first, max_iters=100)
     for step in range(first + 1, last + 1):
         recorder.training(**training_event(step))
     recorder.close()
-
-
-def test_lines_are_appended_as_they_come(folder: RunDir) -> None:
-    record(folder, 0, 3)
-    events = read_events(folder.metrics)
-    assert events == [training_event(step) | {"tokens_per_second": 50.0} for step in (1, 2, 3)]
-
-
-def test_continuing_drops_what_a_killed_process_wrote_after_its_checkpoint(folder: RunDir) -> None:
-    record(folder, 0, 7)
-    record(folder, 4, 6)
-    assert [event["step"] for event in read_events(folder.metrics)] == [1, 2, 3, 4, 5, 6]
-
-
-def test_a_run_from_the_start_drops_all(folder: RunDir) -> None:
-    record(folder, 0, 7)
-    record(folder, 0, 1)
-    assert [event["step"] for event in read_events(folder.metrics)] == [1]
-
-
-def test_a_half_written_last_line_is_mended(folder: RunDir) -> None:
-    record(folder, 0, 3)
-    whole = folder.metrics.read_bytes()
-    folder.metrics.write_bytes(whole + b'{"step": 4, "lo')
-    drop_later_events(folder.metrics, 5)
-    assert folder.metrics.read_bytes() == whole
-
-
-def test_continuing_remembers_the_held_out_losses_up_to_the_checkpoint(folder: RunDir) -> None:
-    recorder = Recorder(folder, 0, tokens=0, seconds=0.0, max_iters=100)
-    for step in (0, 5, 10):
-        recorder.evaluation(step=step, val_loss=10.0 - step, val_accuracy=0.1)
-    assert recorder.val_losses == {0: 10.0, 5: 5.0, 10: 0.0}
-    recorder.close()
-    assert Recorder(folder, 5, tokens=0, seconds=0.0, max_iters=100).val_losses == {0: 10.0, 5: 5.0}
-
-
-def test_a_held_out_loss_that_is_no_number_is_never_the_best(folder: RunDir) -> None:
-    recorder = Recorder(folder, 0, tokens=0, seconds=0.0, max_iters=100)
-    recorder.evaluation(step=0, val_loss=float("nan"), val_accuracy=0.1)
-    recorder.evaluation(step=5, val_loss=5.0, val_accuracy=0.1)
-    assert recorder.val_losses == {5: 5.0}
-    recorder.close()
-    assert Recorder(folder, 5, tokens=0, seconds=0.0, max_iters=100).val_losses == {5: 5.0}
-
-
-def test_a_tensorboard_that_is_broken_ends_no_run(
-    folder: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise AttributeError("of another version")
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=broken))
-    record(folder, 0, 2)
-    assert len(read_events(folder.metrics)) == 2
-    assert "nothing is written for TensorBoard (AttributeError: of another version)" in capsys.readouterr().err
-
-
-def test_a_run_from_the_start_is_measured_anew(folder: RunDir) -> None:
-    recorder = Recorder(folder, 0, tokens=0, seconds=0.0, max_iters=100)
-    recorder.evaluation(step=0, val_loss=5.0, val_accuracy=0.1)
-    recorder.close()
-    assert Recorder(folder, 0, tokens=0, seconds=0.0, max_iters=100).val_losses == {}
-    assert read_events(folder.metrics) == []
 
 
 @contextmanager
@@ -105,66 +38,36 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def test_a_half_written_last_line_is_mended(folder: RunDir) -> None:
+    record(folder, 0, 3)
+    whole = folder.metrics.read_bytes()
+    folder.metrics.write_bytes(whole + b'{"step": 4, "lo')
+    drop_later_events(folder.metrics, 5)
+    assert folder.metrics.read_bytes() == whole
+
+
 def test_lines_that_the_disk_refuses_are_kept_until_it_takes_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "lines"
-    file = PatientFile(path)
-    file.write("first\n")
-    with largest_file(10):
-        file.write("second\n")
-        file.write("third\n")
-        assert path.read_text() == "first\nseco"
+    file = MetricsFile(path)
+    file.add("train", {"step": 1})
+    with largest_file(20):
+        file.add("train", {"step": 2})
+        file.add("train", {"step": 3})
+        assert path.read_text() == '{"step": 1}\n{"step":'
     assert len(capsys.readouterr().err.splitlines()) == 1
     file.close()
-    assert path.read_text() == "first\nsecond\nthird\n"
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
 @pytest.mark.usefixtures("capsys")  # whose stderr is no file
 def test_closing_says_that_lines_could_not_be_written(tmp_path: Path) -> None:
-    file = PatientFile(tmp_path / "lines")
+    file = MetricsFile(tmp_path / "lines")
     with largest_file(3):
-        file.write("first\n")
+        file.add("train", {"step": 1})
         with pytest.raises(OSError, match="File too large"):
             file.close()
-
-
-def test_numbers_that_are_not_finite_are_written_as_json_has_them(folder: RunDir) -> None:
-    recorder = Recorder(folder, 0, tokens=0, seconds=0.0, max_iters=10)
-    recorder.training(**training_event(1, loss=float("nan")))
-    recorder.close()
-    line = json.loads(folder.metrics.read_text(), parse_constant=pytest.fail)
-    assert line["loss"] is None
-
-
-def test_a_log_file_gets_plain_lines(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    record(folder, 0, 1)
-    Recorder(folder, 1, tokens=0, seconds=0.0, max_iters=100).evaluation(step=1, val_loss=1.5, val_accuracy=0.25)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "step 1/100  loss 2.0000  lr 1.00e-03  grad_norm 1.000  50 tokens/s",
-        "step 1/100  held-out loss 1.5000  accuracy 25.0%",
-    ]
-
-
-def test_tensorboard_reads_the_curves(folder: RunDir) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    record(folder, 0, 5)
-    events = accumulator.EventAccumulator(str(folder.tensorboard))
-    events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5]
-
-
-def test_a_stopwatch_leaves_out_its_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
-    watch = Stopwatch(10.0)
-    clock.now += 3
-    with watch.paused():
-        clock.now += 50
-    assert watch.read() == 13.0
-    clock.now += 4
-    assert watch.read() == 17.0
 
 
 def test_lines_that_are_no_events_are_left_out_with_a_warning(
@@ -172,11 +75,11 @@ def test_lines_that_are_no_events_are_left_out_with_a_warning(
 ) -> None:
     folder.metrics.write_bytes(b'{"step": 1}\n{"ste\n[2]\n{}\n\xff\n{"step": 3}\n{"step": 4')
     assert read_events(folder.metrics) == [{"step": 1}, {"step": 3}]
-    message = f"mlm_dist: {folder.metrics} line 2 and 3 others are left out: they are no events\n"
+    message = f"mlm_dist: {folder.metrics} line 2 and 3 others are skipped: they are not events\n"
     assert capsys.readouterr().err == message
     folder.metrics.write_bytes(b'{"step": 1}\n{"ste\n{"step": 3}\n')
     assert read_events(folder.metrics) == [{"step": 1}, {"step": 3}]
-    assert capsys.readouterr().err == f"mlm_dist: {folder.metrics} line 2 is left out: it is no event\n"
+    assert capsys.readouterr().err == f"mlm_dist: {folder.metrics} line 2 is skipped: it is not an event\n"
 
 
 @pytest.mark.parametrize(
@@ -198,4 +101,4 @@ def test_an_event_with_figures_that_are_none_is_left_out(
 ) -> None:
     folder.metrics.write_text(f'{{"step": {event}}}\n{"[" * 100_000}\n{"9" * 5000}\n{{"step": 2, "loss": null}}\n')
     assert read_events(folder.metrics) == [{"step": 2, "loss": None}]
-    assert "line 1 and 2 others are left out" in capsys.readouterr().err
+    assert "line 1 and 2 others are skipped" in capsys.readouterr().err

@@ -37,25 +37,24 @@ def main(arguments: list[str]) -> None:
         exchanges[0] += bucket.is_last()
         return allreduce_hook(state, bucket)
 
-    if isinstance(trainer.loss, DistributedDataParallel):
-        trainer.loss.register_comm_hook(None, counted)
+    if isinstance(trainer.model, DistributedDataParallel):
+        trainer.model.register_comm_hook(None, counted)
     gradient: list[torch.Tensor] = []
 
     def keep(*_: object) -> None:
-        gradient[:] = [weight.grad.flatten().clone() for weight in trainer.encoder.parameters()]  # type: ignore[union-attr]
+        gradient[:] = [weight.grad.flatten().clone() for weight in trainer.state.encoder.parameters()]  # type: ignore[union-attr]
 
-    trainer.optimizers[0].register_step_pre_hook(keep)
+    trainer.state.optimizers[0].register_step_pre_hook(keep)
     steps = []
-    batches = trainer.batches()
+    trainer.learning_rate = lambda: 0.0  # type: ignore[method-assign]
     for _ in range(STEPS):
-        batch, selection = next(batches), trainer.sampler.select(trainer.step)
-        result = trainer.take_step(batch, rate=0.0)
-        trainer.step += 1
+        selection = trainer.sampler.select(trainer.state.step)
+        result = trainer.train_step()
         steps.append(
             {
                 "epoch": selection.epoch,
                 "rows": torch.from_numpy(selection.rows),
-                "batch": vars(batch),
+                "batch": vars(result.batch),
                 "loss": processes.sum_(result.loss).item(),
                 "grad_norm": result.grad_norm,
                 "gradient": torch.cat(gradient),
@@ -64,7 +63,7 @@ def main(arguments: list[str]) -> None:
         )
         exchanges[0] = 0
     torch.save(steps, Path(out) / f"rank-{processes.rank}.pt")
-    processes.leave()
+    processes.close()
 
 
 if __name__ == "__main__":

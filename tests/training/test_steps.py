@@ -19,7 +19,8 @@ from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.optim import learning_rate
 from mlm_dist.training.stopping import StopRequest
-from mlm_dist.training.trainer import Trainer
+from mlm_dist.training.summary import summarize
+from mlm_dist.training.trainer import StepResult, Trainer
 from tests.conftest import tiny_flags
 
 Make = Callable[..., Trainer]
@@ -43,11 +44,17 @@ def make(corpus: Corpus, corpus_folder: Path, tmp_path: Path, monkeypatch: pytes
 
 
 def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([weight.detach().flatten() for weight in trainer.encoder.parameters()])
+    return torch.cat([weight.detach().flatten() for weight in trainer.state.encoder.parameters()])
+
+
+def step_with(trainer: Trainer, lr: float) -> StepResult:
+    """Take a step with another learning rate than that of the schedule."""
+    trainer.learning_rate = lambda: lr  # type: ignore[method-assign]
+    return trainer.train_step()
 
 
 def set_scale(trainer: Trainer, scale: float) -> None:
-    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": scale})
+    trainer.state.scaler.load_state_dict(trainer.state.scaler.state_dict() | {"scale": scale})
 
 
 def evaluated_steps(trainer: Trainer) -> list[int]:
@@ -56,8 +63,13 @@ def evaluated_steps(trainer: Trainer) -> list[int]:
 
 def test_gradients_of_a_step_do_not_add_to_the_next(make: Make) -> None:
     trainer = make()
-    batch = next(trainer.batches())
-    first, second = (trainer.take_step(batch, rate=0.0).grad_norm for _ in range(2))
+    batch = trainer.next_batch()
+
+    def norm() -> float:
+        trainer.forward_backward(batch)
+        return trainer.optimizer_step(lr=0.0)
+
+    first, second = norm(), norm()
     assert second == pytest.approx(first, rel=1e-5)
 
 
@@ -65,7 +77,7 @@ def test_gradients_of_a_step_do_not_add_to_the_next(make: Make) -> None:
 def test_a_step_is_as_long_as_its_learning_rate(rate: float, make: Make) -> None:
     trainer = make(optim__weight_decay=0)
     before = weights(trainer)
-    result = trainer.take_step(next(trainer.batches()), rate)
+    result = step_with(trainer, rate)
     # Adam moves each weight by the learning rate at first, as far as its gradient is not lost in epsilon.
     assert (weights(trainer) - before).abs().max().item() == pytest.approx(rate, rel=0.01)
     assert result.lr == rate
@@ -84,11 +96,11 @@ def test_longer_gradients_are_scaled_down_to_grad_clip(clip: float, clipped: boo
     applied: list[float] = []
 
     def note(*_: object) -> None:
-        gradients = [weight.grad for weight in trainer.encoder.parameters() if weight.grad is not None]
+        gradients = [weight.grad for weight in trainer.state.encoder.parameters() if weight.grad is not None]
         applied.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
 
-    trainer.optimizers[0].register_step_pre_hook(note)
-    norm = trainer.take_step(next(trainer.batches()), rate=0.0).grad_norm
+    trainer.state.optimizers[0].register_step_pre_hook(note)
+    norm = step_with(trainer, 0.0).grad_norm
     assert norm > 0.01
     assert applied == pytest.approx([clip if clipped else norm], rel=1e-3)
 
@@ -97,7 +109,7 @@ def test_fp16_reports_the_gradient_without_its_scale(make: Make) -> None:
     norms = []
     for precision in ("fp32", "fp16"):
         trainer = make(precision=precision)
-        norms.append(trainer.take_step(next(trainer.batches()), rate=0.0).grad_norm)
+        norms.append(step_with(trainer, 0.0).grad_norm)
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
@@ -105,16 +117,16 @@ def test_after_an_overflow_fp16_takes_a_lower_scale(make: Make) -> None:
     trainer = make(precision="fp16")
     set_scale(trainer, 2.0**120)
     before = weights(trainer)
-    assert not math.isfinite(trainer.take_step(next(trainer.batches()), rate=1e-3).grad_norm)
-    assert trainer.scaler.get_scale() == 2.0**119
+    assert not math.isfinite(step_with(trainer, 1e-3).grad_norm)
+    assert trainer.state.scaler.get_scale() == 2.0**119
     assert torch.equal(weights(trainer), before)
 
 
 def test_every_step_and_rank_drops_other_activations_and_a_step_again_the_same(make: Make) -> None:
     def drawn(step: int, rank: int = 0) -> float:
         trainer = make(model__dropout=0.1)
-        trainer.step, trainer.processes.rank = step, rank
-        next(trainer.batches())
+        trainer.state.step, trainer.processes.rank = step, rank
+        trainer.next_batch()
         return torch.rand(()).item()
 
     assert drawn(3) == drawn(3)
@@ -125,16 +137,16 @@ def test_every_step_and_rank_drops_other_activations_and_a_step_again_the_same(m
 def test_everything_that_was_saved_comes_back(optimizer: str, make: Make) -> None:
     before = make(precision="fp16", train__max_iters=3, optim__name=optimizer)
     set_scale(before, 1024.0)
-    before.seconds, before.bad_steps = 100.0, 0
+    before.state.seconds = 100.0
     before.train()
     after = make(precision="fp16", train__max_iters=3, optim__name=optimizer)
     after.resume()
-    assert after.step == 3
+    assert after.state.step == 3
     assert torch.equal(weights(after), weights(before))
-    assert after.scaler.state_dict() == before.scaler.state_dict()
-    assert after.scaler.get_scale() == 1024.0
-    assert 100.0 < after.seconds <= before.seconds
-    for ours, expected in zip(after.optimizers, before.optimizers, strict=True):
+    assert after.state.scaler.state_dict() == before.state.scaler.state_dict()
+    assert after.state.scaler.get_scale() == 1024.0
+    assert 100.0 < after.state.seconds <= before.state.seconds
+    for ours, expected in zip(after.state.optimizers, before.state.optimizers, strict=True):
         moments = ours.state_dict()["state"]
         assert moments.keys() == expected.state_dict()["state"].keys()
         for key, state in expected.state_dict()["state"].items():
@@ -145,7 +157,7 @@ def test_a_run_that_goes_on_follows_the_config_it_is_given_now(make: Make) -> No
     make(train__max_iters=2, optim__weight_decay=0.01).train()
     trainer = make(train__max_iters=4, optim__weight_decay=0.5)
     trainer.resume()
-    assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.5, 0.0]
+    assert [group["weight_decay"] for group in trainer.state.optimizers[0].param_groups] == [0.5, 0.0]
 
 
 def test_a_run_is_evaluated_at_its_start_when_due_and_at_its_end(make: Make) -> None:
@@ -166,7 +178,7 @@ def test_a_run_without_evaluations_has_none(make: Make) -> None:
     trainer = make(train__max_iters=3, train__eval_interval=0)
     trainer.train()
     assert evaluated_steps(trainer) == []
-    assert "no evaluation" in trainer.summarize()
+    assert "no evaluation" in summarize(trainer)
 
 
 def test_checkpoints_and_evaluations_are_logged_whatever_the_log_interval(make: Make) -> None:
@@ -178,18 +190,18 @@ def test_checkpoints_and_evaluations_are_logged_whatever_the_log_interval(make: 
 
 def test_the_time_of_evaluations_is_not_time_of_training(make: Make) -> None:
     trainer = make(train__max_iters=2, train__eval_interval=1)
-    evaluate, pauses = trainer.held_out.evaluate, []
+    evaluate, pauses = trainer.validator.evaluate, []
 
     def slow(*arguments: object) -> object:
         pauses.append(None)
         signal.sigtimedwait([], 1.0)  # a second in which nothing happens
         return evaluate(*arguments)  # type: ignore[arg-type]
 
-    trainer.held_out.evaluate = slow  # type: ignore[assignment, method-assign]
+    trainer.validator.evaluate = slow  # type: ignore[assignment, method-assign]
     start = time.perf_counter()
-    trainer.take_steps()
+    trainer.loop()
     assert len(pauses) == 3
-    assert 0 < trainer.seconds < time.perf_counter() - start - 3.0
+    assert 0 < trainer.state.seconds < time.perf_counter() - start - 3.0
 
 
 def test_the_newest_checkpoints_are_kept_and_the_best(make: Make) -> None:
@@ -218,13 +230,6 @@ def test_a_stop_file_that_comes_after_the_last_step_stops_no_later_run(
     trainer = make(train__max_iters=3, train__eval_interval=0)
     monkeypatch.setattr(trainer, "save", lambda save=trainer.save: (trainer.run_dir.stop.touch(), save()))
     trainer.train()
-    assert not trainer.stopping
+    assert not trainer.stop_reason
     assert trainer.run_dir.model.exists()
     assert not trainer.run_dir.stop.exists()
-
-
-def test_the_machine_is_described_with_the_processes_and_the_precision_of_the_run(make: Make) -> None:
-    trainer = make(precision="bf16")
-    trainer.processes.world_size = 4
-    machine = trainer.machine()
-    assert (machine["processes"], machine["precision"]) == (4, "bfloat16")

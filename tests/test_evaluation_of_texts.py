@@ -9,21 +9,26 @@ import pytest
 import torch
 
 import mlm_dist
-from mlm_dist.config import MaskingConfig
+from mlm_dist.config import MaskingConfig, MaskProb
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import find_documents
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
-from mlm_dist.evaluation import measure
-from mlm_dist.inference.held_out import encode_texts, evaluate, find_tokens, masked_batches
+from mlm_dist.evaluation import Evaluation, encode_texts, evaluate_batches, evaluate_text, find_tokens, text_batches
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.run.metrics import read_events
 from tests.conftest import tiny_flags, verb
 
 TEXT = "Aunt Zoë went up the stairs.\nThe ferry came in under the harbour wall, and nobody saw it.\n"
+
+
+def evaluate(
+    model: TrainedModel, path: Path | None, processes: Processes, batch_size: int, mask_prob: MaskProb | None = None
+) -> Evaluation:
+    return evaluate_text(model.encoder, model.config, model.tokenizer, path, processes, batch_size, mask_prob)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +66,7 @@ def test_ranks_share_every_row_of_a_text_and_its_rest(model: TrainedModel) -> No
     def rows(rank: int, world_size: int) -> list[list[int]]:
         processes = Processes("cpu")
         processes.rank, processes.world_size = rank, world_size
-        batches = masked_batches(tokens, model.config, model.tokenizer, processes, 10)
+        batches = text_batches(tokens, model.config, model.tokenizer, processes, 10)
         return [row for batch in batches for row in batch.inputs.tolist()]
 
     whole = rows(0, 1)
@@ -146,8 +151,8 @@ def test_with_a_range_the_loss_is_the_bound_that_all_orders_of_writing_come_to(m
 
     config = dataclasses.replace(model.config, model=encoder.config, masking=MaskingConfig([0.0, 1.0]))
     processes, rows = Processes("cpu"), np.tile(np.array(ids, dtype=np.uint16), 20_000)
-    batches = masked_batches(rows, config, model.tokenizer, processes, 500)
-    found = measure(encoder, batches, processes, torch.float32)
+    batches = text_batches(rows, config, model.tokenizer, processes, 500)
+    found = evaluate_batches(encoder, batches, processes, torch.float32)
     assert found is not None
     assert found.tokens == 5 * 20_000
     unweighted = sum(losses[hidden] @ subsets[hidden].float() for hidden in range(32)) / subsets.sum()

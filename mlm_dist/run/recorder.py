@@ -1,0 +1,178 @@
+"""Recording a run: each event goes to every sink, on rank 0. Ranks without sinks record nothing."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol
+
+from tqdm import tqdm
+
+from mlm_dist.errors import tell, warn
+from mlm_dist.run.metrics import Event, MetricsFile, drop_later_events
+from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.tensorboard import TensorBoard
+
+Kind = Literal["train", "val", "skipped"]
+
+
+class Sink(Protocol):
+    """A destination of events. What it raises ends the run, so a sink that fails has to warn instead."""
+
+    def add(self, kind: Kind, event: Event) -> None:
+        """Record an event. It has a `step`; its other figures depend on the kind, and may be NaN or infinite."""
+
+    def close(self) -> None:
+        """Write what is left and close. Does nothing the second time.
+
+        Raises:
+            OSError: events are lost that the run directory needs.
+        """
+
+    def abandon(self) -> None:
+        """Close without what is left to write. Does nothing after `close`."""
+
+
+class Recorder:
+    """Passes the events of a run on to its sinks.
+
+    Args:
+        sinks: where events go; none on ranks other than 0.
+        tokens, seconds: used before the first event.
+        val_losses: of this run so far, by step.
+
+    Attributes:
+        val_losses: as above, with those that were recorded since.
+    """
+
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        tokens: int = 0,
+        seconds: float = 0.0,
+        val_losses: Mapping[int, float] | None = None,
+    ) -> None:
+        self.sinks = sinks
+        self.val_losses = dict(val_losses or {})
+        self._last = {"tokens": tokens, "seconds": seconds}
+
+    @classmethod
+    def of_run(cls, run_dir: RunDir, step: int, tokens: int, seconds: float, max_iters: int) -> "Recorder":
+        """Open the files of a run at `step`. Later events, of a process that was killed, are dropped."""
+        kept = drop_later_events(run_dir.metrics, step)
+        val_losses = {event["step"]: event["val_loss"] for event in kept if event.get("val_loss") is not None}
+        sinks: list[Sink] = [
+            MetricsFile(run_dir.metrics),
+            TensorBoard(run_dir.tensorboard, step),
+            Progress(run_dir, step, max_iters),
+        ]
+        return cls(sinks, tokens, seconds, val_losses)
+
+    def training(self, **event: Any) -> None:
+        """Record a step: `step`, `epoch`, `loss`, `lr`, `grad_norm`, `tokens` and `seconds` so far, and `digest`."""
+        tokens, seconds = event["tokens"] - self._last["tokens"], event["seconds"] - self._last["seconds"]
+        self._last = event
+        self._add("train", event | {"tokens_per_second": tokens / max(seconds, 1e-9)})
+
+    def evaluation(self, **event: float) -> None:
+        """Record an evaluation: `step`, `val_loss`, `val_accuracy`."""
+        if math.isfinite(event["val_loss"]):
+            self.val_losses[int(event["step"])] = event["val_loss"]
+        self._add("val", event)
+
+    def skipped(self, **event: Any) -> None:
+        """Record a skipped step: `step`, `skipped` (why), `in_a_row`, `ranks` and `rows`."""
+        self._add("skipped", event)
+
+    def close(self) -> None:
+        """Close all sinks.
+
+        Raises:
+            OSError: events could not be written.
+        """
+        for sink in self.sinks:
+            sink.close()
+
+    def abandon(self) -> None:
+        """Close all sinks without what is left to write. Does nothing after `close`."""
+        for sink in self.sinks:
+            sink.abandon()
+
+    def _add(self, kind: Kind, event: Event) -> None:
+        for sink in self.sinks:
+            sink.add(kind, event)
+
+
+class Progress:
+    """A progress bar on a terminal, else a line per event.
+
+    Args:
+        run_dir: of the run.
+        step: steps taken before this process.
+        max_iters: steps of the run.
+    """
+
+    def __init__(self, run_dir: RunDir, step: int, max_iters: int) -> None:
+        self.run_dir = run_dir
+        self.max_iters = max_iters
+        self.last_evaluation = ""
+        self.bar = tqdm(total=max_iters, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+    def add(self, kind: Kind, event: Event) -> None:
+        """Show an event."""
+        at = f"step {event['step']}/{self.max_iters}"
+        if kind == "train":
+            self.bar.update(event["step"] - self.bar.n)
+            self.bar.set_postfix_str(f"loss {event['loss']:.3f}{self.last_evaluation}")
+            self._print(
+                f"{at}  loss {event['loss']:.4f}  lr {event['lr']:.2e}  grad_norm {event['grad_norm']:.3f}  "
+                f"{event['tokens_per_second']:,.0f} tokens/s"
+            )
+        elif kind == "val":
+            self.last_evaluation = f"  validation {event['val_loss']:.3f}"
+            self._print(f"{at}  validation loss {event['val_loss']:.4f}  accuracy {event['val_accuracy']:.1%}")
+        else:
+            named = ", ".join(f"rank {rank}" for rank in event["ranks"]) or "all ranks together"
+            warn(
+                f"step {event['step']} is skipped: {event['skipped']}, on {named} "
+                f"({event['in_a_row']} in a row; its rows are in {self.run_dir.metrics})"
+            )
+
+    def close(self) -> None:
+        """Close the progress bar."""
+        self.bar.close()
+
+    def abandon(self) -> None:
+        """Close the progress bar."""
+        self.bar.close()
+
+    def _print(self, line: str) -> None:
+        if self.bar.disable or not sys.stdout.isatty():
+            tell(line)
+
+
+class Stopwatch:
+    """Adds up the time spent in training, without the blocks in which it is paused.
+
+    Args:
+        seconds: to start from.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since = time.perf_counter()
+
+    def read(self) -> float:
+        """Seconds so far."""
+        now = time.perf_counter()
+        self._seconds += now - self._since
+        self._since = now
+        return self._seconds
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of the block."""
+        self.read()
+        yield
+        self._since = time.perf_counter()

@@ -1,0 +1,91 @@
+"""What a checkpoint holds: the model and everything else that the next step depends on."""
+
+import math
+import reprlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mlm_dist.errors import UserError
+from mlm_dist.model.encoder import Encoder, check_weights
+from mlm_dist.training.optim import check_state
+
+VERSION = 2  # version 1 has no key for its version
+LARGEST_SCALE = 2.0**127  # of fp32
+
+
+@dataclass
+class TrainState:
+    """The state of a run between two steps.
+
+    Rows, masks and learning rate are functions of the step, so the data has no state of its own.
+
+    Attributes:
+        encoder: the model.
+        optimizers: of its parameters.
+        scaler: of fp16 gradients; disabled in other precisions.
+        step: optimizer steps taken, skipped ones included.
+        seconds: spent in training, without evaluations and checkpoints.
+        skipped_steps: how many of the last steps in a row were skipped because of a non-finite gradient.
+    """
+
+    encoder: Encoder
+    optimizers: list[torch.optim.Optimizer]
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+
+    @property
+    def max_bytes(self) -> int:
+        """Upper bound on the size of a checkpoint, up to some kilobytes: the parameters and two moments of each."""
+        return 3 * sum(parameter.nbytes for parameter in self.encoder.parameters())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values. The tensors are those of the training, not copies."""
+        return {
+            "version": VERSION,
+            "step": self.step,
+            "seconds": self.seconds,
+            "bad_steps": self.skipped_steps,
+            "model": self.encoder.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of a checkpoint. The optimizers keep the settings of their config.
+
+        Raises:
+            UserError: the state is of another version, lacks a key, or is of a model of another shape. The message is
+                the rest of a sentence that starts with the name of the checkpoint.
+        """
+        version = state.get("version", 1)
+        if type(version) is not int or not 1 <= version <= VERSION:
+            raise UserError(f"has format version {reprlib.repr(version)}, and this program reads 1 to {VERSION}")
+        keys = self.state_dict().keys() - {"version"}
+        if missing := sorted(keys - state.keys()):
+            raise UserError(f"lacks {', '.join(missing)}: restore a copy of it, or delete it")
+        try:
+            self._load(state)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError("is of a model of another shape: choose another run_dir") from error
+
+    def _load(self, state: dict[str, Any]) -> None:
+        step, seconds, skipped_steps = state["step"], state["seconds"], state["bad_steps"]
+        if not (type(step) is type(skipped_steps) is int and min(step, skipped_steps) >= 0):
+            raise ValueError("a count is not a whole number")
+        if not (type(seconds) is float and 0 <= seconds < math.inf):
+            raise ValueError("the time is not a number of seconds")
+        check_weights(state["model"], self.encoder.config)
+        self.encoder.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            groups = optimizer.state_dict()["param_groups"]  # with the settings of the config, which may have changed
+            check_state(optimizer, saved["state"])
+            optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})
+        if not all(type(value) in (int, float) and 0 <= value < LARGEST_SCALE for value in state["scaler"].values()):
+            raise ValueError("the gradient scale is not a finite number")
+        if state["scaler"] and self.scaler.is_enabled():  # fp16 before and now
+            self.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds, self.skipped_steps = step, seconds, skipped_steps

@@ -1,0 +1,47 @@
+"""What a person is told about a run before and after it."""
+
+from mlm_dist.config import Config
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.run.metrics import read_events
+from mlm_dist.training.optim import shortened_parts
+from mlm_dist.training.trainer import Trainer
+
+
+def describe(trainer: Trainer) -> str:
+    """One line about what is going to be trained, and where."""
+    parameters = sum(parameter.numel() for parameter in trainer.state.encoder.parameters())
+    precision = str(trainer.dtype).removeprefix("torch.")
+    return (
+        f"training {parameters / 1e6:.1f} M parameters in {precision} on {trainer.processes.world_size} x "
+        f"{trainer.device.type}, step {trainer.state.step} to {trainer.config.train.max_iters} "
+        f"({trainer.sampler.steps_per_epoch} steps per epoch), in {trainer.run_dir.path}"
+    )
+
+
+def adjustments(corpus: Corpus, config: Config) -> list[str]:
+    """One line for each value of the config that does not fit the run or the corpus, and what is done about it."""
+    lines = shortened_parts(config.train.max_iters, config.optim)
+    needed, size = corpus.tokenizer.vocab_size, config.model.entries
+    if size > needed:
+        unused = "1 entry is" if size - needed == 1 else f"{size - needed} entries are"
+        lines.append(
+            f"model.vocab_size {size} is larger than the vocabulary of {config.data.path} ({needed}): {unused} never "
+            f"used"
+        )
+    return lines
+
+
+def summarize(trainer: Trainer) -> str:
+    """What the run has reached."""
+    step, run_dir = trainer.state.step, trainer.run_dir
+    if trainer.stop_reason:
+        return (
+            f"stopped by {trainer.stop_reason} at step {step} of {trainer.config.train.max_iters}, saved in "
+            f"{run_dir.path}; the same command continues from there"
+        )
+    losses = [event["val_loss"] for event in read_events(run_dir.metrics) if event.get("val_loss") is not None]
+    validation = f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else "no evaluation"
+    return (
+        f"done: {step} steps in {trainer.state.seconds:.0f} s of training, {validation}\n"
+        f"parameters: {run_dir.model}\nloss curves: {run_dir.curves}"
+    )
