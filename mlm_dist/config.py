@@ -1,6 +1,7 @@
-"""The typed config: what a run depends on, with the bounds of every value.
+"""The typed config: everything a run depends on, with the bounds of each value.
 
-Each field's docstring is what `--help` prints for its flag. The defaults are those of `configs/novels.yaml`.
+The docstring of a field is its `--help` and its row in docs/configuration.md. The defaults are those of
+`configs/novels.yaml`.
 """
 
 import dataclasses
@@ -12,30 +13,30 @@ import yaml
 
 from mlm_dist.errors import UserError
 
-MOST_HEADS = 1 << 16  # that are proposed
+MOST_HEADS = 1 << 16  # in a suggestion
 YEAR = 365 * 24 * 60  # in minutes
 SAMPLE = "sample"
-"""The value of `data.path` that stands for the text that comes with the package."""
+"""The value of `data.path` for the sample text of the package."""
 
 
 @dataclass
 class DataConfig:
-    """Which texts to train on."""
+    """The texts."""
 
     path: str = "corpora/novels"
-    """A corpus made by `python -m mlm_dist.prepare`, or a text file or a folder of *.txt files, which is prepared
-    into a cache first. `sample` is a short text that comes with the package."""
+    """A corpus from `python -m mlm_dist.prepare`, or a text file or a folder of *.txt files, which is first prepared
+    into a cache. `sample` is a short text that comes with the package."""
     tokenizer: str = "gpt2"
-    """Used when `data.path` is text: a tiktoken encoding by name, or `bpe` to train a byte-level BPE of
-    `model.vocab_size` entries on the texts themselves. A prepared corpus brings its own."""
+    """If `data.path` is text: the name of a tiktoken encoding, or `bpe` to train a byte-level BPE with
+    `model.vocab_size` entries on the text. A prepared corpus has its own tokenizer."""
     encoding: str = "utf-8"
-    """Used when `data.path` is text: its character encoding."""
+    """If `data.path` is text: its character encoding."""
     val_fraction: float = 0.05
-    """Used when `data.path` is text: the fraction of it that is held out, the ends of long documents and short
-    documents whole."""
+    """If `data.path` is text: the fraction that becomes the validation split: the ends of long documents, and whole
+    short documents."""
     verify: bool = False
-    """Compare the corpus with its SHA-256 digests at every start. false: once on each machine, and again after a file
-    has changed."""
+    """Verify the SHA-256 digests of the corpus at every start. false: once per machine, and again after a file has
+    changed."""
 
 
 @dataclass
@@ -43,27 +44,27 @@ class ModelConfig:
     """The shape of the encoder."""
 
     vocab_size: int | None = None
-    """Entries of the vocabulary, the mask token included. null: as many as the corpus has; a number is at least that.
-    With `data.tokenizer` bpe and `data.path` a text, how many to train."""
+    """Vocabulary size, including the mask token. null: that of the corpus, which is also the minimum. If a BPE is
+    trained (`data.tokenizer: bpe`), its size."""
     block_size: int = 64
-    """Tokens in a row: how far the model sees."""
+    """Tokens per row, T: the length of the context window."""
     embedding_dim: int = 256
-    """Width of the embeddings and of every block. A multiple of `model.heads`."""
+    """Width of the embeddings and of every block, C. A multiple of `model.heads`."""
     heads: int = 8
-    """Attention heads in each block."""
+    """Attention heads per block."""
     blocks: int = 4
-    """Blocks of attention and feed-forward, one after the other."""
+    """Number of Transformer blocks."""
     dropout: float = 0.0
-    """Probability with which activations are dropped in training."""
+    """Dropout probability in training."""
     tie_embeddings: bool = True
-    """Use one matrix for the token embedding and the output layer."""
+    """Share one matrix between the token embedding and the output layer."""
 
     @property
     def entries(self) -> int:
-        """Entries of the vocabulary, once they are known.
+        """The vocabulary size, once it is known.
 
         Raises:
-            ValueError: `vocab_size` is null, which the corpus has to replace: `Config.with_vocab_size`.
+            ValueError: `vocab_size` is null: call `Config.with_vocab_size` first.
         """
         if self.vocab_size is None:
             raise ValueError("model.vocab_size is null: Config.with_vocab_size puts the size of a corpus in its place")
@@ -75,91 +76,90 @@ MaskProb = float | dict[str, float] | list[float]
 
 @dataclass
 class MaskingConfig:
-    """What the model has to guess."""
+    """Which tokens are masked."""
 
     mask_prob: MaskProb = 0.15
-    """Fraction of the tokens that are predicted: a number between 0 and 1; a course over the run, `{from: 0.3, to:
-    0.15}`; or a range, `[0, 1]`, from which each row draws its own, its loss weighted with the inverse, which makes a
-    generator (masked diffusion)."""
+    """Mask rate: a number between 0 and 1; a linear schedule over the run, `{from: 0.3, to: 0.15}`; or a range, `[0,
+    1]`, from which each row samples its rate, with the inverse as its loss weight. `[0, 1]` trains a generator (masked
+    diffusion)."""
     unit: Literal["token", "word", "span"] = "token"
-    """What is hidden as a whole: single tokens, words, or spans of words."""
+    """What is masked as a whole: tokens, words, or spans of words."""
     replacement: Literal["mask", "80/10/10"] = "mask"
-    """What stands in the place of a predicted token: always the mask token, or BERT's mixture (80 % mask token,
-    10 % a random token, 10 % the token itself)."""
+    """What replaces a predicted token: always the mask token, or BERT's mixture of 80 % mask token, 10 % random token
+    and 10 % unchanged."""
 
 
 @dataclass
 class OptimConfig:
-    """The optimizer and its learning rate."""
+    """Optimizer and learning-rate schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for all else, which learns in fewer steps."""
+    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for the rest. Muon needs fewer steps."""
     lr: float = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: float = 4e-3
-    """Used by muon: its peak learning rate, which has the same course as `optim.lr`."""
+    """Peak learning rate of Muon. It follows the same schedule as `optim.lr`."""
     weight_decay: float = 0.01
-    """Decoupled weight decay on matrices; norms and biases have none."""
+    """Decoupled weight decay of matrices. Norms and biases have none."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
-    """Course of the learning rate after the warm-up: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
+    """Learning-rate schedule after the warmup: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
     constant, then linear to zero over the last `optim.decay_fraction` of the run)."""
     warmup_iters: int = 100
-    """Steps over which the learning rate rises from zero to its peak: half of the run at most."""
+    """Steps of linear warmup to the peak learning rate; at most half of the run."""
     decay_fraction: float = 0.4
-    """Used by the wsd schedule: the part of the run, at its end, over which the learning rate falls, after the
-    warm-up at the earliest."""
+    """Fraction of the run, at its end, over which wsd decays the learning rate. The decay starts after the warmup."""
     grad_clip: float = 1.0
-    """Largest norm of the gradient; longer ones are scaled down to it. 0 turns clipping off."""
+    """Maximum gradient norm; larger gradients are scaled down to it. 0: no clipping."""
 
 
 @dataclass
 class TrainConfig:
-    """How long to train, and how often to look."""
+    """Length of the run, batches, and evaluation."""
 
     batch_size: int = 256
-    """Rows in one optimizer step, over all ranks together."""
+    """Rows per optimizer step, over all ranks: the global batch."""
     micro_batch_size: int | None = None
-    """Rows that one rank puts through the model at a time; less memory, same result. null: its whole share."""
+    """Rows per forward pass of one rank. Smaller values need less memory and give the same result. null: all its
+    rows."""
     max_iters: int = 5000
     """Optimizer steps."""
     log_interval: int = 10
-    """Steps between two lines in metrics.jsonl."""
+    """Steps between two training lines of metrics.jsonl."""
     eval_interval: int = 250
-    """Steps between two evaluations on the held-out text. 0: none."""
+    """Steps between two evaluations on the validation split. 0: never."""
     eval_rows: int = 1024
-    """Rows of the held-out text that are evaluated, the same ones with the same masks every time."""
+    """Validation rows per evaluation: the same rows with the same masks every time."""
     max_bad_steps: int = 10
-    """A step whose loss or gradient is no finite number is left out; after so many in a row the run stops."""
+    """The run stops after this many consecutive skipped steps. A step is skipped if its gradient is not finite."""
     time_limit: float | None = None
-    """Minutes of wall time after which the run saves and stops, to be continued by the same command. null: none."""
+    """Minutes of wall time after which the run saves a checkpoint and stops. null: no limit."""
     hang_timeout: float = 10.0
-    """Minutes that processes wait for one of them that does not answer, until they name it and stop."""
+    """Timeout of collectives, in minutes. The run then stops and names the unresponsive rank."""
 
 
 @dataclass
 class CheckpointConfig:
-    """When the run is saved, and what is kept."""
+    """When checkpoints are saved, and which are kept."""
 
     interval: int = 500
     """Steps between two checkpoints."""
     keep: int = 3
-    """Checkpoints that are kept, the newest ones. Besides, the one with the lowest held-out loss of those whose step
-    was evaluated."""
+    """Number of newest checkpoints to keep, in addition to the one with the lowest validation loss."""
 
 
 @dataclass
 class Config:
-    """Everything that a run depends on."""
+    """Everything a run depends on."""
 
     seed: int = 1337
-    """Seed of the weights, the order of the rows and the masks."""
+    """Seed of the initial parameters, the order of the rows and the masks."""
     run_dir: str = "runs/novels"
-    """Folder that holds the run. The same command continues what it finds there."""
+    """Folder of the run. The same command continues the run that it finds there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one, else the CPU."""
+    """Where to compute. auto: on a GPU if there is one, else on the CPU."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of the model's matrix products. auto: bf16 where the device computes in it, else fp16 on a GPU and
-    fp32 on a CPU. Weights and optimizer stay in fp32."""
+    """Dtype of the matrix products. auto: bf16 if the device computes in it, else fp16 on a GPU and fp32 on a CPU.
+    Parameters and optimizer state are always fp32."""
     debug: bool = False
     """One process, deterministic algorithms, every operation checked for NaN. Slow."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -170,21 +170,21 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def to_yaml(self) -> str:
-        """The config as YAML, every key written out."""
+        """The config as YAML, with every key."""
         return yaml.dump(dataclasses.asdict(self), Dumper=QuotingDumper, sort_keys=False, allow_unicode=True)
 
     def with_vocab_size(self, entries: int | None) -> "Config":
-        """The config with a number in the place of a `model.vocab_size` of null; a number that is there stays."""
+        """The config with `model.vocab_size` set to this, if it was null."""
         if self.model.vocab_size is not None:
             return self
         return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=entries))
 
     def micro_batch_size(self, world_size: int) -> int:
-        """Rows that one rank puts through the model at a time."""
+        """Rows per forward pass of one rank."""
         return self.train.micro_batch_size or self.train.batch_size // world_size
 
     def check_world_size(self, world_size: int) -> None:
-        """Raise `UserError` if the global batch cannot be cut into equal parts for that many ranks."""
+        """Raise `UserError` if the global batch cannot be split evenly over this many ranks."""
         batch_size, micro = self.train.batch_size, self.train.micro_batch_size
         if self.debug and world_size > 1:
             raise UserError(f"debug: true is for one process, and {world_size} were started: leave torchrun away")
@@ -201,11 +201,11 @@ class Config:
 
 
 class QuotingDumper(yaml.SafeDumper):
-    """Writes YAML as `yaml.safe_dump` does, but quotes text such as 1e-3, which other readers take for a number."""
+    """Dumps YAML like `yaml.safe_dump`, but quotes strings such as 1e-3, which other YAML readers parse as numbers."""
 
 
 def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    """Write text, in quotes where it reads like a number."""
+    """Represent a string, quoted if it looks like a number."""
     try:
         float(text)
     except ValueError:
@@ -217,7 +217,7 @@ QuotingDumper.add_representer(str, represent_text)
 
 
 def find_problems(config: Config) -> list[str]:
-    """Everything that is wrong with the values of a config, each in a phrase that names the key."""
+    """Every problem with the values of a config, each as a phrase that names the key."""
     model, optim, train = config.model, config.optim, config.train
     problems = [
         f"{key} is {value}: it must be {bound}"
@@ -259,12 +259,12 @@ def find_problems(config: Config) -> list[str]:
 
 
 def is_range(mask_prob: MaskProb) -> bool:
-    """Whether each row draws a share of its own to be hidden, and its loss has weights."""
+    """Whether each row samples its mask rate, and has a loss weight."""
     return isinstance(mask_prob, list)
 
 
 def bound_of(mask_prob: MaskProb) -> tuple[str, bool]:
-    """What a mask probability of its kind has to be, and whether it is."""
+    """The bound of a mask rate of this type, and whether the rate is within it."""
     if isinstance(mask_prob, dict):
         fits = mask_prob.keys() == {"from", "to"} and all(0 < value < 1 for value in mask_prob.values())
         return "{from: A, to: B}, both between 0 and 1", fits
@@ -275,7 +275,7 @@ def bound_of(mask_prob: MaskProb) -> tuple[str, bool]:
 
 
 def positive_keys(config: Config) -> dict[str, int]:
-    """The values that have to be at least 1."""
+    """The values that must be at least 1."""
     model, train, checkpoint = config.model, config.train, config.checkpoint
     return {
         "model.block_size": model.block_size,
@@ -294,7 +294,7 @@ def positive_keys(config: Config) -> dict[str, int]:
 
 
 def non_negative_keys(config: Config) -> dict[str, float]:
-    """The values that have to be 0 or more."""
+    """The values that must be 0 or more."""
     return {
         "optim.weight_decay": config.optim.weight_decay,
         "optim.warmup_iters": config.optim.warmup_iters,

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import shutil
+import sys
 import typing
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from docstring_parser import parse_from_object
 
 from mlm_dist.config import Config
 from mlm_dist.config_reading import known_keys, read_config
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, start
 
 FILES = sorted((REPOSITORY / "configs").glob("*.yaml"))
 NOVELS = REPOSITORY / "configs" / "novels.yaml"
@@ -70,14 +72,23 @@ def test_debug_is_one_process_without_a_network():
     assert (debug.data.path, debug.data.tokenizer) == ("sample", "bpe")
 
 
-def test_the_readme_explains_every_key_as_help_does():
+def test_the_documentation_explains_every_key_as_help_does():
     described = {key: " ".join(text.split()) for key, text in docstrings(Config)}
     defaults = {
         key: yaml.safe_dump(value).split("\n")[0] for key, value in dotted(dataclasses.asdict(Config())).items()
     }
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([\w.]+)` \| (`[^`]*` \| .*) \|$", readme, re.MULTILINE))
+    page = (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([\w.]+)` \| (`[^`]*` \| .*) \|$", page, re.MULTILINE))
     assert rows == {key: f"`{value}` | {described[key]}" for key, value in defaults.items()}
+
+
+def test_the_script_that_writes_the_documentation_of_the_keys_has_been_run(tmp_path: Path):
+    for name in ("configuration.py", "configuration.md"):
+        shutil.copy(REPOSITORY / "docs" / name, tmp_path)
+    result = start([sys.executable, str(tmp_path / "configuration.py")])
+    assert result.returncode == 0, result.stderr
+    written = (tmp_path / "configuration.md").read_text(encoding="utf-8")
+    assert written == (REPOSITORY / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 
 def docstrings(section, prefix=""):
