@@ -7,6 +7,7 @@ The docstring of a field is its `--help` and its row in docs/configuration.md. T
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import yaml
@@ -178,6 +179,14 @@ class Config:
         if self.model.vocab_size is not None:
             return self
         return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=entries))
+
+    def check_vocab_size(self, needed: int, corpus: Path) -> None:
+        """Raise `UserError` if the vocabulary of a corpus exceeds `model.vocab_size`."""
+        if needed > self.model.entries:
+            raise UserError(
+                f"{corpus} has a vocabulary of {needed}, more than model.vocab_size {self.model.entries}: set that to "
+                f"{needed}"
+            )
 
     def micro_batch_size(self, world_size: int) -> int:
         """Rows per forward pass of one rank."""

@@ -39,6 +39,7 @@ def train(config: Config, stop: StopRequest) -> None:
     from mlm_dist.run.machine import describe_machine  # noqa: PLC0415
     from mlm_dist.run.run_dir import RunDir  # noqa: PLC0415
     from mlm_dist.training.memory import keep_freed_memory  # noqa: PLC0415
+    from mlm_dist.training.resume import resume  # noqa: PLC0415
     from mlm_dist.training.summary import adjustments, describe, summarize  # noqa: PLC0415
     from mlm_dist.training.trainer import Trainer  # noqa: PLC0415
 
@@ -59,7 +60,7 @@ def train(config: Config, stop: StopRequest) -> None:
             if processes.is_rank_zero:
                 run_dir.check_space(trainer.state.max_bytes, config)
                 run_dir.take()
-        trainer.resume()
+        resume(trainer)
         with processes.raise_on_all_ranks():
             if processes.is_rank_zero:  # nothing is written before everything has been checked
                 run_dir.begin(config, corpus.tokenizer)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlm_dist.distributed import Processes, meet
+from mlm_dist.distributed import Processes, join
 from mlm_dist.errors import UserError
 from tests.conftest import start
 
@@ -25,7 +25,7 @@ def test_ranks_wait_past_any_timeout_fail_together_and_add_up() -> None:
             "a fault of ours",
             "note of 0 note of 1 note of 2",
             "long notes True",
-            "precision: the machines of this run come to bf16 and fp32",
+            "precision: the machines of this run choose bf16 and fp32",
             "6",
             "True False",
         ]
@@ -48,4 +48,4 @@ def test_restarts_on_several_machines_are_refused_where_they_could_not_meet(monk
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        meet()
+        join()

@@ -355,7 +355,7 @@ def test_what_a_run_goes_on_with_otherwise_is_said_in_a_line(train, begun_run):
     result = train(train__max_iters=32, optim__lr=5e-4)
     assert result.returncode == 0
     (line,) = result.stderr.splitlines()
-    assert "step-00000030: the run goes on with optim.lr 0.0005 and not 0.001, train.max_iters 32 and not 30" in line
+    assert "step-00000030: the run continues with optim.lr 0.0005 and not 0.001, train.max_iters 32 and not 30" in line
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "/sys/run"])

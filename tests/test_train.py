@@ -19,10 +19,10 @@ def vocab_size(run_dir: Path) -> int | None:
 
 
 def said(stderr: str) -> list[str]:
-    """The lines of the package itself, but for the one on what a run goes on with."""
+    """The lines of the package itself, but for the one on what a run continues with."""
     prefix = "mlm_dist: "
     lines = [line.removeprefix(prefix) for line in stderr.splitlines() if line.startswith(prefix)]
-    return [line for line in lines if "the run goes on with" not in line]
+    return [line for line in lines if "the run continues with" not in line]
 
 
 def test_null_gives_the_model_as_many_entries_as_the_corpus_has_and_nothing_is_said_where_all_fits(

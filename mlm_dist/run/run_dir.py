@@ -52,7 +52,7 @@ class RunDir:
     def check(self, config: Config) -> None:
         """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing.
 
-        The corpus is not compared yet: `Trainer.resume` does that.
+        The corpus is not compared yet: `mlm_dist.training.resume` does that.
         """
         checkpoints = list_checkpoints(self.checkpoints)
         if self.model.exists() and not checkpoints:

@@ -1,18 +1,36 @@
-"""What a checkpoint holds: the model and everything else that the next step depends on."""
+"""The state of a run: what a checkpoint holds, and what comes out of a step."""
 
 import math
 import reprlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from mlm_dist.data.masking import MaskedBatch
 from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder, check_weights
 from mlm_dist.training.optim import check_state
 
 VERSION = 2  # version 1 has no key for its version
 LARGEST_SCALE = 2.0**127  # of fp32
+
+
+class StepResult(NamedTuple):
+    """The outcome of a step.
+
+    Attributes:
+        batch: this rank's part of the global batch.
+        loss: this rank's share of the loss, on its device. The shares of all ranks add up to the loss.
+        grad_norm: of the global gradient before clipping, the same on all ranks. If it is not finite, the step was
+            skipped: parameters and optimizers are unchanged.
+        lr: the learning rate.
+    """
+
+    batch: MaskedBatch
+    loss: torch.Tensor
+    grad_norm: float
+    lr: float
 
 
 @dataclass

@@ -2,8 +2,6 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -15,41 +13,24 @@ from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
 from mlm_dist.data.randomness import derive_key
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes
-from mlm_dist.errors import RunError, UserError, warn
+from mlm_dist.errors import RunError
 from mlm_dist.evaluation import Validator
 from mlm_dist.files import replacing
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.precision import autocast, choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
-from mlm_dist.run.checkpoint import find_newest, load_checkpoint, read_record, write
-from mlm_dist.run.record import describe_run, differences
+from mlm_dist.run.checkpoint import write
+from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
-from mlm_dist.run.run_dir import RunDir, check_same_run
+from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.memory import check_memory, enough_memory
 from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
-from mlm_dist.training.state import TrainState
+from mlm_dist.training.skipped_steps import count_skipped_steps
+from mlm_dist.training.state import StepResult, TrainState
 from mlm_dist.training.stopping import StopRequest
 
-SMALLEST_SCALE = 2.0**-10
 MAKE_ROOM = "make room on the disk; the same command continues from the last checkpoint"
-
-
-class StepResult(NamedTuple):
-    """The outcome of a step.
-
-    Attributes:
-        batch: this rank's part of the global batch.
-        loss: this rank's share of the loss, on its device. The shares of all ranks add up to the loss.
-        grad_norm: of the global gradient before clipping, the same on all ranks. If it is not finite, the step was
-            skipped: parameters and optimizers are unchanged.
-        lr: the learning rate.
-    """
-
-    batch: MaskedBatch
-    loss: torch.Tensor
-    grad_norm: float
-    lr: float
 
 
 class Trainer:
@@ -75,7 +56,7 @@ class Trainer:
         self.device = processes.device
         self.micro_batch_size = config.micro_batch_size(processes.world_size)
         with processes.raise_on_all_ranks():
-            check_vocabulary(corpus, config)
+            config.check_vocab_size(corpus.tokenizer.vocab_size, corpus.folder)
             check_memory(config, self.device, processes.world_size)
             self.dtype = choose_dtype(config.precision, self.device)
         processes.check_same("precision", str(self.dtype))
@@ -136,7 +117,7 @@ class Trainer:
         stopwatch = Stopwatch(state.seconds)
         while state.step < max_iters and not self.is_stopping():
             result = self.train_step()
-            self.count_skipped_steps(result)
+            count_skipped_steps(state, result, self.processes, self.sampler, self.recorder, self.config.train)
             is_last = state.step == max_iters
             evaluates = is_last or self.validator.is_due(state.step)
             saves = is_last or (state.step % interval == 0 and not state.skipped_steps)
@@ -223,37 +204,6 @@ class Trainer:
         state.scaler.update()
         return grad_norm
 
-    def count_skipped_steps(self, result: StepResult) -> None:
-        """Count consecutive skipped steps, and report the ranks and rows whose loss was not finite.
-
-        Raises:
-            RunError: on all ranks, after `max_bad_steps`.
-        """
-        state = self.state
-        if math.isfinite(result.grad_norm):
-            state.skipped_steps = 0
-            return
-        rows: list[int] = self.sampler.select(state.step - 1).rows.tolist()
-        shares = self.processes.all_gather((result.loss.item(), rows))
-        faulty = [rank for rank, (share, _) in enumerate(shares) if not math.isfinite(share)]
-        if not faulty and state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_SCALE:
-            return  # an fp16 gradient overflows now and then, and the scaler reduces its scale
-        state.skipped_steps += 1
-        reason = f"loss {sum(share for share, _ in shares)}, grad_norm {result.grad_norm}"
-        self.recorder.skipped(
-            step=state.step,
-            skipped=reason,
-            in_a_row=state.skipped_steps,
-            ranks=faulty,
-            rows=[row for rank, (_, rows) in enumerate(shares) if rank in faulty or not faulty for row in rows],
-        )
-        if state.skipped_steps >= self.config.train.max_bad_steps:
-            raise RunError(
-                f"loss or gradient was not finite in {state.skipped_steps} consecutive steps (last: step {state.step}, "
-                f"{reason}). The checkpoints in {self.run_dir.checkpoints} are from before them; a lower optim.lr or a "
-                f"longer optim.warmup_iters may help"
-            )
-
     def log(self, result: StepResult, stopwatch: Stopwatch) -> None:
         """Record the step just taken."""
         loss, digest = self.processes.sum_(result.loss), self.processes.sum_(result.batch.digest())
@@ -288,44 +238,6 @@ class Trainer:
         if self.processes.is_rank_zero:
             self.saver.save(self.state.step, self.state.state_dict(), self.recorder.val_losses)
 
-    def resume(self) -> None:
-        """Load the newest undamaged checkpoint, if there is one.
-
-        Raises:
-            UserError: all checkpoints are damaged, or the newest undamaged one is of another run or beyond `max_iters`.
-        """
-        path = self.processes.on_rank_zero(lambda: find_newest(self.run_dir.checkpoints))
-        if not path:
-            return
-        with self.processes.raise_on_all_ranks():
-            record = read_record(path)
-            if record:
-                check_same_run(record["fixed"], self.record["fixed"], path)
-            self.load(path, check_corpus=not record)
-        if record and (changes := differences(self.record["adjustable"], record["adjustable"])):
-            warn(f"{path}: the run continues with {', '.join(changes)}")
-
-    def load(self, path: Path, check_corpus: bool) -> None:
-        """Load a checkpoint.
-
-        Args:
-            path: of the checkpoint.
-            check_corpus: compare the training tokens: the checkpoint has no record, as in an earlier version.
-
-        Raises:
-            UserError: it is not of this run.
-        """
-        content, max_iters = load_checkpoint(path), self.config.train.max_iters
-        if check_corpus and content.get("corpus") != self.corpus.manifest.sha256["train"]:
-            raise UserError(f"{path} was trained on another corpus than {self.corpus.folder}: choose another run_dir")
-        if type(content.get("step")) is int and content["step"] > max_iters:
-            raise UserError(f"{path} is beyond train.max_iters {max_iters}: raise that")
-        try:
-            self.state.load_state_dict(content)
-        except UserError as error:
-            raise UserError(f"{path} {error}") from error
-        self.saved_step = self.state.step
-
     def finish(self) -> None:
         """Write the results (rank 0): the final parameters, or, after a stop request, a checkpoint and the reason.
 
@@ -349,12 +261,3 @@ class Trainer:
             raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
         if self.saver.failed:
             raise RunError(f"{self.run_dir.path} has no checkpoint of step {self.state.step}: {MAKE_ROOM}")
-
-
-def check_vocabulary(corpus: Corpus, config: Config) -> None:
-    """Raise `UserError` if the corpus's vocabulary exceeds `model.vocab_size`."""
-    needed, size = corpus.tokenizer.vocab_size, config.model.entries
-    if needed > size:
-        raise UserError(
-            f"{corpus.folder} has a vocabulary of {needed}, more than model.vocab_size {size}: set that to {needed}"
-        )

@@ -14,6 +14,7 @@ from mlm_dist.errors import run_verb
 from mlm_dist.model import loss
 from mlm_dist.train import main
 from mlm_dist.training import trainer
+from mlm_dist.training.state import StepResult
 
 train_step = trainer.Trainer.train_step
 masked_cross_entropy = loss.masked_cross_entropy
@@ -23,7 +24,7 @@ def fail_between(first: int, last: int) -> None:
     """Have the loss come to NaN at some steps."""
     now = [0]
 
-    def counting(self: trainer.Trainer) -> trainer.StepResult:
+    def counting(self: trainer.Trainer) -> StepResult:
         now[0] = self.state.step + 1
         return train_step(self)
 

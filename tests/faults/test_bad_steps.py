@@ -1,4 +1,4 @@
-"""A loss that is no number on one rank: the step is left out on all and counted; too many in a row end the run."""
+"""A loss that is NaN on one rank: the step is skipped on all ranks and counted; too many in a row end the run."""
 
 from pathlib import Path
 
@@ -26,8 +26,8 @@ def test_a_nan_on_one_rank_leaves_the_step_out_on_all(corpus_folder, tmp_path):
     run_dir = tmp_path / "run"
     result = train_with_nan(1, 7, 8, train_command(corpus_folder, run_dir, processes=2, **SHORT))
     assert result.returncode == 0, result.stderr
-    assert "step 7 is left out: loss nan, grad_norm nan, on rank 1 (1 in a row" in result.stderr
-    assert "step 8 is left out: loss nan, grad_norm nan, on rank 1 (2 in a row" in result.stderr
+    assert "step 7 is skipped: loss nan, grad_norm nan, on rank 1 (1 in a row" in result.stderr
+    assert "step 8 is skipped: loss nan, grad_norm nan, on rank 1 (2 in a row" in result.stderr
     skipped = [event for event in history(run_dir) if "skipped" in event]
     assert [(event["step"], event["ranks"], event["in_a_row"]) for event in skipped] == [(7, [1], 1), (8, [1], 2)]
     corpus = Corpus.open(corpus_folder)
@@ -59,7 +59,7 @@ def test_too_many_in_a_row_end_the_run_with_its_checkpoints_from_before(corpus_f
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("mlm_dist: error:")]
     assert len(lines) == 1
-    assert "6 steps in a row came to no number, the last, step 13, to loss nan, grad_norm nan" in lines[0]
+    assert "not finite in 6 consecutive steps (last: step 13, loss nan, grad_norm nan" in lines[0]
     assert f'File "{FAULTY.parents[2]}/mlm_dist/' not in result.stderr
     newest = find_newest(run_dir / "checkpoints")
     assert newest == run_dir / "checkpoints/step-00000005"  # none of step 10, in the middle of it
@@ -73,4 +73,4 @@ def test_a_count_that_goes_on_over_a_stop_is_not_forgotten(corpus_folder, tmp_pa
     assert first.returncode == 0, first.stderr
     second = train_with_nan(0, 6, 20, command)
     assert second.returncode == 1
-    assert "6 steps in a row came to no number, the last, step 11" in second.stderr
+    assert "not finite in 6 consecutive steps (last: step 11" in second.stderr

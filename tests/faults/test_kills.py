@@ -29,8 +29,8 @@ FORWARD = "mlm_dist.training.trainer:autocast"
 MOMENTS = [
     (STEP, 45, "before"),
     (STEP, 45, "after"),
-    ("mlm_dist.training.trainer:Trainer.resume", 1, "before"),
-    ("mlm_dist.training.trainer:Trainer.resume", 1, "after"),
+    ("mlm_dist.training.resume:resume", 1, "before"),
+    ("mlm_dist.training.resume:resume", 1, "after"),
     ("mlm_dist.run.run_dir:RunDir.begin", 1, "before"),
     ("mlm_dist.run.run_dir:RunDir.begin", 1, "after"),
     ("mlm_dist.run.recorder:drop_later_events", 1, "before"),
@@ -132,5 +132,5 @@ def test_torchrun_starts_all_ranks_again_when_one_is_killed(
     command = in_its_place(train_command(corpus_folder, run_dir, processes=2), DYING, place, call, "before", rank)
     result = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=str(int(store == "rank 0's")))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("training 0.0 M weights") == 4  # killed three times
+    assert result.stdout.count("training 0.0 M parameters") == 4  # killed three times
     assert_same_run(run_dir, unbroken_pair)

@@ -33,11 +33,11 @@ def test_a_rank_that_does_not_answer_is_named(store, corpus_folder, unbroken_pai
             assert process.stderr
             line = next(line for line in process.stderr if line.startswith("mlm_dist: error:"))
         if (store, lost) == ("rank 0's", 0):
-            assert "the process where the others meet, rank 0 or its torchrun, does not answer" in line
+            assert "the process that hosts the rendezvous, rank 0 or its torchrun, does not respond" in line
         else:
-            step = re.search(rf"rank {lost} does not answer; it was last seen at step (\d+)", line)
+            step = re.search(rf"rank {lost} does not respond; it was last seen at step (\d+)", line)
             assert step, line
             assert 0 <= int(step[1]) <= 240
-        assert "The same command goes on from the last checkpoint" in line
+        assert "The same command continues from the last checkpoint" in line
     complete(command)
     assert_same_run(run_dir, unbroken_pair)

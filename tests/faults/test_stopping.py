@@ -26,7 +26,7 @@ def assert_stopped(run_dir: Path, output: tuple[int, str, str], reason: str) -> 
     code, stdout, stderr = output
     assert code == 0, stderr
     assert f"stopped by {reason} at step " in stdout
-    assert "the same command goes on from there" in stdout
+    assert "the same command continues from there" in stdout
     assert (run_dir / "STOPPED").read_text() == f"{reason}\n"
     assert not (run_dir / "DONE").exists()
     assert not (run_dir / "model.pth").exists()

@@ -18,9 +18,11 @@ from mlm_dist.run.checkpoint import list_checkpoints, step_of
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.optim import learning_rate
+from mlm_dist.training.resume import resume
+from mlm_dist.training.state import StepResult
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.summary import summarize
-from mlm_dist.training.trainer import StepResult, Trainer
+from mlm_dist.training.trainer import Trainer
 from tests.conftest import tiny_flags
 
 Make = Callable[..., Trainer]
@@ -140,7 +142,7 @@ def test_everything_that_was_saved_comes_back(optimizer: str, make: Make) -> Non
     before.state.seconds = 100.0
     before.train()
     after = make(precision="fp16", train__max_iters=3, optim__name=optimizer)
-    after.resume()
+    resume(after)
     assert after.state.step == 3
     assert torch.equal(weights(after), weights(before))
     assert after.state.scaler.state_dict() == before.state.scaler.state_dict()
@@ -156,7 +158,7 @@ def test_everything_that_was_saved_comes_back(optimizer: str, make: Make) -> Non
 def test_a_run_that_goes_on_follows_the_config_it_is_given_now(make: Make) -> None:
     make(train__max_iters=2, optim__weight_decay=0.01).train()
     trainer = make(train__max_iters=4, optim__weight_decay=0.5)
-    trainer.resume()
+    resume(trainer)
     assert [group["weight_decay"] for group in trainer.state.optimizers[0].param_groups] == [0.5, 0.0]
 
 
@@ -169,7 +171,7 @@ def test_a_run_is_evaluated_at_its_start_when_due_and_at_its_end(make: Make) -> 
 def test_a_run_that_goes_on_does_not_repeat_an_evaluation(make: Make) -> None:
     make(train__max_iters=6, train__eval_interval=3).train()
     trainer = make(train__max_iters=8, train__eval_interval=3)
-    trainer.resume()
+    resume(trainer)
     trainer.train()
     assert evaluated_steps(trainer) == [0, 3, 6, 8]
 

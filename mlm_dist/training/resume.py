@@ -1,0 +1,50 @@
+"""Resuming a run from its newest checkpoint."""
+
+from pathlib import Path
+
+from mlm_dist.errors import UserError, warn
+from mlm_dist.run.checkpoint import find_newest, load_checkpoint, read_record
+from mlm_dist.run.record import differences
+from mlm_dist.run.run_dir import check_same_run
+from mlm_dist.training.trainer import Trainer
+
+
+def resume(trainer: Trainer) -> None:
+    """Load the newest undamaged checkpoint of a run into its trainer, if there is one. All ranks call this.
+
+    Raises:
+        UserError: all checkpoints are damaged, or the newest undamaged one is of another run or beyond `max_iters`.
+    """
+    path = trainer.processes.on_rank_zero(lambda: find_newest(trainer.run_dir.checkpoints))
+    if not path:
+        return
+    with trainer.processes.raise_on_all_ranks():
+        record = read_record(path)
+        if record:
+            check_same_run(record["fixed"], trainer.record["fixed"], path)
+        load(trainer, path, check_corpus=not record)
+    if record and (changes := differences(trainer.record["adjustable"], record["adjustable"])):
+        warn(f"{path}: the run continues with {', '.join(changes)}")
+
+
+def load(trainer: Trainer, path: Path, check_corpus: bool) -> None:
+    """Load a checkpoint.
+
+    Args:
+        trainer: that takes over its state.
+        path: of the checkpoint.
+        check_corpus: compare the training tokens: the checkpoint has no record, as in an earlier version.
+
+    Raises:
+        UserError: it is not of this run.
+    """
+    content, corpus, max_iters = load_checkpoint(path), trainer.corpus, trainer.config.train.max_iters
+    if check_corpus and content.get("corpus") != corpus.manifest.sha256["train"]:
+        raise UserError(f"{path} was trained on another corpus than {corpus.folder}: choose another run_dir")
+    if type(content.get("step")) is int and content["step"] > max_iters:
+        raise UserError(f"{path} is beyond train.max_iters {max_iters}: raise that")
+    try:
+        trainer.state.load_state_dict(content)
+    except UserError as error:
+        raise UserError(f"{path} {error}") from error
+    trainer.saved_step = trainer.state.step
