@@ -83,7 +83,7 @@ def test_a_text_shorter_than_a_row_is_measured(model: TrainedModel, tmp_path: Pa
 
 def test_a_text_of_which_nothing_is_hidden_has_no_figures(model: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a", encoding="utf-8")
-    with pytest.raises(UserError, match="no token of so short a text is hidden"):
+    with pytest.raises(UserError, match="the text is so short that no token is masked"):
         evaluate(model, tmp_path / "text.txt", Processes("cpu"), 4)
 
 
@@ -112,7 +112,7 @@ def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_pat
 def test_a_corpus_of_other_tokens_is_refused(model: TrainedModel, tmp_path: Path) -> None:
     other = tmp_path / "other"
     prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), other, "bpe", vocab_size=310)
-    with pytest.raises(UserError, match=r"other.*other tokens"):
+    with pytest.raises(UserError, match=r"other.*another tokenizer"):
         find_tokens(model.config, model.tokenizer, other, "once")
 
 
@@ -121,7 +121,7 @@ def test_a_corpus_that_holds_nothing_out_is_refused(
 ) -> None:
     empty = dataclasses.replace(corpus, val=corpus.val[:0])
     monkeypatch.setattr(Corpus, "open", lambda folder, verify: empty)
-    with pytest.raises(UserError, match="holds out nothing"):
+    with pytest.raises(UserError, match="has no validation tokens"):
         find_tokens(model.config, model.tokenizer, corpus.folder, "once")
 
 
