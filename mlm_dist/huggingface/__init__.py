@@ -1,1 +1,1 @@
-"""A trained model as other programs read it."""
+"""Exporting a trained model to the format of Hugging Face transformers."""

@@ -1,9 +1,9 @@
-"""A trained model as a folder that transformers reads.
+"""Exporting a trained model to a folder that transformers can load.
 
-config.json            its shape
-model.safetensors      its weights
+config.json            the shape of the model
+model.safetensors      its parameters
 tokenizer.json         its tokenizer
-tokenizer_config.json  the roles of the special tokens
+tokenizer_config.json  the roles of the special tokens, and the block size
 README.md              the model card
 """
 
@@ -21,14 +21,15 @@ from mlm_dist.inference.model import TrainedModel
 
 
 def export_model(model: TrainedModel, out: Path) -> None:
-    """Write a model into the folder `out`, which must not exist yet. It is there when it is whole.
+    """Export a model to the folder `out`, which must not exist yet. The folder appears once it is complete.
 
     Args:
         model: on the CPU.
         out: the folder.
 
     Raises:
-        UserError: `out` exists or cannot be written, or the model's tokenizer cannot be exported.
+        UserError: `out` exists or cannot be written, the tokenizer cannot be exported, or the metrics of the run are
+            damaged.
     """
     shape = model.config.model
     with new_folder(out) as folder:
@@ -37,13 +38,13 @@ def export_model(model: TrainedModel, out: Path) -> None:
         write_json(describe_tokenizer(shape.block_size), folder / "tokenizer_config.json")
         write_json(describe_model(shape, model.tokenizer), folder / "config.json")
         card = write_card(model, out.absolute().name)
-        # A folder's name, or what a run recorded of its machine, need not be text.
+        # The folder's name and the run's record of its machine may hold characters that UTF-8 cannot encode.
         (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         weights = convert_weights(model.encoder.state_dict(), shape)
-        # transformers asks who wrote the tensors: "pt" is torch.
+        # transformers reads from the metadata which framework wrote the tensors; "pt" is torch.
         (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:
-    """Write JSON for people to read, too."""
+    """Write a file of indented, human-readable JSON."""
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

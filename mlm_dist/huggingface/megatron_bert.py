@@ -1,9 +1,10 @@
-"""Our encoder as `MegatronBertForMaskedLM` of transformers, which comes to the same logits.
+"""Converting our encoder to transformers' `MegatronBertForMaskedLM`, which computes the same logits.
 
-Theirs has the same blocks, with biases in the attention where we have none, an embedding of segments, and before the
-output layer a transform that we do not have: dense, ReLU, LayerNorm. The biases and segments become zeros and the
-transform becomes our final LayerNorm: their own final LayerNorm is left to normalise alone, the dense layer lifts
-every entry above zero, so that ReLU lets it pass, and the LayerNorm of the transform takes that out again.
+Their model has the same blocks. In addition, it has biases in the attention, a segment embedding, and a transform
+before the output layer: dense, ReLU, LayerNorm. The biases and the segment embedding become zeros. The transform
+becomes our final LayerNorm: their own final LayerNorm only normalises, without scale and shift. The dense layer adds an
+offset that makes every entry positive, so that ReLU passes it unchanged, and the LayerNorm of the transform removes the
+offset again.
 """
 
 import math
@@ -15,10 +16,10 @@ from mlm_dist.config import ModelConfig
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.model.encoder import INITIAL_STD, LAYER_NORM_EPS
 
-# Both are zeros; a pair of texts may learn to use them in fine-tuning.
+# The embeddings of both segments are zeros. Fine-tuning on pairs of texts may learn to use them.
 SEGMENTS = 2
 
-# Layers of a block, ours and theirs.
+# Names of the layers of a block: ours -> theirs.
 BLOCK_LAYERS = {
     "attention_norm": "attention.ln",
     "attention.projection": "attention.output.dense",
@@ -29,7 +30,7 @@ BLOCK_LAYERS = {
 
 
 def describe_model(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `config.json` says."""
+    """The content of `config.json`."""
     return {
         "architectures": ["MegatronBertForMaskedLM"],
         "model_type": "megatron-bert",
@@ -54,7 +55,7 @@ def describe_model(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def convert_weights(weights: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
-    """The weights of an `Encoder` under the names that transformers gives them, no two sharing memory.
+    """Convert the parameters of an `Encoder` to the names of transformers. No two of them share memory.
 
     Args:
         weights: the encoder's `state_dict`.
@@ -75,14 +76,14 @@ def convert_weights(weights: dict[str, torch.Tensor], model: ModelConfig) -> dic
     }
     for number in range(model.blocks):
         converted |= convert_block(weights, f"blocks.{number}.", f"bert.encoder.layer.{number}.")
-    if not model.tie_embeddings:  # else transformers takes the decoder from the embedding and the bias
+    if not model.tie_embeddings:  # else transformers ties it to the embedding and the bias
         converted[f"{head}.decoder.weight"] = weights["output.weight"]
         converted[f"{head}.decoder.bias"] = weights["output.bias"].clone()
     return converted
 
 
 def convert_block(weights: dict[str, torch.Tensor], ours: str, theirs: str) -> dict[str, torch.Tensor]:
-    """The weights of a block, whose names begin with `ours`, under names that begin with `theirs`."""
+    """Convert the parameters of a block from names that begin with `ours` to names that begin with `theirs`."""
     converted = {
         f"{theirs}{their_layer}.{kind}": weights[f"{ours}{our_layer}.{kind}"]
         for our_layer, their_layer in BLOCK_LAYERS.items()
@@ -96,9 +97,9 @@ def convert_block(weights: dict[str, torch.Tensor], ours: str, theirs: str) -> d
 
 
 def lift(width: int) -> float:
-    """What is added to the entries of a normalised vector so that none is negative: the least whole number that does.
+    """The smallest integer that makes all entries of a normalised vector positive when it is added to them.
 
-    The entries sum to 0 and their squares to `width`, so none lies beyond sqrt(width - 1). More would cost digits: what
-    is added rounds the entries to fewer places.
+    The entries sum to 0 and their squares to `width`, so the absolute value of an entry is at most sqrt(width - 1). A
+    larger offset would cost precision, since the entries are rounded more coarsely when it is added.
     """
     return math.isqrt(width - 1) + 1.0

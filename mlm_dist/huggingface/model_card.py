@@ -1,4 +1,4 @@
-"""The page that goes with an exported model: how to use it, and the figures of its run."""
+"""The model card of an exported model: how to use it, and the metrics of its run."""
 
 from pathlib import Path
 
@@ -55,11 +55,14 @@ for guess in fill("Call me {mask}."):
 
 
 def write_card(model: TrainedModel, name: str) -> str:
-    """The model card, in Markdown. Every figure in it is of the model's run.
+    """Write the model card, in Markdown. Every number in it comes from the model's run.
 
     Args:
-        model: what is exported.
-        name: what to call it.
+        model: the exported model.
+        name: its name in the card.
+
+    Raises:
+        UserError: the metrics of the run are damaged.
     """
     return CARD.format(
         mask=MASK,
@@ -73,7 +76,7 @@ def write_card(model: TrainedModel, name: str) -> str:
 
 
 def model_figures(model: TrainedModel) -> dict[str, str]:
-    """Shape and size."""
+    """Table rows on the shape and size of the model."""
     shape, tokenizer = model.config.model, model.tokenizer
     return {
         "weights": f"{sum(weight.numel() for weight in model.encoder.parameters()):,}",
@@ -88,7 +91,7 @@ def model_figures(model: TrainedModel) -> dict[str, str]:
 
 
 def training_figures(model: TrainedModel) -> dict[str, str]:
-    """What the weights were trained on and for how long, and the last evaluation of them or of earlier ones."""
+    """Table rows on the training: its corpus, length and settings, and the last evaluation of the run so far."""
     config, rows = model.config, model.config.train.batch_size
     masked = "always by the mask token" if config.masking.replacement == "mask" else config.masking.replacement
     return {
@@ -106,7 +109,7 @@ def training_figures(model: TrainedModel) -> dict[str, str]:
 
 
 def describe(masking: MaskingConfig) -> str:
-    """What was hidden."""
+    """Describe which tokens were masked."""
     low, high = (f"{rate:.1%}" for rate in endpoints(masking.mask_prob))
     share = {
         list: f"of each row another share, from {low} to {high}",
@@ -117,7 +120,7 @@ def describe(masking: MaskingConfig) -> str:
 
 
 def evaluation_figures(event: Event | None, masking: MaskingConfig) -> dict[str, str]:
-    """What an evaluation came to."""
+    """Table rows on the results of an evaluation."""
     if event is None:
         return {"held-out loss": "not measured"}
     unit = "token, each hidden one standing for several" if is_range(masking.mask_prob) else "hidden token"
@@ -128,7 +131,11 @@ def evaluation_figures(event: Event | None, masking: MaskingConfig) -> dict[str,
 
 
 def last_evaluation(model: TrainedModel) -> Event | None:
-    """The last evaluation of the run up to the step of the weights; None if there was none."""
+    """The last evaluation of the run up to the step of the parameters; None if there was none.
+
+    Raises:
+        UserError: the metrics file is damaged.
+    """
     if model.step is None or not model.run_dir.metrics.exists():
         return None
     try:
@@ -141,10 +148,10 @@ def last_evaluation(model: TrainedModel) -> Event | None:
 
 
 def corpus_name(config: Config) -> str:
-    """The last part of the corpus's path; the rest is the machine's."""
+    """The last part of the corpus's path. The rest depends on the machine."""
     return Path(config.data.path).absolute().name
 
 
 def table(figures: dict[str, str]) -> str:
-    """A table of two columns in Markdown."""
+    """Format a Markdown table with two columns."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in figures.items())])

@@ -1,1 +1,1 @@
-"""A trained model and what is asked of it."""
+"""Using a trained model: filling masks, generating, scoring and embedding texts."""

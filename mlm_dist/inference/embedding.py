@@ -1,4 +1,4 @@
-"""Texts as vectors."""
+"""Embedding texts as vectors."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,12 +10,13 @@ from mlm_dist.inference.predictor import Predictor
 
 
 def embed(predictor: Predictor, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-    """The mean, over a text's tokens, of the last hidden states, as `AutoModel` of transformers gives them.
+    """Average the last hidden states over the tokens of each text.
 
-    A text longer than the model's block is read block by block; one without any token has a vector of zeros.
+    These are the states that transformers' `AutoModel` returns for the exported model. A text longer than the model's
+    block size is read block by block. A text without tokens has a vector of zeros.
 
     Returns:
-        (texts, C), a row for each text.
+        (texts, C), one row per text.
     """
     sums = torch.zeros(len(texts), predictor.encoder.config.embedding_dim, dtype=torch.float64)
     counts = torch.zeros(len(texts), dtype=torch.float64)
@@ -28,7 +29,7 @@ def embed(predictor: Predictor, texts: Sequence[str]) -> npt.NDArray[np.float32]
 
 
 def blocks(predictor: Predictor, texts: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
-    """The texts' token ids, cut into blocks, each with the number of its text."""
+    """Split the token ids of texts into blocks. Yields each block with the index of its text."""
     for number, text in enumerate(texts):
         ids = predictor.tokenizer.encode(text).tolist()
         for start in range(0, len(ids), predictor.block_size):

@@ -1,4 +1,4 @@
-"""What may stand in the place of masks: each for itself, and all of them together."""
+"""Filling masks: candidates for each mask, and all masks filled together."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,26 @@ from mlm_dist.errors import UserError
 from mlm_dist.inference.marks import MASKED_WORD, misspelt_mask
 from mlm_dist.inference.predictor import Predictor
 
-DIGITS = 6  # of n in `[MASK*n]`; more are more than any model sees all the same
+DIGITS = 6  # digits read of n in `[MASK*n]`; a longer number exceeds any block size anyway
 WIDEST_BEAM = 1000
 
 
 class Candidate(NamedTuple):
-    """A word that may stand in a mask's place, and how likely the model thinks it."""
+    """A word that may replace a mask, and its probability according to the model."""
 
     text: str
     probability: float
 
 
 class Filling(NamedTuple):
-    """A text whose masks were filled.
+    """The predictions for the masks of a text.
 
     Attributes:
-        masks: for each mask the likeliest candidates, the likeliest first, as long as the other masks are hidden.
-        text: the text with all masks filled together.
-        probability: of that filling: the product of each token's, given what had been filled before it.
+        masks: the most likely candidates for each mask, most likely first, predicted while all other masks are still
+            in the text.
+        text: the text with all masks filled one after the other, the most confident prediction first.
+        probability: of that text: the product of the probabilities of the filled tokens, each given the tokens
+            filled before it.
     """
 
     masks: list[list[Candidate]]
@@ -39,15 +41,17 @@ class Filling(NamedTuple):
 def fill(predictor: Predictor, text: str, top: int) -> Filling:
     """Fill the masks of a text.
 
-    A text may be longer than the model's block: each mask is then seen in a window of that length around it.
+    A text may be longer than the model's block size. Each mask is then predicted from a window of that length around
+    it.
 
     Args:
         predictor: the model.
-        text: with one or more `[MASK]`, each for one token, or `[MASK*n]`, for a word of n tokens.
-        top: how many candidates to give for each mask.
+        text: a text with one or more masks: `[MASK]` for one token, `[MASK*n]` for a word of n tokens.
+        top: number of candidates per mask.
 
     Raises:
-        UserError: the text has no mask.
+        UserError: the text has no mask, n is 0 or larger than the block size, `top` is above `WIDEST_BEAM` although a
+            mask stands for several tokens, or the text holds a lone surrogate.
     """
     sizes = [int(number[:DIGITS] or 1) for number in MASKED_WORD.findall(text)]
     if not sizes:
@@ -68,13 +72,13 @@ def fill(predictor: Predictor, text: str, top: int) -> Filling:
 
 
 def candidates(predictor: Predictor, ids: list[int], word: Sequence[int], top: int) -> list[Candidate]:
-    """The likeliest tokens for the places of a masked word, found by a beam search from left to right.
+    """Find the most likely words for a masked word by beam search from left to right.
 
     Args:
         predictor: the model.
-        ids: the text.
-        word: places of the word in it, one after the other.
-        top: width of the beam, and how many candidates come out.
+        ids: token ids of the text.
+        word: consecutive positions of the word's tokens.
+        top: beam width, and the largest number of candidates returned.
     """
     beams = [(0.0, ids)]
     for place in word:
@@ -90,15 +94,15 @@ def candidates(predictor: Predictor, ids: list[int], word: Sequence[int], top: i
 
 
 def fill_together(predictor: Predictor, ids: list[int]) -> tuple[list[int], float]:
-    """Fill all masks, the one that the model is surest of first, then the surest of the rest given that, and so on.
+    """Fill all masks one after the other, the most confident prediction first, given the masks filled so far.
 
     Returns:
-        The filled text, and the logarithm of the filling's probability.
+        The token ids of the filled text, and the log-probability of the filling.
     """
     total = 0.0
     masked = {place for place, token in enumerate(ids) if token == predictor.tokenizer.mask_id}
-    best: dict[int, tuple[float, int]] = {}  # by place: the likeliest token, and the logarithm of its probability
-    changed = sorted(masked)  # places that have something new to see
+    best: dict[int, tuple[float, int]] = {}  # by position: log-probability and id of the most likely token
+    changed = sorted(masked)  # positions whose predictions are out of date
     while masked:
         found = log_probabilities(predictor, [(ids, place) for place in changed]).max(1)
         best |= zip(changed, zip(found.values.tolist(), found.indices.tolist(), strict=True), strict=True)
@@ -112,14 +116,14 @@ def fill_together(predictor: Predictor, ids: list[int]) -> tuple[list[int], floa
 
 
 def log_probabilities(predictor: Predictor, questions: Sequence[tuple[list[int], int]]) -> torch.Tensor:
-    """Log-probabilities of every token of the vocabulary that stands for text, for a place of each text.
+    """Compute the log-probabilities of all tokens at one position of each text.
 
     Args:
         predictor: the model.
-        questions: the ids of a text, and the index of the token that is asked for.
+        questions: the token ids of a text, and the position to predict.
 
     Returns:
-        (questions, vocabulary of the tokenizer), on the CPU; minus infinity for the others.
+        (questions, vocabulary of the tokenizer), on the CPU; minus infinity for tokens that do not stand for text.
     """
     found = torch.empty(len(questions), predictor.tokenizer.vocab_size)
     windows = [predictor.window(len(ids), place) for ids, place in questions]
@@ -131,5 +135,5 @@ def log_probabilities(predictor: Predictor, questions: Sequence[tuple[list[int],
 
 
 def replace(ids: list[int], place: int, token: int) -> list[int]:
-    """A copy of a text with another token in one place."""
+    """Copy token ids, with another token at one position."""
     return [*ids[:place], token, *ids[place + 1 :]]

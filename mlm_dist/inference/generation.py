@@ -1,4 +1,4 @@
-"""Texts written by a trained model: from nothing, after a prompt, or in the gaps of a text, of any length."""
+"""Generating text of any length with a trained model: from nothing, after a prompt, or in the gaps of a text."""
 
 import itertools
 from bisect import bisect_left
@@ -13,19 +13,19 @@ from mlm_dist.inference.predictor import ROWS_AT_A_TIME, Predictor, Window
 from mlm_dist.inference.request import Request
 from mlm_dist.inference.unmasking import Rows, unmask
 
-SHADE = " ░░░"  # a hidden token, about as wide as most
+SHADE = " ░░░"  # shown for a masked token, about as wide as most tokens
 
 Watch = Callable[[str], None]
 
 
 class Generation(NamedTuple):
-    """A text that the model has written.
+    """A generated text.
 
     Attributes:
-        text: what was fixed and what was written. Bytes that are no whole character are U+FFFD in it.
-        written: what stands in each gap; after a prompt there is one.
-        tokens: ids of the text.
-        passes: forward passes that it took.
+        text: the whole text, given and generated. Bytes that are not a complete character become U+FFFD.
+        written: the generated text of each gap. The continuation of a prompt is one gap.
+        tokens: token ids of the whole text.
+        passes: number of forward passes.
     """
 
     text: str
@@ -35,30 +35,30 @@ class Generation(NamedTuple):
 
 
 class Template(NamedTuple):
-    """A text that is to be written: its ids, mask tokens in the gaps, and where in them each gap lies."""
+    """A text to generate: its token ids, with mask tokens in the gaps, and the positions of each gap."""
 
     ids: list[int]
     gaps: list[slice]
 
 
 class Stretch(NamedTuple):
-    """Hidden tokens that are written together: their places in the text, and what the model sees with them."""
+    """Masked tokens that are generated together: their positions in the text, and the window the model reads."""
 
     places: list[int]
     window: Window
 
 
 def generate(predictor: Predictor, request: Request, watch: Watch | None = None) -> list[Generation]:
-    """Write the samples that are asked for.
+    """Generate the samples of a request.
 
-    A text that the model sees whole is written in one go. Of a longer one, stretches of at most half a block are
-    written from left to right, each in the window that has most known tokens in it.
+    A text that fits the model's block size is generated as a whole. A longer text is generated from left to right in
+    stretches of at most half a block, each in the window with the most known tokens.
 
     Args:
         predictor: the model.
-        request: what is to be written, and how.
-        watch: is called after each pass with the text so far, as far as it is seen, a hidden token being a shade. The
-            samples are then written one after the other, and otherwise in batches.
+        request: what to generate, and how.
+        watch: called after each pass with the text so far, up to the end of the window, masked tokens shaded. The
+            samples are then generated one at a time instead of in batches.
     """
     template = read_template(predictor, request)
     size = 1 if watch else ROWS_AT_A_TIME
@@ -70,7 +70,7 @@ def generate(predictor: Predictor, request: Request, watch: Watch | None = None)
 
 
 def read_template(predictor: Predictor, request: Request) -> Template:
-    """Encode the text of a request; one without gaps has a gap at its end."""
+    """Encode the text of a request. A text without gaps gets one at its end."""
     sizes = request.gaps or [request.length or predictor.block_size]
     request.check_amount(sum(sizes))
     text = GAP.sub(lambda found: MASK * int(found[1]), request.text) if request.gaps else request.text + MASK * sizes[0]
@@ -85,7 +85,7 @@ def read_template(predictor: Predictor, request: Request) -> Template:
 def write(
     predictor: Predictor, request: Request, template: Template, samples: Sequence[int], watch: Watch | None
 ) -> list[Generation]:
-    """Write the samples of these numbers in one batch."""
+    """Generate the samples with these indices in one batch."""
     texts = torch.tensor(template.ids, device=predictor.device).repeat(len(samples), 1)
     passes = 0
     for places, (start, stop) in plan(template.ids, predictor.tokenizer.mask_id, predictor.block_size):
@@ -100,7 +100,7 @@ def write(
 
 
 def plan(ids: list[int], mask_id: int, block_size: int) -> list[Stretch]:
-    """Which hidden tokens are written together, from left to right, and what is seen with them."""
+    """Split masked tokens, from left to right, into stretches to generate together, each with its window."""
     length = len(ids)
     hidden = [place for place, token in enumerate(ids) if token == mask_id]
     if length <= block_size:
@@ -115,13 +115,13 @@ def plan(ids: list[int], mask_id: int, block_size: int) -> list[Stretch]:
 
 
 def best_window(places: list[int], later: list[int], length: int, block_size: int) -> Window:
-    """The window around a stretch that has fewest tokens in it that are written later; of several, the most central.
+    """The window around a stretch with the fewest tokens that are generated later; the most central one if several.
 
     Args:
-        places: of the stretch.
-        later: places that stay hidden.
-        length: of the text, more than a block.
-        block_size: how much is seen.
+        places: positions of the stretch.
+        later: positions that stay masked for now.
+        length: of the text, larger than `block_size`.
+        block_size: length of the window.
     """
     starts = range(max(0, places[-1] + 1 - block_size), min(places[0], length - block_size) + 1)
 
@@ -133,6 +133,6 @@ def best_window(places: list[int], later: list[int], length: int, block_size: in
 
 
 def shaded(predictor: Predictor, ids: list[int]) -> str:
-    """A text of which some tokens are hidden, as it is shown."""
+    """Decode a text for display, with masked tokens shaded."""
     runs = itertools.groupby(ids, key=lambda token: token == predictor.tokenizer.mask_id)
     return "".join(SHADE * len(list(run)) if hidden else predictor.tokenizer.decode(run) for hidden, run in runs)

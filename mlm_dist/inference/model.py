@@ -1,4 +1,4 @@
-"""A trained model, taken from its run directory."""
+"""A trained model, loaded from its run directory."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -33,21 +33,23 @@ from mlm_dist.run.run_dir import RunDir
 
 
 class TrainedModel:
-    """An encoder with its tokenizer, ready to be asked. `mlm_dist.load` gives one.
+    """A trained encoder with its tokenizer, as `mlm_dist.load` returns it.
 
     Args:
-        path: a run directory. Of a run that is done its `model.pth` is taken, of another its newest checkpoint.
-        device: what to compute on.
+        path: a run directory. If the run is finished, its `model.pth` is loaded, otherwise its newest undamaged
+            checkpoint. If there is only one of the two, that one is loaded.
+        device: the device to compute on.
 
     Attributes:
         config: of the run.
-        run_dir: the run.
-        step: how many steps the weights were trained for; None where the run directory does not say.
-        tokenizer: of its texts.
+        run_dir: the run directory.
+        step: number of steps that the parameters were trained for; None if the run directory does not record it.
+        tokenizer: of the run.
         encoder: on `device`, in evaluation mode.
 
     Raises:
-        UserError: there is no run there, or nothing trained in it yet.
+        UserError: `path` is not a run directory, it has no trained parameters yet, its files are damaged or were
+            changed after the training, or a parameter is not finite.
     """
 
     def __init__(self, path: Path, device: torch.device) -> None:
@@ -75,15 +77,21 @@ class TrainedModel:
         self._predictor = Predictor(self.encoder, self.tokenizer, device)
 
     def fill(self, text: str, top: int = 5) -> Filling:
-        """Fill the masks of a text, each for itself and all together.
+        """Fill the masks of a text: list candidates for each mask, and fill all masks together.
 
         Args:
-            text: of any length, with one or more `[MASK]`, or `[MASK*n]` for a word of n tokens. The space before a
-                mask belongs to what is hidden.
-            top: how many candidates to give for each mask.
+            text: a text of any length with one or more masks: `[MASK]` for one token, `[MASK*n]` for a word of n
+                tokens. A space before a mask is part of the masked word.
+            top: number of candidates per mask.
+
+        Returns:
+            A `Filling`: `masks`, the candidates for each mask, predicted while all other masks are still in the text;
+            `text`, the text with all masks filled one after the other, the most confident prediction first; and its
+            `probability`.
 
         Raises:
-            UserError: the text has no mask.
+            UserError: the text has no mask, n is 0 or larger than the block size, `top` is above 1000 although a
+                mask stands for several tokens, or the text holds a lone surrogate.
         """
         return fill(self._predictor, text, top)
 
@@ -101,49 +109,67 @@ class TrainedModel:
         seed: int = 0,
         watch: Watch | None = None,
     ) -> list[Generation]:
-        """Write text: from nothing, after a prompt, or in the gaps of a text.
+        """Generate text: from nothing, after a prompt, or in the gaps of a text.
+
+        A text longer than the model's block size is generated from left to right, in stretches of at most half a block.
 
         Args:
-            text: what is fixed, of any length. `[GAP:n]` in it stands for n tokens to be written, and the space before
-                it for a part of them; a text without gaps is continued, and a space at its end is written anew.
-            length: tokens to be written after a text without gaps; None: as many as the model sees at once.
-            samples: how often to write it. Up to rounding, a sample is the same whatever their number.
-            order: `random` draws the places to be written and a token for each, as the model's own distribution asks.
-                `confidence` draws a token for every hidden place and keeps those that the model finds likeliest.
-            steps: forward passes in which the tokens that are seen together are written; None: one for each token, and
-                as many are the most.
-            temperature: by which logits are divided; 0 takes the likeliest token always.
-            top_p: tokens are drawn of the fewest that have this much probability together.
-            remask: fraction of the written tokens that each pass hides again, to be written anew.
-            seed: the same seed gives the same text, on the same machine.
-            watch: is called after each pass with the text so far, hidden tokens shaded. The samples are then written
-                one after the other.
+            text: the given text, of any length. Each `[GAP:n]` in it is replaced by n generated tokens; a space before
+                it is part of the gap. A text without gaps is continued; a space at its end is part of the continuation.
+            length: number of tokens to generate after a text without gaps; None: the model's block size.
+            samples: number of texts to generate. Up to rounding, a sample does not depend on this number.
+            order: `random` samples which positions to unmask, and a token for each, as sampling from the model's own
+                distribution requires. `confidence` samples a token for every masked position and keeps the most likely
+                ones.
+            steps: number of forward passes for the tokens that are generated together; None: one per token, which is
+                also the maximum.
+            temperature: divides the logits; 0 always takes the most likely token.
+            top_p: sample from the smallest set of most likely tokens whose probabilities add up to at least this
+                (nucleus sampling).
+            remask: fraction of the generated tokens that each pass masks again, so that they are generated anew.
+            seed: the same seed gives the same text on the same machine.
+            watch: called after each pass with the text so far, masked tokens shaded. The samples are then generated one
+                at a time.
+
+        Returns:
+            One `Generation` per sample.
 
         Raises:
-            UserError: a value is out of bounds, or the text has gaps that cannot be read.
+            UserError: a value is out of bounds, a gap is misspelt, the text has a `[MASK]`, `length` is given for a
+                text with gaps, or the text holds a lone surrogate.
         """
         request = Request(text, length, samples, order, steps, temperature, top_p, remask, seed)
         return generate(self._predictor, request, watch)
 
     def score(self, texts: Sequence[str], within_word: bool = False) -> list[Score]:
-        """Measure the pseudo-log-likelihood of texts: each token hidden in turn, in nats.
+        """Compute the pseudo-log-likelihood of texts, in nats.
+
+        This is the sum of the log-probabilities of the tokens of a text, each predicted while it is masked.
 
         Args:
-            texts: of any length.
-            within_word: hide with a token also those that follow in its word, so that the pieces of a rare word do not
-                give each other away.
+            texts: texts of any length.
+            within_word: with each token, also mask the tokens after it in the same word, so that the subwords of a rare
+                word do not reveal each other.
+
+        Returns:
+            One `Score` per text: its `log_likelihood`, and its number of `tokens`.
         """
         return score(self._predictor, texts, within_word)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Turn texts of any length into vectors, (texts, embedding_dim): the mean of the last hidden states."""
+        """Embed texts of any length as the mean of their last hidden states.
+
+        Returns:
+            (texts, embedding_dim), one row per text.
+        """
         return embed(self._predictor, texts)
 
 
 def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
-    """Compare config.yaml and the tokenizer of a run with the record in its newest checkpoint that has one.
+    """Compare config.yaml and the tokenizer of a run with the record in its newest checkpoint that has a record.
 
-    Weights fit another number of heads, or other tokens, as well; the answers would be wrong without a word.
+    The parameters could be loaded with another number of heads or other tokens too, and the predictions would be wrong
+    without an error.
 
     Raises:
         UserError: they differ.
@@ -160,10 +186,13 @@ def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
 
 
 def load_weights(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int | None]:
-    """The final weights of a run, or, where it goes on beyond them, those of its newest checkpoint; and their step.
+    """Load the parameters of a run, and their step: from `model.pth` or from the newest undamaged checkpoint.
+
+    If the run is finished, `model.pth` is loaded, otherwise the checkpoint. If there is only one of the two, that one
+    is loaded. The step of a `model.pth` is unknown, None, if the run is not finished.
 
     Raises:
-        UserError: there are neither, `model.pth` is damaged, or all checkpoints are.
+        UserError: there is neither, `model.pth` is damaged, or all checkpoints are damaged.
     """
     goes_on = not run_dir.done.exists() and list_checkpoints(run_dir.checkpoints)
     if goes_on or not run_dir.model.exists():

@@ -1,4 +1,4 @@
-"""An encoder with its tokenizer, asked in batches about sequences of any length."""
+"""An encoder with its tokenizer, for predictions in batches on sequences of any length."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ Key = TypeVar("Key")
 
 
 class Window(NamedTuple):
-    """What the model sees of a sequence around one of its tokens.
+    """The part of a sequence that the model reads at once.
 
     Attributes:
-        start: index, in the sequence, of the first token seen.
-        stop: index behind the last one.
+        start: position of the first token, in the sequence.
+        stop: position after the last token.
     """
 
     start: int
@@ -28,7 +28,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Predictor:
-    """An encoder in evaluation mode, and the tokenizer of its texts."""
+    """An encoder in evaluation mode, and its tokenizer."""
 
     encoder: Encoder
     tokenizer: Tokenizer
@@ -36,22 +36,24 @@ class Predictor:
 
     @property
     def block_size(self) -> int:
-        """How many tokens the model sees at once."""
+        """The largest number of tokens that the model reads at once."""
         return self.encoder.config.block_size
 
     def window(self, length: int, index: int) -> Window:
-        """The stretch of a sequence that is seen with one token, in its middle where the ends allow it."""
+        """The window of a sequence around the token at `index`, centred on it unless an end of the sequence is near."""
         start = max(0, min(index - self.block_size // 2, length - self.block_size))
         return Window(start, min(length, start + self.block_size))
 
     def in_batches(self, rows: Iterable[tuple[Key, Sequence[int]]]) -> Iterator[tuple[list[Key], torch.Tensor]]:
-        """Gather rows of token ids into batches of equal length, for the model knows no padding.
+        """Group rows of token ids by length into batches, since the model does not support padding.
+
+        Few rows are held at a time.
 
         Args:
-            rows: token ids, at least one and at most `block_size`, each row with a key by which to know it again.
+            rows: each row has a key that identifies it, and 1 to `block_size` token ids.
 
         Yields:
-            The keys of a batch and its (B, T) token ids, in any order, and holding few rows at a time.
+            The keys of a batch and its (B, T) token ids. The order of the rows is not kept.
         """
         waiting: dict[int, list[tuple[Key, Sequence[int]]]] = {}
         for row in rows:
@@ -67,13 +69,13 @@ class Predictor:
 
     @torch.no_grad()
     def logits(self, tokens: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
-        """Logits at one place of each row: (B, T) ids and B places -> (B, V)."""
+        """Logits at one position of each row: (B, T) ids and B positions -> (B, V)."""
         positions = torch.tensor(places, device=self.device)[:, None]
         out: torch.Tensor = self.encoder(tokens, positions)[:, 0]
         return out
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """Log-probabilities of the tokens that stand for text, minus infinity for the others.
+        """Log-probabilities among the tokens that stand for text; minus infinity for the others.
 
         (B, V) logits -> (B, vocabulary of the tokenizer).
         """

@@ -1,6 +1,6 @@
-"""A text that a model is asked to write: what is fixed, where it has gaps, and how they are to be filled.
+"""A request to generate text: the given text, its gaps, and how to generate.
 
-Nothing here needs torch, so that a mistake is answered at once.
+This module does not import torch, so that user errors are reported at once.
 """
 
 from dataclasses import dataclass
@@ -11,29 +11,30 @@ from mlm_dist.inference.marks import GAP, LIKE_A_MASK, MASKED_WORD, misspelt_gap
 
 Order = Literal["random", "confidence"]
 
-DIGITS = 8  # of n in `[GAP:n]`; more are more than is ever written all the same
+DIGITS = 8  # digits read of n in `[GAP:n]`; a longer number exceeds MOST_TOKENS anyway
 MOST_TOKENS = 1_000_000
 HOTTEST = 100.0
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be written, and how.
+    """What to generate, and how.
 
     Attributes:
-        text: what is fixed. `[GAP:n]` in it stands for n tokens to be written; one without gaps is continued.
-        length: tokens to be written after a text without gaps; None: as many as the model sees at once.
-        samples: how often to write it, each time otherwise.
-        order: in which tokens are written. `random`: the places are drawn, and a token for each. `confidence`: a token
-            is drawn for every hidden place, and those that the model finds likeliest are kept.
-        steps: forward passes in which the tokens that are seen together are written; None: one for each token.
-        temperature: by which logits are divided. 1: the model's own distribution; 0: always the likeliest token.
-        top_p: tokens are drawn of the fewest that have this much probability together.
-        remask: fraction of the written tokens that each pass hides again, to be written anew.
+        text: the given text. Each `[GAP:n]` in it is replaced by n generated tokens. A text without gaps is continued.
+        length: number of tokens to generate after a text without gaps; None: the model's block size.
+        samples: number of texts to generate, each with random numbers of its own.
+        order: in which tokens are generated. `random`: positions are sampled, and a token for each. `confidence`: a
+            token is sampled for every masked position, and the most likely ones are kept.
+        steps: number of forward passes for the tokens that are generated together; None: one per token.
+        temperature: divides the logits. 1: the model's own distribution; 0: always the most likely token.
+        top_p: sample from the smallest set of most likely tokens whose probabilities add up to at least this.
+        remask: fraction of the generated tokens that each pass masks again, so that they are generated anew.
         seed: the same seed gives the same text.
 
     Raises:
-        UserError: a value is out of bounds, or the text has gaps that cannot be read.
+        UserError: a value is out of bounds, a gap is misspelt, the text has a `[MASK]`, or `length` is given for a text
+            with gaps.
     """
 
     text: str = ""
@@ -60,11 +61,11 @@ class Request:
 
     @property
     def gaps(self) -> list[int]:
-        """How many tokens are to be written in each gap of the text."""
+        """The number of tokens to generate in each gap of the text."""
         return [int(number[:DIGITS]) for number in GAP.findall(self.text)]
 
     def check_amount(self, tokens: int) -> None:
-        """Raise `UserError` if so many tokens in each sample are more than are written at once."""
+        """Raise `UserError` if this many tokens per sample exceed the limit for all samples."""
         if self.samples * tokens > MOST_TOKENS:
             raise UserError(
                 f"at most {MOST_TOKENS:,} tokens are written at once, in all --samples together: ask for fewer"
@@ -80,6 +81,6 @@ class Request:
 
 
 def require(holds: bool, name: str, value: object, bounds: str) -> None:
-    """Raise `UserError` about an option that is out of its bounds."""
+    """Raise `UserError` if an option is out of its bounds."""
     if not holds:
         raise UserError(f"--{name} is {value}: it must be {bounds}")

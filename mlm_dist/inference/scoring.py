@@ -1,4 +1,4 @@
-"""How likely a text is to a masked language model: its pseudo-log-likelihood."""
+"""Scoring texts with a masked language model: their pseudo-log-likelihood."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -13,8 +13,8 @@ class Score(NamedTuple):
     """The pseudo-log-likelihood of a text.
 
     Attributes:
-        log_likelihood: in nats, the sum over the tokens.
-        tokens: how many there are.
+        log_likelihood: sum over the tokens, in nats.
+        tokens: number of tokens.
     """
 
     log_likelihood: float
@@ -22,7 +22,7 @@ class Score(NamedTuple):
 
 
 class Question(NamedTuple):
-    """A hidden token: the number of its text, where it stands in the window that is seen, and what it is."""
+    """A masked token to predict: the index of its text, its position in the window, and its id."""
 
     text: int
     place: int
@@ -30,13 +30,16 @@ class Question(NamedTuple):
 
 
 def score(predictor: Predictor, texts: Sequence[str], within_word: bool) -> list[Score]:
-    """Add up the log-probabilities of a text's tokens, each hidden in turn (Salazar et al. 2020, arXiv 1910.14659).
+    """Sum the log-probabilities of the tokens of each text, masking one at a time.
+
+    This is the pseudo-log-likelihood of Salazar et al. 2020, arXiv 1910.14659.
 
     Args:
         predictor: the model.
-        texts: what to score; of one longer than the model's block, each token is seen in a window around it.
-        within_word: hide with a token also those that follow in its word, so that the pieces of a rare word do not give
-            each other away (Kauf and Ivanova 2023, arXiv 2305.10588).
+        texts: texts to score. In a text longer than the model's block size, each token is predicted from a window
+            around it.
+        within_word: with each token, also mask the tokens after it in the same word, so that the subwords of a rare
+            word do not reveal each other (Kauf and Ivanova 2023, arXiv 2305.10588).
     """
     sums = torch.zeros(len(texts), dtype=torch.float64)
     words = [predictor.tokenizer.encode_words(text) for text in texts]
@@ -53,7 +56,7 @@ def score(predictor: Predictor, texts: Sequence[str], within_word: bool) -> list
 def score_together(
     score_texts: Callable[[Sequence[str]], list[Score]], texts: Sequence[str], processes: Processes
 ) -> list[Score]:
-    """Score texts that the processes share; every one has all scores in the end."""
+    """Score texts on all ranks, each a part of them. Returns all scores on every rank."""
     scores = [Score(0.0, 0)] * len(texts)
     for rank, share in enumerate(processes.all_gather(score_texts(texts[processes.rank :: processes.world_size]))):
         scores[rank :: processes.world_size] = share
@@ -63,13 +66,13 @@ def score_together(
 def hide_each(
     predictor: Predictor, number: int, words: list[list[int]], within_word: bool
 ) -> Iterator[tuple[Question, list[int]]]:
-    """A text as often as it has tokens, as far as it is seen, each time with another token hidden.
+    """Yield one row per token of a text: the window around the token, in which it is masked.
 
     Args:
         predictor: the model.
-        number: of the text.
-        words: the text's token ids, word by word.
-        within_word: whether those that follow in the same word are hidden too.
+        number: index of the text.
+        words: token ids of the text, word by word.
+        within_word: also mask the tokens after it in the same word.
     """
     ids = [token for word in words for token in word]
     ends = [end for word, end in zip(words, ends_of(words), strict=True) for _ in word]
@@ -81,7 +84,7 @@ def hide_each(
 
 
 def ends_of(words: list[list[int]]) -> list[int]:
-    """The index behind each word's last token."""
+    """The index after the last token of each word."""
     ends = [0]
     for word in words:
         ends.append(ends[-1] + len(word))
