@@ -4,7 +4,9 @@ import difflib
 import importlib
 import sys
 
-from mlm_dist.errors import UserError, run_verb, show
+from mlm_dist.command_line import run_verb
+from mlm_dist.errors import UserError
+from mlm_dist.output import print_result
 
 COMMANDS = {
     "prepare": "encode texts into a corpus",
@@ -30,7 +32,7 @@ def main() -> None:
     """Run the command that the command line names."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        run_verb(lambda _: show(help_text()))
+        run_verb(lambda _: print_result(help_text()))
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -6,9 +6,10 @@ import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
 
-from mlm_dist.command_line import OneLineParser, named_path
+from mlm_dist.command_line import OneLineParser, named_path, run_verb
 from mlm_dist.config_reading import parse_config
-from mlm_dist.errors import UserError, run_verb, tell
+from mlm_dist.errors import UserError
+from mlm_dist.output import print_log
 
 ROWS_ON_A_CPU = 64
 
@@ -73,12 +74,14 @@ def main(arguments: list[str]) -> None:
     rows = given.rows or min(config.train.batch_size, ROWS_ON_A_CPU if on_cpu else config.train.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         config, corpus = open_corpus(config, Path(folder))
-        tell(f"corpus: {'random tokens' if is_random(corpus) else corpus.folder}")
-        suite = Suite(config, corpus, given.against, rows, given.rounds, lambda line: tell(f"measuring: {line}"))
+        print_log(f"corpus: {'random tokens' if is_random(corpus) else corpus.folder}")
+        suite = Suite(config, corpus, given.against, rows, given.rounds, lambda line: print_log(f"measuring: {line}"))
         results = suite.measure()
     (given.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     draw(results, given.out / "benchmark.png")
-    tell(f"\n{table(results)}\n\nin {results['seconds']:.0f} s; {given.out}/benchmark.json, {given.out}/benchmark.png")
+    print_log(
+        f"\n{table(results)}\n\nin {results['seconds']:.0f} s; {given.out}/benchmark.json, {given.out}/benchmark.png"
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,87 @@
-"""The command lines of the verbs that take no config: parsers, and what they read; every mistake in one line."""
+"""Command lines: parsers, the files that they name, and how a command exits. Every user error is one line."""
 
 import argparse
 import difflib
+import errno
+import os
 import re
+import signal
 import sys
+import time
 from argparse import ArgumentParser
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mlm_dist.errors import UserError
+from mlm_dist.errors import RunError, UserError
 from mlm_dist.files import read_bytes
+from mlm_dist.output import discard_output, is_rank_zero, print_error, warn
+
+SECONDS_FOR_RANK_0_TO_PRINT = 20.0
+
+# Errors of a path that the user gave: too long, no permission, below a file, a read-only disk, not a regular file.
+PATH_ERRORS = {
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ELOOP,
+    errno.EROFS,
+    errno.EISDIR,
+    errno.ENXIO,  # a socket, or another kind that `mlm_dist.files.open_regular` refuses
+    errno.EFBIG,
+}
+
+
+def run_verb(main: Callable[[list[str]], None], prints_only_a_log: bool = False) -> None:
+    """Run the `main` of a verb on the command line and exit with the code that docs/distributed.md promises.
+
+    Called from Python, `main` returns; everything for a program that ends with the verb is done here. Under torchrun,
+    this includes ending without Python's own finalization (see `Processes.close`).
+
+    Under torchrun, all ranks find an error in the config at the same time. Rank 0 prints it. The others wait for
+    torchrun to end them, because torchrun would kill rank 0 before it had printed, if another rank exited first. If
+    they are still alive after that, the error occurred on this rank only, and they print it.
+
+    Args:
+        main: takes the command line without the program's name.
+        prints_only_a_log: its output may get lost (full disk, closed pipe) without making it a failure.
+    """
+    try:
+        main(sys.argv[1:])
+        if prints_only_a_log:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+                signal.signal(number, signal.SIG_IGN)  # everything is done; finalization takes a while
+            discard_output()
+        sys.stdout.flush()
+    except UserError as error:
+        exit_with(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        warn("interrupted")
+        discard_output()
+        os._exit(130)  # Python's own finalization aborts while a thread is in compiled code, training a vocabulary
+    except BrokenPipeError:
+        discard_output()  # its reader (`| head`) is gone
+        sys.exit(141)
+    except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            exit_with(f"where the output goes: {error.strerror}", RunError.exit_code)
+        if error.errno not in PATH_ERRORS or error.filename is None:
+            raise
+        exit_with(f"{error.filename}: {error.strerror}")
+    if "RANK" in os.environ:
+        discard_output()
+        os._exit(0)
+
+
+def exit_with(message: str, exit_code: int = 2) -> NoReturn:
+    """Print an error as one line and exit."""
+    if not is_rank_zero():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from torchrun, which ends this rank; training may handle it
+        time.sleep(SECONDS_FOR_RANK_0_TO_PRINT)
+    print_error(f"error: {' '.join(message.split())}")
+    discard_output()
+    sys.exit(exit_code)
 
 
 class OneLineParser(ArgumentParser):

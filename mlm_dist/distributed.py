@@ -21,7 +21,8 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from mlm_dist.errors import RunError, UserError, say
+from mlm_dist.errors import RunError, UserError
+from mlm_dist.output import print_error
 
 T = TypeVar("T")
 
@@ -192,7 +193,7 @@ class Processes:
             present, missing = self.find_missing_ranks()
             if self.rank == min(present):
                 reason = "; ".join(missing) or f"a collective failed: {error}"
-                say(f"error: {reason}. The same command continues from the last checkpoint")
+                print_error(f"error: {reason}. The same command continues from the last checkpoint")
             os._exit(RunError.exit_code)
 
     def find_missing_ranks(self) -> tuple[list[int], list[str]]:

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mlm_dist.command_line import add_device, named_path, read_lines, run_parser
-from mlm_dist.errors import UserError, run_verb, tell
+from mlm_dist.command_line import add_device, named_path, read_lines, run_parser, run_verb
+from mlm_dist.errors import UserError
+from mlm_dist.output import print_log
 
 
 def main(arguments: list[str]) -> None:
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> None:
             np.save(file, vectors)
     except OSError as error:
         raise UserError(f"--out {given.out}: {error.strerror}") from error
-    tell(f"{given.out}: {len(vectors)} vectors of {vectors.shape[1]}")
+    print_log(f"{given.out}: {len(vectors)} vectors of {vectors.shape[1]}")
 
 
 if __name__ == "__main__":

@@ -5,10 +5,11 @@ import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import add_device, named_path, read_lines, run_parser
+from mlm_dist.command_line import add_device, named_path, read_lines, run_parser, run_verb
 from mlm_dist.config import MaskProb, is_range
 from mlm_dist.config_reading import parse_config
-from mlm_dist.errors import UserError, run_verb, show
+from mlm_dist.errors import UserError
+from mlm_dist.output import print_result
 
 if TYPE_CHECKING:
     from mlm_dist.evaluation import Evaluation
@@ -97,7 +98,7 @@ def main(arguments: list[str]) -> None:
             kind = "token" if is_range(mask_prob or model.config.masking.mask_prob) else "masked token"
             report = [json.dumps(in_json(result)) if given.json else in_words(result, kind)]
     if processes.is_rank_zero:
-        show(*report)
+        print_result(*report)
     processes.close()
 
 

@@ -1,7 +1,7 @@
 """A trained model for transformers: `python -m mlm_dist.export --run RUN_DIR --out DIR`."""
 
-from mlm_dist.command_line import named_path, run_parser
-from mlm_dist.errors import run_verb, tell
+from mlm_dist.command_line import named_path, run_parser, run_verb
+from mlm_dist.output import print_log
 
 
 def main(arguments: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
 
     export_model(load(given.run, "cpu"), given.out)
     size = sum(file.stat().st_size for file in given.out.iterdir())
-    tell(f"{given.out}: {size / 1e6:.1f} MB, for AutoModelForMaskedLM.from_pretrained({str(given.out)!r})")
+    print_log(f"{given.out}: {size / 1e6:.1f} MB, for AutoModelForMaskedLM.from_pretrained({str(given.out)!r})")
 
 
 if __name__ == "__main__":

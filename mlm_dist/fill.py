@@ -3,8 +3,9 @@
 import json
 import sys
 
-from mlm_dist.command_line import add_device, read_lines, run_parser
-from mlm_dist.errors import UserError, run_verb, show
+from mlm_dist.command_line import add_device, read_lines, run_parser, run_verb
+from mlm_dist.errors import UserError
+from mlm_dist.output import print_result
 
 
 def main(arguments: list[str]) -> None:
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> None:
         return "\n".join([text, *lines])
 
     model = load(given.run, given.device)
-    show(*[describe(text, model.fill(text, given.top)) for text in texts])
+    print_result(*[describe(text, model.fill(text, given.top)) for text in texts])
 
 
 def percent(probability: float) -> str:

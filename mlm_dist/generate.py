@@ -7,9 +7,9 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 
-from mlm_dist.command_line import add_device, run_parser
-from mlm_dist.errors import run_verb, show
+from mlm_dist.command_line import add_device, run_parser, run_verb
 from mlm_dist.inference.request import Request
+from mlm_dist.output import print_result
 
 SEPARATOR = "---"
 
@@ -84,9 +84,9 @@ def main(arguments: list[str]) -> None:
     with screen() if watched and sys.stdout.isatty() else contextlib.nullcontext() as watch:
         generations = model.generate(**given, watch=watch)
     if as_json:
-        show(*[json.dumps(generation._asdict(), ensure_ascii=False) for generation in generations])
+        print_result(*[json.dumps(generation._asdict(), ensure_ascii=False) for generation in generations])
     else:
-        show(*[generation.text for generation in generations], sep=f"\n{SEPARATOR}\n")
+        print_result(*[generation.text for generation in generations], sep=f"\n{SEPARATOR}\n")
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import OneLineParser, add_device, named_path
-from mlm_dist.errors import UserError, run_verb, show
+from mlm_dist.command_line import OneLineParser, add_device, named_path, run_verb
+from mlm_dist.errors import UserError
+from mlm_dist.output import print_result
 
 if TYPE_CHECKING:
     from mlm_dist.plots.answers import Answers
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> None:
             paths += draw(out / "neighbours", size_of_neighbours(words), lay_out_neighbours, words)
         if answers:
             paths += write_report(given.run[0], histories[0], answers.sentences, answers.note, out / "report.html")
-    show(*map(str, paths))
+    print_result(*map(str, paths))
 
 
 def ask(given: Namespace) -> "Answers":

@@ -4,12 +4,13 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
 from mlm_dist import __version__
-from mlm_dist.command_line import OneLineParser, named_path
+from mlm_dist.command_line import OneLineParser, named_path, run_verb
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.splitting import describe_held_out, hold_out
 from mlm_dist.data.texts import find_documents
-from mlm_dist.errors import UserError, run_verb, show
+from mlm_dist.errors import UserError
 from mlm_dist.files import refuse_existing
+from mlm_dist.output import print_result
 
 
 def build_parser() -> ArgumentParser:
@@ -118,7 +119,7 @@ def main(arguments: list[str]) -> None:
         else ""
     )
     held_out = f" ({describe_held_out(manifest)})" if manifest.tokens["val"] else ""
-    show(
+    print_result(
         f"{given.out}: {len(documents)} documents, {manifest.tokens['train']:,} tokens to train on, "
         f"{manifest.tokens['val']:,} held out{held_out}, "
         f"vocabulary {manifest.vocab_size}{fewer} ({manifest.tokenizer}, with [MASK]), "

@@ -6,9 +6,10 @@ from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlm_dist.command_line import run_verb
 from mlm_dist.config import Config
 from mlm_dist.config_reading import parse_config
-from mlm_dist.errors import run_verb, tell, warn
+from mlm_dist.output import print_log, warn
 from mlm_dist.training.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def train(config: Config, stop: StopRequest) -> None:
                 run_dir.begin(config, corpus.tokenizer)
                 run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
         if processes.is_rank_zero:
-            tell(describe(trainer))
+            print_log(describe(trainer))
             for line in adjustments(corpus, config):
                 warn(line)
         trainer.train()
@@ -75,7 +76,7 @@ def train(config: Config, stop: StopRequest) -> None:
                 draw(run_dir)
                 run_dir.done.touch()
         if processes.is_rank_zero:
-            tell(summarize(trainer))
+            print_log(summarize(trainer))
     processes.close()
 
 

@@ -5,8 +5,9 @@ import time
 
 import torch
 
+from mlm_dist.command_line import run_verb
 from mlm_dist.distributed import Processes
-from mlm_dist.errors import RunError, UserError, run_verb
+from mlm_dist.errors import RunError, UserError
 
 
 def long_work() -> str:

@@ -20,7 +20,8 @@ from mlm_dist import load
 from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.errors import UserError, say, show, tell
+from mlm_dist.errors import UserError
+from mlm_dist.output import print_error, print_log, print_result
 from mlm_dist.run.checkpoint import describe, step_of
 from mlm_dist.run.record import fixed_values
 from mlm_dist.run.run_dir import check_same_run
@@ -465,16 +466,16 @@ HARMLESS = "a\\u001b[2J\\u009b1m\\u007f\\u000db\\u202ec\\u2066d\tZoë 😀"
 
 
 def test_messages_have_a_terminal_do_nothing(capsys):
-    tell(f"{NASTY}\n{NASTY}")
-    say(f"{NASTY}\n{NASTY}")
+    print_log(f"{NASTY}\n{NASTY}")
+    print_error(f"{NASTY}\n{NASTY}")
     assert capsys.readouterr() == (f"{HARMLESS}\n{HARMLESS}\n", f"mlm_dist: {HARMLESS}\\n{HARMLESS}\n")
 
 
 def test_what_was_asked_for_is_escaped_on_a_terminal_alone(capsys, monkeypatch):
-    show(NASTY, NASTY)
+    print_result(NASTY, NASTY)
     assert capsys.readouterr().out == f"{NASTY}\n{NASTY}\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    show(NASTY, json.dumps(NASTY, ensure_ascii=False))
+    print_result(NASTY, json.dumps(NASTY, ensure_ascii=False))
     text, told = capsys.readouterr().out.splitlines()
     assert text == HARMLESS
     assert json.loads(told) == NASTY

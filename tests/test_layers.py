@@ -1,7 +1,7 @@
 """Imports go only downward.
 
 Verbs -> huggingface, benchmarks -> plots -> mlm_dist -> inference -> training -> evaluation, run ->
-model, data, distributed -> precision, config_reading, command_line -> config, files, foreign_names -> errors.
+model, data, distributed -> precision, config_reading, command_line -> config, files, foreign_names -> errors, output.
 """
 
 import ast
@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY, start
 
 PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
-    {"errors"},
+    {"errors", "output"},
     {"config", "files", "foreign_names"},
     {"config_reading", "command_line", "precision"},
     {"data", "model", "distributed"},
@@ -109,7 +109,7 @@ def test_data_knows_no_model():
 
 
 def test_checkpoints_know_neither_model_nor_data():
-    assert OURS["mlm_dist.run.checkpoint"] <= {"mlm_dist.errors", "mlm_dist.files"}
+    assert OURS["mlm_dist.run.checkpoint"] <= {"mlm_dist.errors", "mlm_dist.files", "mlm_dist.output"}
 
 
 @pytest.mark.parametrize("name", VERBS)

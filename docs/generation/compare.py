@@ -3,10 +3,11 @@
 import json
 from argparse import ArgumentParser
 
-from mlm_dist.command_line import OneLineParser, named_path
+from mlm_dist.command_line import OneLineParser, named_path, run_verb
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.errors import UserError, run_verb, tell
+from mlm_dist.errors import UserError
 from mlm_dist.files import new_folder, refuse_existing
+from mlm_dist.output import print_log
 from ngrams import NgramModel, Ngrams
 from passages import Passage, documents, held_out_passages
 from quality import COPIED, Row, measure, table
@@ -74,7 +75,7 @@ def main(arguments: list[str]) -> None:
                 line = {"of": name, "sample": sample} | passage._asdict()
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         (folder / "table.md").write_text(table(rows) + "\n", encoding="utf-8")
-    tell(table(rows))
+    print_log(table(rows))
 
 
 if __name__ == "__main__":

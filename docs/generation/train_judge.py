@@ -5,10 +5,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import OneLineParser, named_path
+from mlm_dist.command_line import OneLineParser, named_path, run_verb
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.errors import UserError, run_verb, tell
+from mlm_dist.errors import UserError
 from mlm_dist.files import refuse_existing
+from mlm_dist.output import print_log
 from passages import document_texts, documents
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def main(arguments: list[str]) -> None:
     train(judge, texts, given.steps, given.out)
     nats, size = sum(judge.nats(held_out)), sum(len(text.encode()) for text in held_out)
     own, corpus_tokens = sum(len(judge.encode(text)) for text in held_out), sum(map(len, documents(corpus, "val")))
-    tell(
+    print_log(
         f"held out: {nats / size:.4f} nats a byte, {nats / own:.4f} a token of its own, {nats / corpus_tokens:.4f} a "
         f"token of the corpus"
     )
@@ -70,7 +71,7 @@ def train(judge: "Judge", texts: list[str], steps: int, out: Path) -> None:
     from mlm_dist.precision import autocast, choose_dtype  # noqa: PLC0415
 
     ids = torch.from_numpy(np.concatenate([[judge.end_id, *judge.encode(text)] for text in texts]))
-    tell(f"vocabulary {judge.tokenizer.get_vocab_size()}, {len(ids):,} tokens to train on")
+    print_log(f"vocabulary {judge.tokenizer.get_vocab_size()}, {len(ids):,} tokens to train on")
     optimizer = torch.optim.AdamW(judge.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(WARM_UP, steps), steps)
     cpu = torch.device("cpu")
@@ -87,7 +88,7 @@ def train(judge: "Judge", texts: list[str], steps: int, out: Path) -> None:
         optimizer.step()
         schedule.step()
         if step % LOG_INTERVAL == 0:
-            tell(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
+            print_log(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
         if step % SAVE_INTERVAL == 0 or step == steps:
             judge.save(out)
 

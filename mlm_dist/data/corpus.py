@@ -21,8 +21,9 @@ import numpy.typing as npt
 from mlm_dist.data.texts import Split
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.verification import verify_tokens
-from mlm_dist.errors import UserError, warn
+from mlm_dist.errors import UserError
 from mlm_dist.files import LARGEST_JSON, open_regular, read_json
+from mlm_dist.output import warn
 
 FORMAT_VERSION = 2
 EARLIER_VERSIONS = (1,)  # which lack the tokenizer's digest

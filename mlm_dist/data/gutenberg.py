@@ -18,8 +18,9 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry
 
 from mlm_dist.data.texts import Document
-from mlm_dist.errors import UserError, say
+from mlm_dist.errors import UserError
 from mlm_dist.files import cache_folder, read_bytes, replacing
+from mlm_dist.output import print_error
 
 # In seconds.
 PAUSE = 2.0  # between two books
@@ -84,7 +85,7 @@ def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[Docume
             if number != missing[0]:
                 time.sleep(PAUSE)
             title = fetch_book(session, mirror, number, paths[number])
-            say(f"fetched {number}: {title}")
+            print_error(f"fetched {number}: {title}")
     return [describe(path) for path in paths.values()]
 
 

@@ -8,7 +8,8 @@ import numpy.typing as npt
 
 from mlm_dist.data.corpus import Manifest
 from mlm_dist.data.texts import Document, Split
-from mlm_dist.errors import UserError, warn
+from mlm_dist.errors import UserError
+from mlm_dist.output import warn
 
 # In bytes. A shorter end is a few sentences that lack what they refer to: a model scores worse on such scraps than on
 # whole documents.

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
 from mlm_dist.data.formats import HEAD_BYTES, refuse_content, refuse_suffix
-from mlm_dist.errors import UserError, warn
+from mlm_dist.errors import UserError
 from mlm_dist.files import open_regular
+from mlm_dist.output import warn
 
 PIECE_BYTES = 1 << 18
 

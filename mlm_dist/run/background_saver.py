@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mlm_dist.errors import warn
+from mlm_dist.output import warn
 from mlm_dist.run.checkpoint import save_checkpoint
 
 

@@ -18,8 +18,9 @@ from typing import IO, Any
 
 import torch
 
-from mlm_dist.errors import UserError, warn
+from mlm_dist.errors import UserError
 from mlm_dist.files import open_regular, read_json
+from mlm_dist.output import warn
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"

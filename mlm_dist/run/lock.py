@@ -7,8 +7,9 @@ import socket
 from pathlib import Path
 from typing import IO
 
-from mlm_dist.errors import UserError, warn
+from mlm_dist.errors import UserError
 from mlm_dist.files import parse_json, refuse_irregular
+from mlm_dist.output import warn
 
 LONGEST_OWNER = 1000  # characters
 

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mlm_dist.errors import warn
 from mlm_dist.files import parse_json, read_text, replacing
+from mlm_dist.output import warn
 
 Event = dict[str, Any]
 

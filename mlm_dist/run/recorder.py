@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 
-from mlm_dist.errors import tell, warn
+from mlm_dist.output import print_log, warn
 from mlm_dist.run.metrics import Event, MetricsFile, drop_later_events
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.run.tensorboard import TensorBoard
@@ -149,7 +149,7 @@ class Progress:
 
     def _print(self, line: str) -> None:
         if self.bar.disable or not sys.stdout.isatty():
-            tell(line)
+            print_log(line)
 
 
 class Stopwatch:

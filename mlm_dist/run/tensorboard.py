@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from mlm_dist.errors import warn
+from mlm_dist.output import warn
 from mlm_dist.run.metrics import Event
 
 

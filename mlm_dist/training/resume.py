@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mlm_dist.errors import UserError, warn
+from mlm_dist.errors import UserError
+from mlm_dist.output import warn
 from mlm_dist.run.checkpoint import find_newest, load_checkpoint, read_record
 from mlm_dist.run.record import differences
 from mlm_dist.run.run_dir import check_same_run

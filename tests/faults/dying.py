@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import IO, Any
 
-from mlm_dist.errors import run_verb
+from mlm_dist.command_line import run_verb
 from mlm_dist.train import main
 
 LAST_ATTEMPT = 3

@@ -10,7 +10,7 @@ import sys
 
 import torch
 
-from mlm_dist.errors import run_verb
+from mlm_dist.command_line import run_verb
 from mlm_dist.model import loss
 from mlm_dist.train import main
 from mlm_dist.training import trainer

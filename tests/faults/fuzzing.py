@@ -28,7 +28,7 @@ import torch
 import yaml
 
 from mlm_dist import embed, evaluate, export, fill, generate, plot, train
-from mlm_dist.errors import run_verb
+from mlm_dist.command_line import run_verb
 from mlm_dist.run.checkpoint import MANIFEST, STATE, describe, list_checkpoints
 from tests.conftest import tiny_flags
 

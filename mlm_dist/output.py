@@ -1,0 +1,61 @@
+"""Printing: on rank 0 only where it matters, without control characters, and without failing on a full disk."""
+
+import contextlib
+import os
+import re
+import sys
+from typing import TextIO
+
+# What makes a terminal do anything other than show a character: control characters except line breaks and tabs, among
+# them the start of every escape sequence, and characters that change the direction of the text around them.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def is_rank_zero() -> bool:
+    """Whether this process prints for its job: rank 0, or a process outside torchrun."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def warn(message: str) -> None:
+    """Print a line on stderr, on rank 0 only."""
+    if is_rank_zero():
+        print_error(message)
+
+
+def print_error(message: str) -> None:
+    """Print a line on stderr."""
+    line = message.replace("\n", "\\n")
+    print_log(f"mlm_dist: {line}", sys.stderr)
+
+
+def print_log(line: str, stream: TextIO | None = None) -> None:
+    """Print a line of a log, by default on stdout. Write errors (full disk, closed pipe) are ignored."""
+    stream = stream or sys.stdout
+    with contextlib.suppress(OSError):
+        print(encodable(without_controls(line), stream), file=stream, flush=True)
+
+
+def print_result(*texts: str, sep: str = "\n") -> None:
+    """Print the result of a command on stdout; on a terminal, without control characters."""
+    text = sep.join(texts)
+    print(encodable(without_controls(text) if sys.stdout.isatty() else text, sys.stdout), flush=True)
+
+
+def without_controls(text: str) -> str:
+    """The text with each control character escaped as in JSON, so that JSON stays valid."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """The text with each character escaped that the encoding of a stream lacks."""
+    encoding = stream.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def discard_output() -> None:
+    """Discard unflushed output, so that Python does not report it at exit."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
