@@ -22,7 +22,7 @@ from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.output import print_error, print_log, print_result
-from mlm_dist.run.checkpoint import describe, step_of
+from mlm_dist.run.checkpoint import step_of
 from mlm_dist.run.record import fixed_values
 from mlm_dist.run.run_dir import check_same_run
 from tests.conftest import REPOSITORY, Result, start, tiny_flags, torchrun, verb
@@ -342,7 +342,7 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_compared_with_its_config(tra
     for checkpoint in (begun_run / "checkpoints").iterdir():
         state = torch.load(checkpoint / "state.pt", weights_only=True) | {"corpus": manifest["sha256"]["train"]}
         torch.save(state, checkpoint / "state.pt")
-        step, files = step_of(checkpoint), {"state.pt": describe(checkpoint / "state.pt")}
+        step, files = step_of(checkpoint), {"state.pt": fingerprint(checkpoint / "state.pt")}
         (checkpoint / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
     assert_refused(train(model__heads=4), begun_run, "model.heads 2 and not 4")
     replace_tokens(corpus_copy, "train")

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: written beside, flushed to disk, described by digests, then renamed.
+"""Atomic checkpoints: written under another name, flushed to disk, described by digests, then renamed.
 
-checkpoints/step-00001000/state.pt        what torch.save wrote
-checkpoints/step-00001000/manifest.json   size and sha256 of each file, and the record of the run; written last
+checkpoints/step-00001000/state.pt        written by torch.save
+checkpoints/step-00001000/manifest.json   size and SHA-256 of each file, and the record of the run; written last
 """
 
 import errno
@@ -35,83 +35,83 @@ def save_checkpoint(
     val_losses: Mapping[int, float] | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint and, once it is in place, delete those that are no longer wanted.
+    """Write a checkpoint and then delete the expired ones.
 
     Args:
-        folder: of the run's checkpoints, which no other process may write into.
+        folder: of the run's checkpoints; no other process may write into it.
         step: steps taken so far.
-        state: tensors and plain values, such as `torch.load(..., weights_only=True)` reads.
-        keep: how many of the newest to keep, this one included.
-        val_losses: held-out losses by step; the checkpoint with the lowest is kept besides.
-        record: what the run was trained with, as plain JSON values. `read_record` returns it.
+        state: tensors and plain values that `torch.load(..., weights_only=True)` can read.
+        keep: number of newest checkpoints to keep, including this one.
+        val_losses: validation losses by step; the checkpoint with the lowest is also kept.
+        record: of the run, as plain JSON values; `read_record` returns it.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written. Older checkpoints are untouched.
+        OSError: the disk is full or the folder cannot be written. Older checkpoints are unchanged.
     """
-    place = folder / f"step-{step:08d}"
-    partial = folder / f".{place.name}.partial"
-    for left_by_a_kill in folder.glob(".step-*.partial"):
-        shutil.rmtree(left_by_a_kill)
+    path = folder / f"step-{step:08d}"
+    partial = folder / f".{path.name}.partial"
+    for incomplete in folder.glob(".step-*.partial"):
+        shutil.rmtree(incomplete)
     partial.mkdir()
     try:
         with (partial / STATE).open("wb") as file:
             write(state, file)
         flush(partial / STATE)
-        manifest = {"step": step, "files": {STATE: describe(partial / STATE)}, "record": record}
+        manifest = {"step": step, "files": {STATE: fingerprint(partial / STATE)}, "record": record}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         flush(partial / MANIFEST)
         flush(partial)
-        shutil.rmtree(place, ignore_errors=True)  # one of the same step that was passed over as damaged
-        partial.rename(place)
+        shutil.rmtree(path, ignore_errors=True)  # a damaged checkpoint of the same step
+        partial.rename(path)
         flush(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    for useless in find_useless(folder, step, keep, val_losses or {}):
-        shutil.rmtree(useless, ignore_errors=True)
+    for expired in find_expired(folder, step, keep, val_losses or {}):
+        shutil.rmtree(expired, ignore_errors=True)
 
 
-def find_useless(folder: Path, step: int, keep: int, val_losses: Mapping[int, float]) -> list[Path]:
-    """The checkpoints that may go now that the one of `step` is in place.
+def find_expired(folder: Path, step: int, keep: int, val_losses: Mapping[int, float]) -> list[Path]:
+    """The checkpoints to delete once `step` is saved.
 
-    Checkpoints of later steps stay. A run saves an earlier step only where it could not read them, and a person may
-    still be able to repair what training could not.
+    Checkpoints of later steps stay. A run saves an earlier step only if they are damaged, and the user may still be
+    able to repair them.
 
-    Only sizes are compared here. Hashing every kept checkpoint at each save would read several times what is written.
+    Only sizes are compared. Hashing every checkpoint at each save would read several times as much as is written.
     """
-    earlier = [place for place in list_checkpoints(folder) if step_of(place) <= step]
-    whole = [place for place in earlier if step_of(place) == step or find_damage(place, verify=False) is None]
+    earlier = [path for path in list_checkpoints(folder) if step_of(path) <= step]
+    whole = [path for path in earlier if step_of(path) == step or find_damage(path, verify=False) is None]
     newest = whole[:keep]
-    evaluated = [place for place in whole if step_of(place) in val_losses]
-    best = min(evaluated, key=lambda place: val_losses[step_of(place)], default=None)
-    return [place for place in earlier if step_of(place) < step_of(newest[-1]) and place != best]
+    evaluated = [path for path in whole if step_of(path) in val_losses]
+    best = min(evaluated, key=lambda path: val_losses[step_of(path)], default=None)
+    return [path for path in earlier if step_of(path) < step_of(newest[-1]) and path != best]
 
 
-def step_of(place: Path) -> int:
-    """Steps taken up to a checkpoint, by its name."""
-    return int(place.name.removeprefix("step-"))
+def step_of(path: Path) -> int:
+    """The step of a checkpoint, from its name."""
+    return int(path.name.removeprefix("step-"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """All checkpoints, the newest first."""
+    """All checkpoints, newest first."""
     return sorted((path for path in folder.glob("step-*") if NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
 def find_newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole, with a warning for each newer one that is damaged; None if there is none.
+    """The newest undamaged checkpoint, with a warning for each newer, damaged one; None if there is no checkpoint.
 
     Raises:
-        UserError: there are checkpoints, and all of them are damaged.
+        UserError: all checkpoints are damaged.
     """
     damages: dict[Path, str] = {}
-    for place in list_checkpoints(folder):
-        damage = find_damage(place)
+    for path in list_checkpoints(folder):
+        damage = find_damage(path)
         if damage is None:
             for damaged, reason in damages.items():
-                warn(f"{damaged} is passed over: {reason}")
-            return place
-        damages[place] = damage
+                warn(f"{damaged} is skipped: {reason}")
+            return path
+        damages[path] = damage
     if damages:
-        listed = "; ".join(f"{place.name}: {damage}" for place, damage in damages.items())
+        listed = "; ".join(f"{path.name}: {damage}" for path, damage in damages.items())
         raise UserError(
             f"{folder}: every checkpoint is damaged ({listed}). Restore a copy of one, or delete them to train from "
             f"step 0, or give another run_dir"
@@ -119,21 +119,21 @@ def find_newest(folder: Path) -> Path | None:
     return None
 
 
-def find_damage(place: Path, verify: bool = True) -> str | None:
-    """Say what is wrong with a checkpoint, going by its manifest; None if nothing is.
+def find_damage(path: Path, verify: bool = True) -> str | None:
+    """What is wrong with a checkpoint, according to its manifest; None if it is undamaged.
 
     Args:
-        place: path of the checkpoint.
-        verify: compare digests; otherwise sizes alone.
+        path: of the checkpoint.
+        verify: compare digests; otherwise only sizes.
     """
     try:
-        manifest = read_manifest(place)
-        if list(manifest["files"]) != [STATE] or manifest["step"] != step_of(place):
-            return f"{MANIFEST} is of another checkpoint"
-        if manifest.get("record") is not None and read_record(place) is None:
+        manifest = read_manifest(path)
+        if list(manifest["files"]) != [STATE] or manifest["step"] != step_of(path):
+            return f"{MANIFEST} belongs to another checkpoint"
+        if manifest.get("record") is not None and read_record(path) is None:
             return f"the record in {MANIFEST} cannot be read"
         expected = manifest["files"][STATE]
-        if (place / STATE).stat().st_size != expected["size"] or (verify and describe(place / STATE) != expected):
+        if (path / STATE).stat().st_size != expected["size"] or (verify and fingerprint(path / STATE) != expected):
             return f"{STATE} is not what {MANIFEST} describes"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
@@ -142,78 +142,78 @@ def find_damage(place: Path, verify: bool = True) -> str | None:
     return None
 
 
-def read_manifest(place: Path) -> Any:
+def read_manifest(path: Path) -> Any:
     """The content of a checkpoint's manifest.json.
 
     Raises:
         OSError, ValueError: the file cannot be read.
     """
-    return read_json(place / MANIFEST)
+    return read_json(path / MANIFEST)
 
 
-def read_record(place: Path) -> dict[str, dict[str, Any]] | None:
-    """The record of the run that a checkpoint is of, as `mlm_dist.run.record` describes it.
+def read_record(path: Path) -> dict[str, dict[str, Any]] | None:
+    """The record of the run in a checkpoint, as `mlm_dist.run.record` describes it.
 
-    None if there is none, as in a checkpoint of an earlier version, or it cannot be read.
+    None if the checkpoint has no record, as in an earlier version, or if the record cannot be read.
     """
     try:
-        record = read_manifest(place)["record"]
+        record = read_manifest(path)["record"]
         return {part: dict(record[part]) for part in ("fixed", "adjustable")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def load_checkpoint(place: Path) -> dict[str, Any]:
-    """Read the state that `save_checkpoint` was given, onto the CPU. It is to have been checked by `find_newest`.
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read the state of a checkpoint that `find_newest` has verified, onto the CPU.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
-        return load_tensors(place / STATE)
+        return load_tensors(path / STATE)
     except OSError as error:
-        raise UserError(f"{place / STATE}: {error.strerror}; every machine has to see the run directory") from error
+        raise UserError(f"{path / STATE}: {error.strerror}; every machine has to see the run directory") from error
     except ValueError as error:
-        raise UserError(f"{place / STATE} holds something other than tensors and plain values") from error
+        raise UserError(f"{path / STATE} holds something other than tensors and plain values") from error
 
 
 def load_tensors(file: Path) -> dict[str, Any]:
-    """Read a mapping of names to tensors and plain values that `torch.save` wrote, onto the CPU. No code in it runs.
+    """Read a dict of tensors and plain values that `torch.save` wrote, onto the CPU. No code in the file runs.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it holds something else.
+        OSError: it cannot be read, or is not a regular file.
+        ValueError: it contains something else.
     """
     with open_regular(file) as content:
         try:
             parts = zipfile.ZipFile(content).infolist()
-            # torch.save compresses nothing: a part that is larger inside would take any amount of memory.
+            # torch.save does not compress. A compressed part could expand to any size in memory.
             if sum(part.file_size for part in parts) > os.fstat(content.fileno()).st_size:
-                raise ValueError("it unfolds to more than it is")
+                raise ValueError("it is compressed")
             content.seek(0)
             with warnings.catch_warnings(action="ignore"):
                 state: Any = torch.load(content, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # torch's reader has no type of its own for what it cannot make sense of
-            raise ValueError(f"it is not what torch.save writes: {error}") from error
+        except Exception as error:  # torch has no exception type of its own for a file that it cannot parse
+            raise ValueError(f"it was not written by torch.save: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise ValueError("it is no mapping of names")
+        raise ValueError("it is not a dict with names as keys")
     return state
 
 
-def describe(file: Path) -> dict[str, Any]:
-    """Size and digest of a file."""
+def fingerprint(file: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file."""
     with open_regular(file) as content:
         digest = hashlib.file_digest(content, "sha256").hexdigest()
         return {"size": os.fstat(content.fileno()).st_size, "sha256": digest}
 
 
 def write(state: dict[str, Any], file: IO[bytes]) -> None:
-    """Have torch write into an open file.
+    """Write a state into an open file.
 
     Raises:
-        OSError: where torch itself raises a RuntimeError that says nothing of the disk.
+        OSError: the disk is full, say. torch itself raises a RuntimeError that does not mention the disk.
     """
     try:
         torch.save(state, file)
@@ -224,7 +224,7 @@ def write(state: dict[str, Any], file: IO[bytes]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Have the system write a file, or, where the file system can do that, a folder's list of names to disk."""
+    """Fsync a file, or a folder if the file system supports that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

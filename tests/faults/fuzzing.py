@@ -29,7 +29,7 @@ import yaml
 
 from mlm_dist import embed, evaluate, export, fill, generate, plot, train
 from mlm_dist.command_line import run_verb
-from mlm_dist.run.checkpoint import MANIFEST, STATE, describe, list_checkpoints
+from mlm_dist.run.checkpoint import MANIFEST, STATE, fingerprint, list_checkpoints
 from tests.conftest import tiny_flags
 
 SECONDS = 10
@@ -366,7 +366,7 @@ def adapt(file: Path) -> None:
     digest = hashlib.sha256(content).hexdigest()
     if file.name == STATE:
         manifest = json.loads((file.parent / MANIFEST).read_text())
-        manifest["files"] = {STATE: describe(file)}
+        manifest["files"] = {STATE: fingerprint(file)}
         (file.parent / MANIFEST).write_text(json.dumps(manifest))
     elif file.suffix == ".bin":
         manifest = json.loads((file.parent / "corpus.json").read_text())

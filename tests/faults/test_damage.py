@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlm_dist.run.checkpoint import describe, step_of
+from mlm_dist.run.checkpoint import step_of
 from tests.conftest import start, tiny_flags, verb
 from tests.faults.conftest import assert_same_run, train_command
 
@@ -63,7 +63,7 @@ DAMAGES: list[Damage] = [
     lambda place: rewrite(place, files={}),
     lambda place: rewrite(place, files={"state.pt": {"size": 1, "sha256": "0"}}),
     lambda place: rewrite(place, files={"state.pt": None}),
-    lambda place: rewrite(place, files={"../../model.pth": describe(place.parents[1] / "model.pth")}),
+    lambda place: rewrite(place, files={"../../model.pth": fingerprint(place.parents[1] / "model.pth")}),
     lambda place: rewrite(place, files=["state.pt"]),
     lambda place: [file.unlink() for file in place.iterdir()],
 ]
@@ -87,7 +87,7 @@ def test_every_damage_is_passed_over_and_said_and_the_run_goes_on_from_the_newes
     assert result.returncode == 0, result.stderr
     assert f"step {number} to 240" in result.stdout
     for step in range(number + 1, number + 1 + len(DAMAGES)):
-        assert result.stderr.count(f"step-{step:08d} is passed over: ") == 1
+        assert result.stderr.count(f"step-{step:08d} is skipped: ") == 1
     assert len(result.stderr.splitlines()) == len(DAMAGES)
     assert_same_run(run_dir, unbroken)
 
@@ -161,7 +161,7 @@ def hostile_run(run_dir: Path, tmp_path: Path) -> Path:
 def test_no_code_in_a_checkpoint_is_run(corpus_folder, hostile_run, victim):
     for place in (hostile_run / "checkpoints").iterdir():
         torch.save({"step": 30, "model": Hostile(victim)}, place / "state.pt")
-        rewrite(place, files={"state.pt": describe(place / "state.pt")})
+        rewrite(place, files={"state.pt": fingerprint(place / "state.pt")})
     (hostile_run / "DONE").unlink()
     for result in (
         verb("train", "--config", hostile_run / "config.yaml", f"--run_dir={hostile_run}"),
@@ -177,7 +177,7 @@ def test_no_code_in_a_checkpoint_is_run(corpus_folder, hostile_run, victim):
 def test_a_checkpoint_of_another_program_is_refused(state, corpus_folder, hostile_run):
     for place in (hostile_run / "checkpoints").iterdir():
         torch.save(state, place / "state.pt")
-        rewrite(place, files={"state.pt": describe(place / "state.pt")})
+        rewrite(place, files={"state.pt": fingerprint(place / "state.pt")})
     result = verb("train", *tiny_flags(corpus_folder, hostile_run))
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()

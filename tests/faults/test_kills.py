@@ -44,7 +44,7 @@ MOMENTS = [
     ("mlm_dist.run.checkpoint:write", 2, "after"),
     ("mlm_dist.run.checkpoint:flush", 6, "before"),  # between state, manifest, rename
     ("mlm_dist.run.checkpoint:flush", 6, "after"),
-    ("mlm_dist.run.checkpoint:find_useless", 3, "after"),
+    ("mlm_dist.run.checkpoint:find_expired", 3, "after"),
 ]
 AT_THE_END = [
     ("mlm_dist.training.trainer:write", "before"),

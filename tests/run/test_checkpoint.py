@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_names_it(
     older, newer = save(tmp_path, 1), save(tmp_path, 2)
     damage(newer)
     assert find_newest(tmp_path) == older
-    assert f"{newer} is passed over" in capsys.readouterr().err
+    assert f"{newer} is skipped" in capsys.readouterr().err
 
 
 def test_if_all_checkpoints_are_damaged_the_error_names_each(
