@@ -22,7 +22,7 @@ from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.output import print_error, print_log, print_result
-from mlm_dist.run.checkpoint import step_of
+from mlm_dist.run.checkpoint import fingerprint, step_of
 from mlm_dist.run.record import fixed_values
 from mlm_dist.run.run_dir import check_same_run
 from tests.conftest import REPOSITORY, Result, start, tiny_flags, torchrun, verb

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlm_dist.run.checkpoint import step_of
+from mlm_dist.run.checkpoint import fingerprint, step_of
 from tests.conftest import start, tiny_flags, verb
 from tests.faults.conftest import assert_same_run, train_command
 
