@@ -1,4 +1,4 @@
-"""Checkpoints written while training goes on."""
+"""Writing checkpoints in the background of the training."""
 
 import threading
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ from mlm_dist.run.checkpoint import save_checkpoint
 
 
 class BackgroundSaver:
-    """Writes one checkpoint at a time in a thread of its own.
+    """Writes one checkpoint at a time in a thread.
 
-    A write that fails is warned of when the training next asks, and costs nothing else: the checkpoints before it stay,
-    and the next one is written in its turn.
+    A failed write is reported at the next `report()`, and training continues: the older checkpoints stay, and the next
+    one is written in turn.
 
     Args:
         folder: of the run's checkpoints.
-        keep: how many of the newest are kept.
-        record: what the run is trained with, stored in each checkpoint.
+        keep: number of newest checkpoints to keep.
+        record: of the run, stored in each checkpoint.
 
     Attributes:
-        failed: whether the last write has come to nothing.
+        failed: whether the last write has failed.
     """
 
     def __init__(self, folder: Path, keep: int, record: Mapping[str, Any] | None = None) -> None:
@@ -35,12 +35,12 @@ class BackgroundSaver:
         self._error: Exception | None = None
 
     def save(self, step: int, state: dict[str, Any], val_losses: Mapping[int, float]) -> None:
-        """Copy the state and begin to write it, once the write before has ended.
+        """Copy the state and start to write it, after the previous write has ended.
 
         Args:
             step: steps taken so far.
             state: tensors on any device and plain values. It may change as soon as this returns.
-            val_losses: held-out losses by step so far; the checkpoint with the lowest is kept.
+            val_losses: validation losses by step; the checkpoint with the lowest is kept.
         """
         self.wait()
         arguments = (step, copy_to_cpu(state), dict(val_losses))
@@ -48,12 +48,12 @@ class BackgroundSaver:
         self._thread.start()
 
     def report(self) -> None:
-        """Warn of a write that has failed since this was last called."""
+        """Warn about a write that has failed since the last call."""
         if self._thread and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Wait until no write is under way, and warn if the last has failed."""
+        """Wait for the current write, and warn if it has failed."""
         if self._thread is None:
             return
         self._thread.join()
@@ -68,16 +68,16 @@ class BackgroundSaver:
         self._error = None
         try:
             save_checkpoint(self.folder, step, state, self.keep, val_losses, self.record)
-        except Exception as error:  # whatever it is, the training's own thread has to hear of it
+        except Exception as error:  # whatever it is, it is reported in the thread of the training
             self._error = error
 
 
 def copy_to_cpu(value: Any, copies: dict[tuple[Any, ...], torch.Tensor] | None = None) -> Any:
-    """Copy the tensors in nested dicts and lists to the CPU's memory, one that stands there twice (tied weights) once.
+    """Copy the tensors in nested dicts and lists to the CPU. Tensors that share memory (tied weights) are copied once.
 
     Args:
-        value: to be copied.
-        copies: made so far, by what they are copies of.
+        value: to copy.
+        copies: made so far, by their originals.
     """
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):

@@ -1,4 +1,4 @@
-"""What a run has recorded, a column a figure."""
+"""The metrics of runs, one column per metric."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ Column = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class History:
-    """The metrics of a run. What was not recorded, or was no finite number, is NaN.
+    """The metrics of a run. A value that was not recorded or was not finite is NaN.
 
     Attributes:
-        name: of the run, to stand beside its curves.
+        name: of the run, in legends.
         training: the columns `TRAINING`, (N,) each.
-        evaluations: the columns `EVALUATION`, (M,) each, and the `tokens` and `seconds` used up to then.
+        evaluations: the columns `EVALUATION`, (M,) each, with the `tokens` and `seconds` used so far.
     """
 
     name: str
@@ -36,7 +36,7 @@ def read_history(metrics: Path, name: str) -> History:
     """Read a metrics.jsonl.
 
     Raises:
-        UserError: there is none, or it holds nothing yet.
+        UserError: it does not exist, or has no events yet.
     """
     try:
         events = read_events(metrics)
@@ -46,29 +46,29 @@ def read_history(metrics: Path, name: str) -> History:
         raise UserError(f"{metrics.parent} is no run directory: {metrics.name}: {error.strerror}") from error
     if not len(training["step"]) and not len(evaluations["step"]):
         raise UserError(f"{metrics} holds nothing yet: neither a step nor an evaluation")
-    for key in ("tokens", "seconds"):  # recorded with steps alone; a run begins with none used
+    for key in ("tokens", "seconds"):  # recorded for steps only; both are 0 at the start of a run
         steps, used = np.append(0, training["step"]), np.append(0, training[key])
         evaluations[key] = np.interp(evaluations["step"], steps, used)
     return History(name, training, evaluations)
 
 
 def read_histories(runs: Sequence[Path]) -> list[History]:
-    """Read the metrics of run directories, each under the shortest name that tells it from the others.
+    """Read the metrics of run directories, each under the shortest name that distinguishes it from the others.
 
     Raises:
-        UserError: of one they cannot be read, or it is given twice.
+        UserError: the metrics of one cannot be read, or one is given twice.
     """
     names = shortest_names(runs)
     return [read_history(RunDir(run).metrics, name) for run, name in zip(runs, names, strict=True)]
 
 
 def columns(events: list[Event], keys: tuple[str, ...]) -> dict[str, Column]:
-    """The values of events, key by key."""
+    """The values of events, as one column per key."""
     return {key: np.array([event.get(key) for event in events], dtype=np.float64) for key in keys}
 
 
 def shortest_names(runs: Sequence[Path]) -> list[str]:
-    """Name runs by their folders, with as many of those above as it takes to tell them apart.
+    """Name runs by their folders, with as many parent folders as are needed to distinguish them.
 
     Raises:
         UserError: one is given twice.
@@ -80,7 +80,7 @@ def shortest_names(runs: Sequence[Path]) -> list[str]:
 
 
 def shortest_end(path: Path, paths: list[Path]) -> Path:
-    """As little of a path's end as no other path ends in."""
+    """The shortest end of a path that no other path has."""
     lengths = range(1, len(path.parts))
     ends = (path.parts[-length:] for length in lengths)
     return next((Path(*end) for end in ends if sum(other.parts[-len(end) :] == end for other in paths) == 1), path)

@@ -1,4 +1,4 @@
-"""One process at a time writes into a run directory."""
+"""The lock of a run directory: one process at a time writes into it."""
 
 import fcntl
 import json
@@ -15,17 +15,17 @@ LONGEST_OWNER = 1000  # characters
 
 
 def lock(path: Path) -> IO[str] | None:
-    """Take a lock file, or take it over from a process that has died: the system frees what a dead process held.
+    """Acquire a lock file. The system releases the locks of dead processes.
 
     Args:
-        path: of the file; it holds host and pid of its last owner, and stays when the lock is given up, because another
-            process may have it open already.
+        path: of the file. It contains host and pid of its last owner, and stays when the lock is released, because
+            another process may already have opened it.
 
     Returns:
-        The open file, which holds the lock until it is closed; None on a file system that has no locks.
+        The open file, which holds the lock until it is closed; None on a file system without locks.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has the lock.
     """
     file = open_lock(path)
     try:
@@ -45,11 +45,11 @@ def lock(path: Path) -> IO[str] | None:
 
 
 def open_lock(path: Path) -> IO[str]:
-    """Open a lock file for reading and appending, or make it.
+    """Open a lock file for reading and appending; create it if necessary.
 
     Raises:
         OSError: it cannot be opened.
-        UserError: it is no regular file.
+        UserError: it is not a regular file.
     """
     if path.exists():
         try:
@@ -60,10 +60,10 @@ def open_lock(path: Path) -> IO[str]:
 
 
 def read_owner(file: IO[str]) -> str:
-    """Who has written into a lock file, in words."""
+    """The owner in a lock file, in words."""
     file.seek(0)
     try:
         owner = parse_json(file.read(LONGEST_OWNER))
         return f"process {owner['pid']} on {owner['host']}"
-    except (ValueError, KeyError, TypeError):  # it has the lock and is just writing
+    except (ValueError, KeyError, TypeError):  # its owner is just writing it
         return "another process"

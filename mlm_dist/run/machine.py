@@ -1,4 +1,4 @@
-"""What a run was trained on, or a benchmark measured on."""
+"""The machine that a run was trained on, or a benchmark was measured on."""
 
 import platform
 import time
@@ -12,9 +12,9 @@ from mlm_dist.files import read_json
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype, processes: int = 1) -> dict[str, str | int]:
-    """Describe the machine of this process, as far as it matters to how fast and in what arithmetic it trains.
+    """Describe what determines the speed and the arithmetic of this process.
 
-    Neither names nor paths are in it, so that it can be shown to anyone.
+    The description has neither host names nor paths, so it can be published.
     """
     on_gpu = device.type == "cuda"
     return {
@@ -30,7 +30,7 @@ def describe_machine(device: torch.device, dtype: torch.dtype, processes: int = 
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The name of the processor, if the system provides it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -39,7 +39,7 @@ def processor() -> str:
 
 
 def read_machine(file: Path) -> dict[str, Any]:
-    """What a run's machine.json says; empty if it was not recorded."""
+    """The content of a machine.json; empty if it does not exist or is damaged."""
     try:
         machine = read_json(file)
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""The record of a run: what its weights and validation figures depend on. Each checkpoint holds it.
+"""The record of a run: the values that its parameters and validation metrics depend on. Every checkpoint has it.
 
-A run that continues is compared with the record key by key. `fixed` values must stay; a run that changed one would no
-longer be the run that it continues. `adjustable` values may change, and the change is said.
+A continuing run is compared with the record key by key. `fixed` values must not change, since the result would be
+another run. `adjustable` values may change, with a warning.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from mlm_dist.data.corpus import Corpus
 
 Values = Mapping[str, Any]
 
-# Digests that stand in a record, by what they are digests of.
+# The keys of digests, with their names in messages.
 DIGESTS = {
     "corpus.train_sha256": "the training text (SHA-256 of train.bin)",
     "corpus.val_sha256": "the validation text (SHA-256 of val.bin)",
@@ -29,8 +29,8 @@ def describe_run(config: Config, corpus: Corpus, dtype: torch.dtype) -> dict[str
     """The record of a run, as plain JSON values.
 
     Args:
-        config: of the run, with every value that was left open decided.
-        corpus: that the run is trained and evaluated on.
+        config: of the run, with `model.vocab_size` set.
+        corpus: of the run.
         dtype: of the matrix products.
     """
     return {
@@ -49,7 +49,7 @@ def describe_run(config: Config, corpus: Corpus, dtype: torch.dtype) -> dict[str
 
 
 def fixed_values(config: Config) -> dict[str, Any]:
-    """The config's keys, and their values, that a run keeps to its end. A `model.vocab_size` of null fits every run."""
+    """The config keys that a run must not change, with their values. A `model.vocab_size` of null fits every run."""
     values = {
         "seed": config.seed,
         "train.batch_size": config.train.batch_size,
@@ -64,7 +64,7 @@ def fixed_values(config: Config) -> dict[str, Any]:
 
 
 def differences(before: Values, now: Values) -> list[str]:
-    """A phrase for each key that stands in both records with different values: its name, the old and the new value."""
+    """One phrase for each key that differs between two records: its name, the old and the new value."""
     return [
         f"{DIGESTS.get(key, key)} {show(key, before[key])} and not {show(key, value)}"
         for key, value in now.items()
@@ -73,5 +73,5 @@ def differences(before: Values, now: Values) -> list[str]:
 
 
 def show(key: str, value: object) -> str:
-    """A value as messages show it."""
+    """A value as it appears in messages."""
     return str(value)[:SHOWN_DIGITS] if key in DIGESTS and isinstance(value, str) else reprlib.repr(value)

@@ -1,4 +1,4 @@
-"""The run directory: where each file of a run lies, and which config may continue it."""
+"""The run directory: the paths of its files, and which config may continue the run."""
 
 import json
 import shutil
@@ -18,19 +18,19 @@ from mlm_dist.run.record import Values, differences, fixed_values
 
 
 class RunDir:
-    """The folder of a run.
+    """The directory of a run.
 
     Attributes:
-        config: config.yaml, every key written out.
-        machine: machine.json, what the run is trained on; if it was continued elsewhere, the last of them.
-        metrics: metrics.jsonl, a line an event.
-        checkpoints: folder of step-00001000/ and so on.
+        config: config.yaml, with every key.
+        machine: machine.json, which describes the machine of the last training process.
+        metrics: metrics.jsonl, one line per event.
+        checkpoints: the folder of step-00001000/ etc.
         model: model.pth, the final `state_dict`.
-        curves: the picture of losses, learning rate and throughput.
-        done: an empty file that says that the run has reached its end.
-        stop: a file that asks a run to save and stop; it is deleted as the run does.
-        stopped: who or what has stopped a run that is not done; deleted when it goes on.
-        lock: says which process is writing.
+        curves: the plot of losses, learning rate and throughput.
+        done: an empty file that marks a finished run.
+        stop: a file that requests the run to save a checkpoint and stop; the run deletes it.
+        stopped: why an unfinished run has stopped; deleted when it continues.
+        lock: the lock file, with the host and pid of the process that writes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,9 +50,9 @@ class RunDir:
         self._lock: IO[str] | None = None
 
     def check(self, config: Config) -> None:
-        """Raise `UserError` if the folder holds a run that `config` cannot continue. Writes nothing.
+        """Raise `UserError` if the directory has a run that `config` cannot continue. Writes nothing.
 
-        The corpus is not compared yet: `mlm_dist.training.resume` does that.
+        The corpus is compared later, by `mlm_dist.training.resume`.
         """
         checkpoints = list_checkpoints(self.checkpoints)
         if self.model.exists() and not checkpoints:
@@ -64,10 +64,10 @@ class RunDir:
             check_same_run(self.recorded_values(), fixed_values(config), self.path)
 
     def recorded_values(self) -> Values:
-        """What the run was started with: its newest checkpoint says so; in earlier versions config.yaml alone did.
+        """The values that the run was started with, from its newest checkpoint; in earlier versions, from config.yaml.
 
         Raises:
-            UserError: neither says so.
+            UserError: neither has them.
         """
         for place in list_checkpoints(self.checkpoints):
             if record := read_record(place):
@@ -80,14 +80,14 @@ class RunDir:
         return fixed_values(read_config(self.config))
 
     def complete(self, config: Config) -> Config:
-        """Put the `model.vocab_size` of the run that the folder holds in the place of null. Writes nothing."""
+        """The config with the `model.vocab_size` of the run in the directory, if it was null. Writes nothing."""
         if config.model.vocab_size is None and list_checkpoints(self.checkpoints):
             return config.with_vocab_size(self.recorded_values().get("model.vocab_size"))
         return config
 
     def check_space(self, checkpoint_bytes: int, config: Config) -> None:
-        """Raise `UserError` if the disk has no room for the checkpoints to come. Writes nothing."""
-        # Besides the newest there are the best and one that is being written.
+        """Raise `UserError` if the disk has no room for the checkpoints of the run. Writes nothing."""
+        # In addition to the newest: the best, and the one that is being written.
         count = min(config.checkpoint.keep, config.train.max_iters // config.checkpoint.interval) + 2
         there = sum(file.stat().st_size for file in self.checkpoints.glob("*/*"))
         needed = count * checkpoint_bytes - there
@@ -102,26 +102,26 @@ class RunDir:
             )
 
     def take(self) -> None:
-        """Make the folder and take its lock, which this process keeps until `close` or its end.
+        """Create the directory and acquire its lock, until `close` or the end of this process.
 
         Raises:
-            UserError: the folder cannot be written, or another process has the lock.
+            UserError: the directory cannot be written, or another process has the lock.
         """
         with self.written():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.lock)
 
     def close(self) -> None:
-        """Give up the lock, if this process has it."""
+        """Release the lock, if this process has it."""
         if self._lock:
             self._lock.close()
         self._lock = None
 
     def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Store config and tokenizer in the folder.
+        """Write the config and the tokenizer, and delete the marks of a finished or stopped run.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: they cannot be written.
         """
         with self.written():
             tokenizer.save(self.tokenizer)
@@ -131,7 +131,7 @@ class RunDir:
             self.stopped.unlink(missing_ok=True)
 
     def record_machine(self, machine: Mapping[str, str | int]) -> None:
-        """Store what the run is trained on.
+        """Write machine.json.
 
         Raises:
             UserError: it cannot be written.
@@ -141,7 +141,7 @@ class RunDir:
 
     @contextmanager
     def written(self) -> Iterator[None]:
-        """Turn the system's refusal to write into a `UserError`."""
+        """Raise an `OSError` of the block as a `UserError`."""
         try:
             yield
         except OSError as error:
@@ -149,6 +149,6 @@ class RunDir:
 
 
 def check_same_run(before: Values, now: Values, path: Path) -> None:
-    """Raise `UserError` if a run would continue with other values than it was started with."""
+    """Raise `UserError` if a run would continue with values other than those it was started with."""
     if changes := differences(before, now):
         raise UserError(f"{path} holds a run that was started with {', '.join(changes)}: give that, or another run_dir")
