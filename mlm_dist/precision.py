@@ -1,4 +1,4 @@
-"""Which arithmetic the matrix products use. Weights, optimizer and loss stay in fp32."""
+"""The dtype of matrix products. Parameters, optimizer state and loss are always fp32."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -13,7 +13,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """Turn the config's word into a type; `auto` is decided by what the device has instructions for."""
+    """The dtype of a precision; `auto` depends on the instructions of the device."""
     if precision != "auto":
         if precision == "bf16" and device.type == "cuda" and not computes_in_bf16(device):
             raise UserError(f"precision: bf16, but {torch.cuda.get_device_name(device)} has none: use fp16 or auto")
@@ -24,14 +24,14 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device multiplies in bf16 itself instead of emulating it, which is slower than fp32."""
+    """Whether a device has bf16 instructions. Emulation is slower than fp32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public question for this yet; a release without the private ones gets fp32.
+    # torch has no public function for this yet. A release without the private ones gets fp32.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return any(check() for check in checks if check)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """Give a block whose matrix products run in `dtype`."""
+    """A block whose matrix products run in `dtype`."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

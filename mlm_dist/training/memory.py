@@ -1,4 +1,4 @@
-"""Memory: how much a run needs at least, what the allocator does with what was freed, how much was in use at most."""
+"""Memory: the minimum that a run needs, the settings of the allocator, and the peak usage."""
 
 import ctypes
 import os
@@ -21,15 +21,15 @@ M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 LARGEST = 2**31 - 1
 
-# Of the largest memory that a control group may use; a container sees its own there.
+# The memory limit of the control group; inside a container, that of the container.
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 FP32 = 4  # bytes
-KEPT_IN_A_BLOCK = 20  # bytes at least that a block keeps for the backward pass, for each entry of its input
+KEPT_IN_A_BLOCK = 20  # bytes that a block keeps for the backward pass, at least, per entry of its input
 
 
 def check_memory(config: Config, device: torch.device, world_size: int) -> None:
-    """Raise `UserError` if this machine cannot have the memory that a run needs at least."""
+    """Raise `UserError` if this machine has less memory than the minimum that a run needs."""
     there = total_memory(device)
     where = "the GPU" if device.type == "cuda" else "this machine"
     sharing = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -53,7 +53,7 @@ def check_memory(config: Config, device: torch.device, world_size: int) -> None:
 
 @contextmanager
 def enough_memory() -> Iterator[None]:
-    """Turn what torch raises where there is too little memory into a `UserError`."""
+    """Raise an out-of-memory error of the block as a `UserError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -66,7 +66,7 @@ def enough_memory() -> Iterator[None]:
 
 
 def bytes_of_weights(config: Config) -> int:
-    """What weights, gradients and the optimizer's state take: AdamW has two moments of each weight, Muon has one."""
+    """Bytes of parameters, gradients and optimizer state: AdamW has two moments per parameter, Muon has one."""
     moments = 2 * count_weights(config.model)
     if config.optim.name == "muon":
         moments -= config.model.blocks * count_in_matrices(config.model.embedding_dim)
@@ -74,29 +74,29 @@ def bytes_of_weights(config: Config) -> int:
 
 
 def bytes_of_rows(config: Config, rows: int) -> int:
-    """What rows take at least between the forward and the backward pass, in whatever precision.
+    """Minimum bytes of the activations of rows between forward and backward pass, in any precision.
 
-    The last block is left out, since it computes no more than the loss needs, and so is the loss.
+    Without the last block, which runs at masked positions only, and without the loss.
     """
     model = config.model
     return rows * model.block_size * model.embedding_dim * (FP32 + KEPT_IN_A_BLOCK * (model.blocks - 1))
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes of a GPU's memory, or of the machine's, as far as this process may use it."""
+    """Bytes of memory of the GPU, or of the machine within the limit of this process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # no control groups, or `max`: no limit
+    with suppress(OSError, ValueError):  # no control groups, or no limit (`max`)
         there = min(there, int(GROUP_LIMIT.read_text(encoding="utf-8")))
     return there
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep freed memory for the next step instead of giving it back to the system.
+    """Make the C library keep freed memory for the next step instead of returning it to the system.
 
-    glibc asks the system for every large tensor anew, which then clears its pages as they are touched, again at each
-    step (docs/performance.md). See mallopt(3). Elsewhere than on glibc this does nothing.
+    By default, glibc maps every large tensor anew, and the system clears its pages, at every step
+    (docs/performance.md). See mallopt(3). Without glibc this does nothing.
     """
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -105,10 +105,10 @@ def keep_freed_memory() -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes in use so far: on a GPU of tensors, on a CPU of the whole process."""
+    """Peak memory in bytes: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):  # Linux; its getrusage(2) begins with what the parent process had in use
+    with suppress(OSError):  # Linux, whose getrusage(2) starts at the usage of the parent process
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)

@@ -1,4 +1,4 @@
-"""AdamW, or Muon and AdamW side by side, and the learning rate as a function of the step."""
+"""Optimizers (AdamW, or Muon with AdamW) and the learning-rate schedule."""
 
 import math
 from typing import Any, NamedTuple
@@ -11,11 +11,11 @@ from mlm_dist.model.encoder import Encoder, is_plain
 
 
 def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Make the optimizers of a model, each weight in one of them, with decay on matrices but not on norms and biases.
+    """Build the optimizers of a model. Matrices have weight decay, norms and biases have none.
 
-    With `muon` the matrices inside an encoder's blocks go to Muon (Jordan et al. 2024), which orthogonalises their
-    updates, so that directions with small gradients are learned too; embeddings, the output layer and vectors stay with
-    AdamW. Every group of weights knows its `relative_lr`, the factor of the step's learning rate.
+    With `muon`, Muon (Jordan et al. 2024) optimizes the matrices inside the blocks. It orthogonalizes their updates, so
+    that directions with small gradients are learned too. AdamW optimizes embeddings, output layer and vectors. Every
+    parameter group has a `relative_lr`, by which the learning rate of the step is multiplied.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     hidden: list[nn.Parameter] = []
@@ -26,10 +26,10 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
         {"params": [weight for weight in rest if weight.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [weight for weight in rest if weight.ndim < 2], "weight_decay": 0.0},
     ]
-    # The fused implementation updates all weights in one kernel instead of a dozen small ones each.
+    # The fused implementation updates all parameters in one kernel instead of a dozen kernels for each.
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
     if hidden:
-        # Updates as long as AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982), whatever a matrix's shape.
+        # Updates of the same size as AdamW's at the same rate, for every shape (Liu et al. 2025, arXiv 2502.16982).
         muon = torch.optim.Muon(
             hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
@@ -41,10 +41,10 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.
 
 
 def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Compare the state of an optimizer from a checkpoint with the weights: torch itself would fail in the next step.
+    """Check that the state of a checkpoint fits the optimizer. torch itself would only fail in the next step.
 
     Raises:
-        AttributeError, TypeError, ValueError: it is of another optimizer, or of weights of other shapes.
+        AttributeError, TypeError, ValueError: it is of another optimizer, or of parameters of other shapes.
     """
     names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
@@ -57,18 +57,18 @@ def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
-    """Give every group of weights its share of the step's learning rate."""
+    """Set the learning rate of every parameter group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["relative_lr"]
 
 
 class Schedule(NamedTuple):
-    """How long the parts of a learning-rate schedule are, fitted to the length of the run.
+    """The phases of a learning-rate schedule, fitted to the length of the run.
 
     Attributes:
-        warmup_iters: steps of the warm-up.
-        decay_iters: steps over which the rate falls at the end of the run; with wsd perhaps not a whole number.
+        warmup_iters: steps of the warmup.
+        decay_iters: steps of the decay at the end of the run; with wsd, not necessarily a whole number.
     """
 
     warmup_iters: int
@@ -76,11 +76,10 @@ class Schedule(NamedTuple):
 
 
 def fit_schedule(max_iters: int, config: OptimConfig) -> Schedule:
-    """Shorten the parts of a schedule where the run is too short for them.
+    """Shorten the phases of a schedule that are too long for the run.
 
-    The warm-up takes at most half of the run, and the decay of wsd begins when the warm-up has ended, at the earliest.
-    So every run reaches its peak rate, and no step changes the rate by more than the ramps do. A schedule that fits is
-    left as it is.
+    The warmup takes at most half of the run, and the decay of wsd starts after the warmup. So every run reaches its
+    peak rate, and the rate never jumps. A schedule that fits is not changed.
     """
     warmup_iters = min(config.warmup_iters, max_iters // 2)
     rest = max_iters - warmup_iters
@@ -89,13 +88,13 @@ def fit_schedule(max_iters: int, config: OptimConfig) -> Schedule:
     if config.schedule != "wsd":
         return Schedule(warmup_iters, rest)
     decay_iters = config.decay_fraction * max_iters
-    # 0.55 * 100 is 55.00000000000001, which fits into 55 steps.
+    # 0.55 * 100 is 55.00000000000001, which fits 55 steps.
     fits = decay_iters < rest or math.isclose(decay_iters, rest)
     return Schedule(warmup_iters, decay_iters if fits else rest)
 
 
 def shortened_parts(max_iters: int, config: OptimConfig) -> list[str]:
-    """Say what `fit_schedule` has shortened, a line for each part."""
+    """One line for each phase that `fit_schedule` has shortened."""
     warmup_iters, decay_iters = fit_schedule(max_iters, config)
     lines = []
     if warmup_iters < config.warmup_iters:
@@ -117,19 +116,19 @@ def count_steps(count: int) -> str:
 
 
 def learning_rate(step: int, max_iters: int, config: OptimConfig) -> float:
-    """The learning rate of a step, as a function of `lr`; Muon's follows it in proportion.
+    """The learning rate of a step; that of Muon is proportional to it.
 
     Args:
-        step: counted from 0.
+        step: from 0.
         max_iters: steps of the whole run.
-        config: peak, schedule, warm-up and decay, which are fitted to the run (`fit_schedule`).
+        config: peak, schedule, warmup and decay, which are fitted to the run (`fit_schedule`).
     """
     fitted = fit_schedule(max_iters, config)
     if step < fitted.warmup_iters:
         return config.lr * (step + 1) / fitted.warmup_iters
     if config.schedule == "constant":
         return config.lr
-    # Above 1 before the decay of wsd begins; the last step still has one step's part of the peak.
+    # Above 1 before the decay of wsd. The last step has a rate above 0.
     part_left = (max_iters - step) / max(1.0, fitted.decay_iters)
     if config.schedule == "wsd":  # warmup-stable-decay: Hu et al. 2024, "MiniCPM"
         return config.lr * min(1.0, part_left)

@@ -1,6 +1,6 @@
-"""Being asked to stop by a signal or by the clock.
+"""Stop requests, by signal or by time limit.
 
-Nothing here imports torch, whose import takes seconds in which a signal may come.
+Nothing here imports torch, because a signal may arrive during the seconds that the import takes.
 """
 
 import signal
@@ -8,19 +8,19 @@ import threading
 import time
 from types import FrameType, TracebackType
 
-# torchrun passes on TERM and INT; SLURM's warnings are what its users choose, USR1 by custom.
+# torchrun forwards TERM and INT. The user chooses the signal of SLURM's warnings, usually USR1.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Whether this process has been asked to stop. A second Ctrl-C does not ask: it raises KeyboardInterrupt.
+    """Whether this process was requested to stop. A second Ctrl-C raises KeyboardInterrupt instead.
 
-    The handlers do nothing but take a note, since a signal may come in the middle of anything; what is to be done is
-    done between two steps. As a context manager it puts the handlers of before back at the end of the block. Python
-    lets only the main thread set handlers; made in another thread, a request is answered by the clock alone.
+    The signal handlers only set a flag, because a signal may interrupt anything. The training checks it between two
+    steps. As a context manager, it restores the previous handlers at the end of the block. Python sets handlers in the
+    main thread only; in another thread, there is only the time limit.
 
     Args:
-        minutes: of wall time from now on, after which the clock asks; None for never.
+        minutes: time limit, in minutes of wall time from now on; None for no limit.
     """
 
     def __init__(self, minutes: float | None = None) -> None:
@@ -36,11 +36,11 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._handlers_before.items():
-            if handler is not None:  # one that was not set from Python cannot be set from Python
+            if handler is not None:  # a handler that was not set from Python cannot be restored from Python
                 signal.signal(number, handler)
 
     def reason(self) -> str:
-        """Who or what has asked; empty if nobody has."""
+        """The signal or the key that requested it; empty if nothing did."""
         if self.signal:
             return self.signal
         timed_out = self.deadline is not None and time.monotonic() >= self.deadline
