@@ -1,8 +1,10 @@
 """The encoder: embeddings, blocks of attention and feed-forward, a final LayerNorm, logits.
 
-Pre-LayerNorm blocks with learned positions and ReLU. There is no transform between the final LayerNorm and the
-output layer, unlike in BERT: the same recipe learns faster without, and exports all the same to transformers'
-`MegatronBertForMaskedLM`, with an identity in the transform's place.
+Pre-LayerNorm blocks with learned position embeddings and ReLU. Unlike BERT, there is no transform between the final
+LayerNorm and the output layer: the recipe learns faster without one. The export to transformers'
+`MegatronBertForMaskedLM` puts an identity in its place.
+
+Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), H heads, V entries.
 """
 
 from typing import Any
@@ -13,20 +15,20 @@ from torch import nn
 
 from mlm_dist.config import ModelConfig
 
-# Small enough to vanish beside any real variance: the layout exports to models with an extra LayerNorm, which is
-# the identity only as far as this is negligible.
+# Negligible compared with any real variance: the exported model has an extra LayerNorm, which is the identity only if
+# this is negligible.
 LAYER_NORM_EPS = 1e-12
 
 INITIAL_STD = 0.02
 
-# On a CPU the backward pass of torch's fused attention takes longer than plain products in rows as short as these.
+# On a CPU, the backward pass of torch's fused attention is slower than plain products for rows up to this length.
 LONGEST_PLAIN = 256
 
 
 class Head(nn.Module):
-    """One attention head by its definition, softmax(q k^T / sqrt(size)) v.
+    """One attention head as it is defined, softmax(q k^T / sqrt(size)) v.
 
-    `MultiHeadAttention.head(i)` gives one that shares its weights; training computes all heads at once instead.
+    `MultiHeadAttention.head(i)` returns one that shares its parameters. Training computes all heads at once instead.
 
     Attributes:
         query, key, value: linear layers without bias, C -> head size.
@@ -39,7 +41,7 @@ class Head(nn.Module):
         self.value = nn.Linear(embedding_dim, head_size, bias=False)
 
     def attention_weights(self, x: torch.Tensor) -> torch.Tensor:
-        """How much each position looks at each other one: (B, T, C) -> (B, T, T), rows that sum to 1."""
+        """How much each position attends to each other: (B, T, C) -> (B, T, T), whose rows sum to 1."""
         query, key = self.query(x), self.key(x)
         weights: torch.Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
         return weights
@@ -51,7 +53,7 @@ class Head(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """All heads at once, and the projection that joins them."""
+    """All heads at once, and the projection of their outputs."""
 
     def __init__(self, embedding_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -61,17 +63,17 @@ class MultiHeadAttention(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C), or (B, K, C) with `positions`, (B, K), which then alone look at the others."""
+        """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are queries -> (B, K, C)."""
         length, width = x.shape[1:]
         if positions is None:
-            query, key, value = self.split_heads(self.query_key_value(x))
+            query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, C / H) each
         else:
             weight = self.query_key_value.weight
-            (query,) = self.split_heads(F.linear(at(x, positions), weight[:width]))
+            (query,) = self.split_heads(F.linear(at(x, positions), weight[:width]))  # (B, H, K, C / H)
             key, value = self.split_heads(F.linear(x, weight[width:]))
         dropout = self.dropout if self.training else 0.0
         if x.device.type == "cpu" and length <= LONGEST_PLAIN:
-            weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)
+            weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)  # (B, H, T or K, T)
             out = F.dropout(weights, dropout) @ value
         else:
             out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
@@ -79,27 +81,27 @@ class MultiHeadAttention(nn.Module):
         return joined
 
     def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, n C) -> (n, B, heads, T, head size)."""
+        """(B, T, n C) -> (n, B, H, T, C / H)."""
         batch, length, _ = x.shape
         size = self.projection.in_features // self.heads
         return x.view(batch, length, -1, self.heads, size).permute(2, 0, 3, 1, 4)
 
     def head(self, index: int) -> Head:
-        """The head of that index, sharing this module's weights."""
+        """The head with this index. It shares the parameters of this module."""
         width = self.projection.in_features
         size = width // self.heads
-        # On "meta" the layers take no memory: their weights are views of ours.
+        # On "meta" the layers take no memory: their parameters become views of ours.
         with torch.device("meta"):
             head = Head(width, size)
         weights = self.query_key_value.weight.view(3, self.heads, size, width)[:, index]
         for part, layer in enumerate((head.query, head.key, head.value)):
             del layer.weight
-            layer.weight = weights[part]  # a view of a Parameter, which is none itself
+            layer.weight = weights[part]  # a view of a Parameter, not a Parameter itself
         return head
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between, four times as wide inside."""
+    """Two linear layers with a ReLU between them, four times as wide inside."""
 
     def __init__(self, embedding_dim: int) -> None:
         super().__init__()
@@ -108,12 +110,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: torch.Tensor = self.contract(self.expand(x).relu_())  # in place: it is the largest thing a block keeps
+        out: torch.Tensor = self.contract(self.expand(x).relu_())  # in place: it is the largest activation of a block
         return out
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on a normalised copy that is added back."""
+    """Attention, then feed-forward, each with a residual connection around LayerNorm and layer."""
 
     def __init__(self, embedding_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -124,7 +126,7 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C), or (B, K, C) with `positions`, (B, K), where alone the outcome is wanted."""
+        """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are computed -> (B, K, C)."""
         attended = self.attention(self.attention_norm(x), positions)
         x = (x if positions is None else at(x, positions)) + self.dropout(attended)
         out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
@@ -153,8 +155,8 @@ class Encoder(nn.Module):
 
         Args:
             tokens: (B, T) ids, T at most `block_size`.
-            positions: (B, K) where logits are wanted. The output layer, which is most of the work, runs there alone,
-                and so does of the last block what no other position reads.
+            positions: (B, K) where logits are wanted. Only these pass through the output layer, which is most of the
+                work, and through the query, projection and feed-forward of the last block.
 
         Returns:
             (B, T, V) logits, or (B, K, V) with `positions`.
@@ -163,22 +165,22 @@ class Encoder(nn.Module):
         return logits
 
     def encode(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute what the output layer reads: (B, T, C), or (B, K, C) with `positions`."""
+        """Compute the input of the output layer: (B, T, C), or (B, K, C) with `positions`."""
         normalised: torch.Tensor = self.final_norm(self.run_blocks(tokens, positions))
         return normalised
 
     def last_hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Compute what transformers calls so of the exported model: (B, T, C).
+        """Compute the `last_hidden_state` of the exported model in transformers: (B, T, C).
 
-        That is the output of the last block, normalised but without the final norm's scale and shift, which the export
-        has in the head (see huggingface/megatron_bert.py).
+        This is the normalised output of the last block, without the scale and shift of the final LayerNorm, which the
+        export moves into the head (see huggingface/megatron_bert.py).
         """
         return F.layer_norm(self.run_blocks(tokens), self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
 
     def run_blocks(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the output of the last block: (B, T, C), or (B, K, C) with `positions`."""
         batch, length = tokens.shape
-        # Not by calling the layer: on a CPU the backward pass of that takes five times as long.
+        # Not by calling the layer: on a CPU, its backward pass takes five times as long.
         embedded = self.token_embedding.weight.index_select(0, tokens.flatten()).view(batch, length, -1)
         x = embedded + self.position_embedding.weight[:length]
         x = self.dropout(x)
@@ -190,7 +192,7 @@ class Encoder(nn.Module):
 
 
 def count_weights(config: ModelConfig) -> int:
-    """How many numbers the weights of an `Encoder` are, which is not built for it."""
+    """The number of parameters of an `Encoder`, without building it."""
     width, entries = config.embedding_dim, config.entries
     matrices = 1 if config.tie_embeddings else 2
     around_the_blocks = (matrices * entries + config.block_size + 2) * width + entries
@@ -198,25 +200,25 @@ def count_weights(config: ModelConfig) -> int:
 
 
 def count_in_matrices(width: int) -> int:
-    """How many of the weights of a block stand in matrices."""
+    """The number of parameters in the matrices of a block."""
     return 12 * width**2
 
 
 def check_weights(weights: Any, config: ModelConfig) -> None:
-    """Compare the names and shapes of weights with those of the model that a config describes, which is not built.
+    """Check that the names and shapes of parameters fit a config, without building its model.
 
     Raises:
-        ValueError: it is a model of another shape, or of other values than real numbers.
+        ValueError: they are of a model of another shape, or are not real numbers.
     """
     if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
         raise ValueError("they are no mapping of names to tensors")
     blocks = {name.split(".")[1] for name in weights if isinstance(name, str) and name.startswith("blocks.")}
-    if len(blocks) != config.blocks:  # which also bounds what is described now
+    if len(blocks) != config.blocks:  # this check also bounds the work below
         raise ValueError(f"they have {len(blocks)} blocks and not {config.blocks}")
     try:
         with torch.device("meta"):
             described = Encoder(config).state_dict()
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # numbers that no tensor can have
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
         raise ValueError("no model can have that shape") from error
     shapes = {name: weight.shape for name, weight in weights.items()}
     if shapes != {name: weight.shape for name, weight in described.items()}:
@@ -224,14 +226,14 @@ def check_weights(weights: Any, config: ModelConfig) -> None:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a tensor of real numbers that are all there, such as weights and an optimizer's state."""
+    """Whether a value is a dense tensor of real numbers on the CPU, like parameters and optimizer state."""
     if not isinstance(value, torch.Tensor):
         return False
     return value.is_floating_point() and value.layout == torch.strided and value.device.type == "cpu"
 
 
 def at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Pick positions of rows: (B, T, C) and (B, K) -> (B, K, C)."""
+    """Gather positions of rows: (B, T, C) and (B, K) -> (B, K, C)."""
     batch, length, width = x.shape
     starts = torch.arange(0, batch * length, length, device=x.device)[:, None]
     places = (starts + positions).flatten()
@@ -239,7 +241,7 @@ def at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 def initialize(module: nn.Module) -> None:
-    """Draw matrices from N(0, 0.02) and set biases to zero, as GPT-2 does (Radford et al. 2019)."""
+    """Sample matrices from N(0, 0.02) and set biases to zero, like GPT-2 (Radford et al. 2019)."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=INITIAL_STD)
     if isinstance(module, nn.Linear) and module.bias is not None:
