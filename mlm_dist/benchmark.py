@@ -1,4 +1,4 @@
-"""How fast training is here, and against peers: `python -m mlm_dist.benchmark --config FILE`."""
+"""Measure training steps, also against peers: `python -m mlm_dist.benchmark --config FILE`."""
 
 import importlib.util
 import json
@@ -15,12 +15,13 @@ ROWS_ON_A_CPU = 64
 
 
 def build_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """The command line."""
     parser = OneLineParser(
         prog="python -m mlm_dist.benchmark",
-        description="Measure a training step of a config on this machine: its speed, its parts, its memory, the share "
-        "of the machine's limit, the scaling over processes; and the same step of peers. Takes minutes, and wants a "
-        "machine with nothing else to do. --config FILE and a flag for each key of the config are as for `train`.",
+        description="Measure a training step of a config on this machine: throughput, parts, memory, the fraction "
+        "of the machine's matrix-product throughput, scaling over processes; and the same step of peers. It takes "
+        "minutes and needs an otherwise idle machine. --config FILE and a flag for each config key work as for "
+        "`train`.",
         epilog="Example: python -m mlm_dist.benchmark --config configs/novels.yaml --against seed transformers",
     )
     parser.add_argument(
@@ -29,17 +30,21 @@ def build_parser() -> ArgumentParser:
         default=["seed"],
         choices=["seed", "transformers"],
         metavar="PEER",
-        help="whom to measure against: seed (the definition by hand: a module a head, logits at every position, masks "
-        "from the global generator), transformers (BertForMaskedLM, where transformers is installed) (default: seed)",
+        help="peers: seed (a plain implementation: one module per head, logits at every position, masks from the "
+        "global generator), transformers (BertForMaskedLM, if transformers is installed) (default: seed)",
     )
     parser.add_argument(
         "--rows",
         type=int,
         metavar="N",
-        help=f"rows of a step against the peers (default: train.batch_size, on a CPU at most {ROWS_ON_A_CPU})",
+        help=f"rows per step in the comparison (default: train.batch_size, on a CPU at most {ROWS_ON_A_CPU})",
     )
     parser.add_argument(
-        "--rounds", type=int, default=5, metavar="N", help="turns of each; medians count (default: %(default)s)"
+        "--rounds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="alternating runs of each; medians are reported (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
@@ -52,7 +57,7 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print tables, write JSON and a picture."""
+    """Measure, print tables, write JSON and a plot."""
     given, rest = build_parser().parse_known_args(arguments)
     config = parse_config(rest, "benchmark")
     for flag, value in (("--rows", given.rows), ("--rounds", given.rounds)):
@@ -64,7 +69,7 @@ def main(arguments: list[str]) -> None:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {given.out}: {error.strerror}") from error
-    # Only now, so that --help and mistakes are answered without waiting for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.benchmarks.parts import is_random  # noqa: PLC0415
     from mlm_dist.benchmarks.report import draw, table  # noqa: PLC0415
     from mlm_dist.benchmarks.suite import Suite, open_corpus  # noqa: PLC0415

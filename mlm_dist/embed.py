@@ -1,4 +1,4 @@
-"""Texts as vectors by a trained model: `python -m mlm_dist.embed --run RUN_DIR --out FILE.npy LINES.txt`."""
+"""Compute vectors of lines with a trained model: `python -m mlm_dist.embed --run RUN_DIR --out FILE.npy LINES.txt`."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from mlm_dist.output import print_log
 
 
 def main(arguments: list[str]) -> None:
-    """Write a vector for each line of a text."""
+    """Write one vector per line of a text."""
     parser = run_parser(
         "embed",
-        "Turn each line of a text into a vector, the mean of what the model makes of its tokens, and write them as one "
-        "array in NumPy's format, a line a row. An empty line has a vector of zeros.",
+        "Mean-pool the last hidden states of each line of a text, and save a (lines, dim) array as .npy. The vector "
+        "of an empty line is zero.",
         "--run runs/novels --out vectors.npy lines.txt",
     )
     parser.add_argument(
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> None:
     if given.out.resolve() == Path(given.lines).resolve():
         raise UserError(f"--out {given.out}: that is the text itself")
     lines = read_lines(given.lines)
-    # Only now, so that --help and mistakes are answered without waiting for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     import numpy as np  # noqa: PLC0415
 
     from mlm_dist import load  # noqa: PLC0415

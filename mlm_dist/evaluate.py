@@ -1,4 +1,4 @@
-"""How good a trained model is: `python -m mlm_dist.evaluate --run RUN_DIR`, alone or under torchrun."""
+"""Evaluate a trained model: `python -m mlm_dist.evaluate --run RUN_DIR`, alone or under torchrun."""
 
 import json
 import math
@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 
 def describe_arguments() -> ArgumentParser:
-    """Describe the command line."""
+    """The command line."""
     parser = run_parser(
         "evaluate",
-        "Measure how well a trained model guesses masked tokens of held-out text; or, with --lines, how likely it "
-        "finds each line of a text (pseudo-log-likelihood: each token hidden in turn). Under torchrun the processes "
-        "share the work.",
+        "Compute the loss and accuracy of a trained model on masked tokens of validation text; or, with --lines, "
+        "the pseudo-log-likelihood of each line (each token is masked in turn). Under torchrun, the processes share "
+        "the work.",
         "--run runs/novels --data another_novel.txt",
     )
     parser.add_argument(
         "--data",
         type=named_path,
         metavar="PATH",
-        help="a prepared corpus, of which the held-out part is taken, or a text file or folder of texts, taken whole "
-        "(default: the run's own corpus)",
+        help="a prepared corpus, for its validation split, or a text file or a folder of texts, evaluated completely "
+        "(default: the corpus of the run)",
     )
     parser.add_argument(
         "--mask_prob",
         metavar="P",
-        help="hide this fraction, token by token and always by the mask token, not as the run has done; with '[0, 1]' "
-        "every row another, and the loss is a bound of the negative log-likelihood by which generators can be compared",
+        help="mask rate to use instead of the run's (tokens, always [MASK]); '[0, 1]' samples one per row, and the "
+        "loss is an upper bound on the negative log-likelihood, which compares generators",
     )
     parser.add_argument(
         "--lines",
@@ -46,14 +46,14 @@ def describe_arguments() -> ArgumentParser:
     parser.add_argument(
         "--within_word",
         action="store_true",
-        help="with --lines: hide with a token also those that follow in its word",
+        help="with --lines: also mask the tokens that follow in the same word",
     )
     parser.add_argument(
         "--batch_size",
         type=int,
         default=64,
         metavar="N",
-        help="rows of held-out text that each process reads at a time (default: %(default)s)",
+        help="rows per forward pass of each process (default: %(default)s)",
     )
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -61,7 +61,7 @@ def describe_arguments() -> ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Print the figures of held-out text, or the score of each line."""
+    """Print loss and accuracy, or the score of each line."""
     given = describe_arguments().parse_args(arguments)
     if given.batch_size < 1:
         raise UserError(f"--batch_size is {given.batch_size}: it must be at least 1")
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> None:
     if given.mask_prob is not None and given.lines is not None:
         raise UserError("--mask_prob and --lines: give one of them")
     mask_prob = None if given.mask_prob is None else read_mask_prob(given.mask_prob)
-    # Only now, so that --help and mistakes are answered without waiting for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.evaluation import evaluate_text  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
@@ -103,27 +103,27 @@ def main(arguments: list[str]) -> None:
 
 
 def read_mask_prob(text: str) -> MaskProb:
-    """A fraction, or a range such as [0, 1]."""
+    """Parse a rate, or a range such as [0, 1]."""
     try:
         config = parse_config([f"--masking.mask_prob={text}"], verb="train")
     except UserError as error:
         raise UserError(str(error).replace("masking.mask_prob", "--mask_prob")) from error
     if isinstance(config.masking.mask_prob, dict):
-        raise UserError(f"--mask_prob {text}: a course over a run cannot be measured; give a number or [LOW, HIGH]")
+        raise UserError(f"--mask_prob {text}: a schedule over a run cannot be evaluated; give a number or [LOW, HIGH]")
     return config.masking.mask_prob
 
 
 def in_json(result: "Evaluation") -> dict[str, float | None]:
-    """The figures by name; null, JSON having no NaN, for what is no finite number."""
+    """The metrics by name. JSON has no NaN: null takes the place of numbers that are not finite."""
     figures = result._asdict() | {"perplexity": result.perplexity}
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def in_words(result: "Evaluation", kind: str) -> str:
-    """The figures, one a line: of masked tokens, or of all tokens, if a row's hidden ones stand for all of it."""
+    """The metrics, one per line: per masked token, or, with sampled mask rates, per token of the text."""
     return "\n".join(
         [
-            f"loss            {result.loss:.4f} nats a {kind}",
+            f"loss            {result.loss:.4f} nats per {kind}",
             f"perplexity      {result.perplexity:,.2f} over {kind}s",
             f"accuracy        {result.accuracy:.2%}",
             f"among the top 5 {result.top5_accuracy:.2%}",

@@ -1,22 +1,22 @@
-"""A trained model for transformers: `python -m mlm_dist.export --run RUN_DIR --out DIR`."""
+"""Export a trained model to transformers: `python -m mlm_dist.export --run RUN_DIR --out DIR`."""
 
 from mlm_dist.command_line import named_path, run_parser, run_verb
 from mlm_dist.output import print_log
 
 
 def main(arguments: list[str]) -> None:
-    """Write a trained model into a folder that transformers loads."""
+    """Export a trained model to a folder that transformers loads."""
     parser = run_parser(
         "export",
-        "Write a trained model into a folder that transformers loads as it is: weights, tokenizer, model card. Of a "
-        "run that is not done the newest checkpoint is taken.",
+        "Export a trained model to a folder that stock transformers loads: parameters, tokenizer, model card. For an "
+        "unfinished run, its newest checkpoint is exported.",
         "--run runs/novels --out exported/novels",
     )
     parser.add_argument(
-        "--out", type=named_path, required=True, metavar="DIR", help="folder to make; must not exist yet"
+        "--out", type=named_path, required=True, metavar="DIR", help="folder to create; must not exist yet"
     )
     given = parser.parse_args(arguments)
-    # Only now, so that --help and mistakes are answered without waiting for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.huggingface.export import export_model  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Fill masks with a trained model: `python -m mlm_dist.fill --run RUN_DIR "Call me [MASK]."`."""
+"""Predict masked tokens with a trained model: `python -m mlm_dist.fill --run RUN_DIR "Call me [MASK]."`."""
 
 import json
 import sys
@@ -9,19 +9,19 @@ from mlm_dist.output import print_result
 
 
 def main(arguments: list[str]) -> None:
-    """Print the likeliest words for each mask, and the text with all masks filled."""
+    """Print the most likely tokens for each mask, and the text with all masks filled."""
     parser = run_parser(
         "fill",
-        "Show what a trained model puts in the place of masks: candidates for each mask as long as the others are "
-        "hidden, and, of a text with several, the text with all filled together, the surest first. [MASK] stands for "
-        "one token, [MASK*3] for a word of three. A text may be longer than the model's block: each mask is seen in a "
-        "window around it.",
+        "Predict masked tokens: print candidates for each mask while the others stay masked, and, for a text with "
+        "several masks, the text with all of them filled, the most certain first. [MASK] is one token, [MASK*3] a "
+        "word of three tokens. A text may be longer than the context window: each mask is predicted from a window "
+        "around it.",
         '--run runs/novels "Call me [MASK]. Some [MASK] ago"',
     )
     parser.add_argument(
         "--top", type=int, default=5, metavar="K", help="candidates for each mask (default: %(default)s)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object a text")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per text")
     parser.add_argument(
         "texts", nargs="*", metavar="TEXT", help="text with masks (default: the lines of standard input)"
     )
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
     if not given.texts and sys.stdin.isatty():
         raise UserError('give a text such as "Call me [MASK]." or pipe lines in')
     texts = given.texts or read_lines("-")
-    # Only now, so that --help and mistakes are answered without waiting for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.inference.filling import Filling  # noqa: PLC0415
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
 
 def percent(probability: float) -> str:
-    """A probability in percent, with two digits where it is small."""
+    """A probability in percent, with two digits if it is small."""
     return f"{probability:.0%}" if probability >= 0.01 else f"{100 * probability:.2g}%"
 
 

@@ -1,4 +1,4 @@
-"""Text written by a trained model: `python -m mlm_dist.generate --run RUN_DIR "It was [GAP:20] and then."`."""
+"""Generate text with a trained model: `python -m mlm_dist.generate --run RUN_DIR "It was [GAP:20] and then."`."""
 
 import contextlib
 import json
@@ -15,69 +15,67 @@ SEPARATOR = "---"
 
 
 def describe_arguments() -> ArgumentParser:
-    """Describe the command line."""
+    """The command line."""
     parser = run_parser(
         "generate",
-        "Write text with a trained model: from nothing, after a prompt, or in the gaps of a text, [GAP:20] standing "
-        "for 20 tokens to be written. All of them are hidden at first, and each forward pass writes some. What is "
-        "given stays as it is, but for a space before what is written, which is a part of that. Between samples a line "
-        f"{SEPARATOR} is printed.",
+        "Generate text: from nothing, after a prompt, or in the gaps of a text. [GAP:20] is a gap of 20 tokens. At "
+        "first all of them are masked, and each forward pass writes some. The given text is fixed, except that a "
+        f"space before a gap belongs to the gap. A line {SEPARATOR} separates samples.",
         '--run runs/novels_diffusion "It was [GAP:20] and then he [GAP:10]."',
     )
     parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="prompt, or text with gaps")
     parser.add_argument(
-        "--length", type=int, metavar="N", help="tokens after a text without gaps (default: as many as the model sees)"
+        "--length", type=int, metavar="N", help="tokens after a text without gaps (default: up to the context window)"
     )
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
     parser.add_argument(
         "--order",
         choices=["random", "confidence"],
         default="random",
-        help="random: draw the places to be written, and a token for each, which follows the model's own distribution; "
-        "confidence: draw a token for every hidden place and keep those that the model finds likeliest (default: "
-        "%(default)s)",
+        help="random: sample positions and tokens from the model's distribution; confidence: sample a token for "
+        "every masked position and keep the most likely ones (default: %(default)s)",
     )
     parser.add_argument(
         "--steps",
         type=int,
         metavar="N",
-        help="forward passes for the tokens that are seen together (default: one for each token)",
+        help="forward passes per context window (default: one per token)",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=1.0,
         metavar="T",
-        help="divides logits; 0: always the likeliest token (default: %(default)s)",
+        help="divides the logits; 0: always the most likely token (default: %(default)s)",
     )
     parser.add_argument(
         "--top_p",
         type=float,
         default=1.0,
         metavar="P",
-        help="draw of the fewest tokens that have this probability together (default: %(default)s)",
+        help="sample from the smallest set of tokens with this total probability (default: %(default)s)",
     )
     parser.add_argument(
         "--remask",
         type=float,
         default=0.0,
         metavar="F",
-        help="fraction of the written tokens that each pass hides again, to be written anew (default: %(default)s)",
+        help="fraction of the written tokens that each pass masks again (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: %(default)s)"
     )
     add_device(parser)
     parser.add_argument("--watch", action="store_true", help="on a terminal, show the text as it is written")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a sample")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per sample")
     return parser
 
 
 def main(arguments: list[str]) -> None:
-    """Print what the model writes."""
+    """Print generated text."""
     given = vars(describe_arguments().parse_args(arguments))
     run, device, watched, as_json = (given.pop(name) for name in ("run", "device", "watch", "json"))
-    Request(**given)  # so that a mistake is answered without waiting for torch
+    Request(**given)  # checks the values before torch is imported
     from mlm_dist import load  # noqa: PLC0415
 
     model = load(run, device)
@@ -91,14 +89,14 @@ def main(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def screen() -> Iterator[Callable[[str], None]]:
-    """A place on the terminal for a text that changes, which is cleared in the end. Of a tall one the end is shown."""
-    from rich.console import Console  # noqa: PLC0415 (only those who watch wait for it)
+    """Show a changing text on the terminal, and clear it at the end. If it is too tall, its end is shown."""
+    from rich.console import Console  # noqa: PLC0415 (`rich` is slow to import)
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     console = Console()
     interrupts: list[int] = []
-    # Ctrl-C waits for the frame to be whole: one that is cut short could not be cleared.
+    # Ctrl-C waits for the end of a frame: an incomplete frame could not be cleared.
     before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:

@@ -1,4 +1,4 @@
-"""Pictures and a page about runs: `python -m mlm_dist.plot --run RUN_DIR`."""
+"""Plot runs and write a report: `python -m mlm_dist.plot --run RUN_DIR`."""
 
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """The command line."""
     parser = OneLineParser(
         prog="python -m mlm_dist.plot",
-        description="Draw the curves of a run, or of several laid over each other, as PNG and SVG. Of one run also "
-        "write report.html, a page that needs no other file, and draw what its model looks at and takes for alike.",
+        description="Plot the curves of one or several runs, as PNG and SVG. For a single run, also write a "
+        "self-contained report.html, and plot attention maps and nearest-neighbour tokens.",
         epilog='Example: python -m mlm_dist.plot --run runs/novels --attention "Call me [MASK]." --neighbours sea ship',
     )
     parser.add_argument(
@@ -30,21 +30,25 @@ def build_parser() -> ArgumentParser:
         help="folders of training runs",
     )
     parser.add_argument(
-        "--out", type=named_path, metavar="DIR", help="folder for the files (default, of one run: RUN_DIR/plots)"
+        "--out", type=named_path, metavar="DIR", help="folder for the files (default for a single run: RUN_DIR/plots)"
     )
-    parser.add_argument("--attention", metavar="TEXT", help="draw how much each head looks at which token of a text")
+    parser.add_argument("--attention", metavar="TEXT", help="plot the attention of each head for a text")
     parser.add_argument(
-        "--neighbours", nargs="+", default=[], metavar="WORD", help="draw the tokens whose embeddings are nearest"
+        "--neighbours", nargs="+", default=[], metavar="WORD", help="plot the tokens with the nearest embeddings"
     )
     parser.add_argument(
-        "--fill", nargs="+", default=[], metavar="TEXT", help="texts with [MASK] for the page (default: three of ours)"
+        "--fill",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help="texts with [MASK] for the report (default: three sentences)",
     )
     add_device(parser)
     return parser
 
 
 def main(arguments: list[str]) -> None:
-    """Draw what was asked for, and print the paths."""
+    """Write the requested plots and print their paths."""
     given = build_parser().parse_args(arguments)
     if len(given.run) > 1:
         for flag in ("attention", "neighbours", "fill"):
@@ -52,7 +56,7 @@ def main(arguments: list[str]) -> None:
                 raise UserError(f"--{flag} is for one run, and {len(given.run)} are given")
         if not given.out:
             raise UserError(f"{len(given.run)} runs are given: say with --out where to put their picture")
-    # Only now, so that --help and mistakes are answered without waiting for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.plots.attention import lay_out_attention, size_of_attention  # noqa: PLC0415
     from mlm_dist.plots.curves import SIZE, lay_out_curves  # noqa: PLC0415
     from mlm_dist.plots.neighbours import lay_out_neighbours, size_of_neighbours  # noqa: PLC0415
@@ -61,7 +65,9 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.run.history import read_histories  # noqa: PLC0415
 
     histories = read_histories(given.run)
-    answers = ask(given) if len(histories) == 1 else None  # before anything is written: it may have been asked wrongly
+    answers = (
+        ask(given) if len(histories) == 1 else None
+    )  # before anything is written, because it may raise a UserError
     out = given.out or given.run[0] / "plots"
     with writing_into(out):
         paths = draw(out / "curves", SIZE, lay_out_curves, histories)
@@ -75,7 +81,7 @@ def main(arguments: list[str]) -> None:
 
 
 def ask(given: Namespace) -> "Answers":
-    """Ask the run's model for what is to be drawn. The curves and the page do without it, if there is none yet."""
+    """Compute what to plot with the model of the run. Without a model yet, curves and report do without it."""
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.plots.answers import Answers, answer  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""Texts into a prepared corpus: `python -m mlm_dist.prepare PATH... --gutenberg N... --out DIR`."""
+"""Prepare a corpus from texts: `python -m mlm_dist.prepare PATH... --gutenberg N... --out DIR`."""
 
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
@@ -14,17 +14,17 @@ from mlm_dist.output import print_result
 
 
 def build_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """The command line."""
     parser = OneLineParser(
         prog="python -m mlm_dist.prepare",
-        description="Turn text files and books of Project Gutenberg into a corpus to train on.",
+        description="Encode text files and books of Project Gutenberg into a corpus to train on.",
         epilog="examples:\n"
         "  python -m mlm_dist.prepare my_novels/ --out corpora/novels\n"
         "  python -m mlm_dist.prepare --gutenberg 1342 2701 --out corpora/two",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "paths", nargs="*", type=named_path, metavar="PATH", help="text files, and folders with *.txt files"
+        "paths", nargs="*", type=named_path, metavar="PATH", help="text files, and folders of *.txt files"
     )
     parser.add_argument(
         "--gutenberg",
@@ -33,15 +33,15 @@ def build_parser() -> ArgumentParser:
         type=book_number,
         default=[],
         metavar="N",
-        help="books by their number at Project Gutenberg: fetched once, then taken from a cache",
+        help="books by their number at Project Gutenberg: downloaded once, then read from a cache",
     )
     parser.add_argument(
         "--mirror",
         type=mirror,
         default="https://www.gutenberg.org",
         metavar="URL",
-        help="fetch books from a mirror of Project Gutenberg that has cache/epub/N/pgN.txt; it asks programs that want "
-        "many to do so (default: %(default)s)",
+        help="download books from a mirror of Project Gutenberg with cache/epub/N/pgN.txt, as it asks programs to "
+        "do that want many (default: %(default)s)",
     )
     parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="folder to write the corpus into")
     parser.add_argument(
@@ -51,15 +51,15 @@ def build_parser() -> ArgumentParser:
         type=named_path,
         default=[],
         metavar="PATH",
-        help="documents to hold out whole",
+        help="documents of the validation split",
     )
     parser.add_argument(
         "--val_fraction",
         type=float,
         default=0.05,
         metavar="F",
-        help="without --val: fraction of the text to hold out: the ends of long documents, short ones whole (default: "
-        "%(default)s)",
+        help="without --val: fraction of the text in the validation split: the ends of long documents, and whole short "
+        "documents (default: %(default)s)",
     )
     parser.add_argument(
         "--tokenizer",
@@ -67,20 +67,22 @@ def build_parser() -> ArgumentParser:
         metavar="NAME",
         help="a tiktoken encoding, or `bpe` to train a byte-level BPE on the texts (default: %(default)s)",
     )
-    parser.add_argument("--vocab_size", type=int, metavar="N", help="for bpe: entries, special tokens included")
+    parser.add_argument(
+        "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"
+    )
     parser.add_argument("--encoding", default="utf-8", help="character encoding of the files (default: %(default)s)")
     return parser
 
 
 def mirror(text: str) -> str:
-    """Read the address of a mirror on the command line."""
+    """Parse the address of a mirror."""
     if not text.startswith(("https://", "http://")):
         raise ArgumentTypeError(f"'{text}' is no address, which begins with https:// or http://")
     return text
 
 
 def book_number(text: str) -> int:
-    """Read a book's number on the command line."""
+    """Parse the number of a book."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ArgumentTypeError(
             f"'{text}' is no number of a book: https://www.gutenberg.org/ebooks/1342 has number 1342"
@@ -89,7 +91,7 @@ def book_number(text: str) -> int:
 
 
 def main(arguments: list[str]) -> None:
-    """Prepare a corpus and say what it holds."""
+    """Prepare a corpus and print a summary."""
     given = build_parser().parse_args(arguments)
     if not 0 <= given.val_fraction < 1:
         raise UserError(f"--val_fraction is {given.val_fraction}: it must be at least 0 and below 1")
@@ -104,7 +106,7 @@ def main(arguments: list[str]) -> None:
     refuse_existing(given.out)
     documents = find_documents(given.paths, given.val) if given.paths or given.val else []
     if given.gutenberg:
-        from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (only those who fetch wait for requests)
+        from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (`requests` is slow to import)
 
         documents += fetch_books(given.gutenberg, given.mirror, f"mlm_dist/{__version__}")
     if not given.val:

@@ -28,7 +28,7 @@ def test_the_bound_of_a_generator_is_over_all_tokens(run_dir: Path) -> None:
     arguments = ("--run", run_dir, "--data", SAMPLE_TEXT, "--mask_prob", "[0, 1]")
     told = json.loads(verb("evaluate", *arguments, "--json").stdout)
     words = verb("evaluate", *arguments).stdout
-    assert f"{told['loss']:.4f} nats a token\n" in words
+    assert f"{told['loss']:.4f} nats per token\n" in words
     assert f"tokens          {told['tokens']:,}\n" in words
     assert "masked" not in words
 
@@ -80,7 +80,7 @@ def test_lines_in_json(run_dir: Path) -> None:
         (["--mask_prob", "15"], "error: --mask_prob is 15.0: it must be between 0 and 1"),
         (["--mask_prob", "[1, 0]"], "--mask_prob is [1.0, 0.0]: it must be [LOW, HIGH] with 0 <="),
         (["--mask_prob", "much"], "error: --mask_prob: 'much' is not a number, a course"),
-        (["--mask_prob", "{from: 0.3, to: 0.1}"], "a course over a run cannot be measured"),
+        (["--mask_prob", "{from: 0.3, to: 0.1}"], "a schedule over a run cannot be evaluated"),
         (["--mask_prob", "0.3", "--lines", "-"], "--mask_prob and --lines: give one of them"),
     ],
 )
