@@ -1,4 +1,4 @@
-"""Files that are plainly something other than plain text, which would be learned as if it were prose."""
+"""Refusing files that are plainly not plain text, and would be learned as if they were prose."""
 
 import codecs
 import csv
@@ -8,13 +8,13 @@ from typing import NoReturn
 
 from mlm_dist.errors import UserError
 
-HEAD_BYTES = 1 << 12  # by which a format is told
+HEAD_BYTES = 1 << 12  # that show the format
 
 DECOMPRESS = "decompress it first"
 EXTRACT = "extract its text into *.txt files"
 SAVE_AS_TEXT = "save it as plain text"
 
-# What a format is called, and what to do with a file of it.
+# The name of each format, and what to do with such a file.
 ADVICE = {
     "gzip": DECOMPRESS,
     "Zstandard": DECOMPRESS,
@@ -62,7 +62,7 @@ MAGIC = {
 
 ATTRIBUTE = r"""(?:\s+[\w:.-]+\s*=\s*(?:"[^"]*"|'[^']*'))"""
 
-# A novel may begin with a brace or an angle bracket; it does not begin with a JSON key or an HTML tag.
+# A novel may begin with a brace or an angle bracket, but not with a JSON key or an HTML tag.
 BEGINNINGS = {
     "JSON Lines": re.compile(r'\{ *"(?:[^"\\\n]|\\.)*" *:.*\}\s*\n\s*\{'),
     "JSON": re.compile(r'(?:\[\s*)?\{\s*"(?:[^"\\\n]|\\.)*"\s*:'),
@@ -79,18 +79,18 @@ BYTE_ORDER_MARKS = {
 
 
 def refuse_suffix(path: Path) -> None:
-    """Raise a UserError if a file's name says that it is not plain text."""
+    """Raise a UserError if the suffix of a file shows that it is not plain text."""
     if name := SUFFIXES.get(path.suffix.lower()):
         refuse(path, name, "; if it is plain text, rename it to *.txt")
 
 
 def refuse_content(path: Path, head: bytes, encoding: str) -> None:
-    """Raise a UserError if a file's first bytes say that it is not plain text, or not in that encoding.
+    """Raise a UserError if the first bytes of a file show that it is not plain text, or not in this encoding.
 
     Args:
         path: of the file.
         head: its first `HEAD_BYTES`.
-        encoding: in which it is to be read.
+        encoding: to read it in.
     """
     for mark, its_encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
@@ -109,11 +109,11 @@ def refuse_content(path: Path, head: bytes, encoding: str) -> None:
 
 
 def table_format(text: str, is_whole: bool) -> str | None:
-    """Whether a text begins as a table: every line has the same number of fields, which no prose has line after line.
+    """The table format of a text, if all its lines have the same number of fields, unlike prose; otherwise None.
 
     Args:
         text: the beginning of a file.
-        is_whole: whether that is the whole file, and its last line complete.
+        is_whole: whether it is the whole file, so that its last line is complete.
     """
     for name, delimiter, fewest_fields, fewest_rows in (("TSV", "\t", 2, 5), ("CSV", ",", 3, 10)):
         rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
@@ -125,5 +125,5 @@ def table_format(text: str, is_whole: bool) -> str | None:
 
 
 def refuse(path: Path, name: str, otherwise: str = "") -> NoReturn:
-    """Raise the UserError about a file of a format that is not read."""
+    """Raise a UserError about an unsupported format."""
     raise UserError(f"{path}: the format is {name}, and only plain text is read: {ADVICE[name]}{otherwise}")

@@ -1,4 +1,4 @@
-"""Which text is held out: the ends of long documents, short ones whole; and whether it is enough to measure on."""
+"""The validation split: the ends of long documents, and whole short documents; and whether it is large enough."""
 
 import dataclasses
 import hashlib
@@ -11,15 +11,15 @@ from mlm_dist.data.texts import Document, Split
 from mlm_dist.errors import UserError
 from mlm_dist.output import warn
 
-# In bytes. A shorter end is a few sentences that lack what they refer to: a model scores worse on such scraps than on
-# whole documents.
+# In bytes. A shorter end is a few sentences without their context, on which a model has a higher loss than on whole
+# documents.
 SHORTEST_END = 1024
 
-# In tokens, of which masking at the usual rate of 0.15 hides 75.
+# In tokens, of which a mask rate of 0.15 masks 75.
 FEWEST_TOKENS = 500
 
-# In nats. Of 40 novels, the ends differ by at most 0.22 and whole ones by at most 0.55 from the rest; source code,
-# another language and text in capitals differ by 2.2 and more.
+# In nats. The ends of 40 novels differ by at most 0.22 from the rest, and whole novels by at most 0.55. Source code,
+# another language and text in capitals differ by at least 2.2.
 LARGEST_DIFFERENCE = 1.0
 
 CHUNK_TOKENS = 256
@@ -27,16 +27,16 @@ SAMPLED_EVERY = 10
 
 
 def hold_out(documents: list[Document], fraction: float) -> list[Document]:
-    """Choose what is held out: a fraction of the bytes.
+    """Choose the validation split: a fraction of the bytes.
 
-    A document is held out in part, its end, if that end is at least `SHORTEST_END`. Shorter documents are held out
-    whole. A hash of their content draws them, so that the choice does not depend on names or order, and copies of a
-    document are never on both sides. Where whole documents come to less than half of what is wanted, as with one short
-    document, the ends of short documents are held out too.
+    The end of a document becomes validation text if it has at least `SHORTEST_END` bytes. Shorter documents are chosen
+    whole, by a hash of their content, so that the choice does not depend on names or order, and copies of a document
+    are always in the same split. If this gives less than half of the fraction, as with a single short document, the
+    ends of short documents are added.
 
     Args:
-        documents: of which nothing is held out yet.
-        fraction: of the bytes to hold out, from 0 to below 1.
+        documents: without validation text yet.
+        fraction: of the bytes, from 0 to below 1.
 
     Returns:
         The same documents in the same order.
@@ -64,7 +64,7 @@ def hold_out(documents: list[Document], fraction: float) -> list[Document]:
 
 
 def draw(documents: list[Document], fraction: float) -> list[Document]:
-    """Draw about a fraction of the documents' bytes by a hash of their content, copies together."""
+    """Choose documents with about a fraction of the bytes, by a hash of their content, keeping copies together."""
     if not fraction:
         return []
     copies: dict[bytes, list[Document]] = {}
@@ -82,7 +82,7 @@ def draw(documents: list[Document], fraction: float) -> list[Document]:
 
 
 def content_hash(document: Document) -> bytes:
-    """A hash of a document's bytes."""
+    """A hash of the bytes of a document."""
     try:
         with document.open() as file:
             return hashlib.blake2b(file.read()).digest()
@@ -91,7 +91,7 @@ def content_hash(document: Document) -> bytes:
 
 
 def describe_held_out(manifest: Manifest) -> str:
-    """What is held out, in words: `the ends of 40 documents`."""
+    """The validation split in words: `the ends of 40 documents`."""
     ends = sum(bool(count(document, "train") and count(document, "val")) for document in manifest.documents)
     whole = sum(not count(document, "train") for document in manifest.documents)
     if ends and whole:
@@ -100,21 +100,21 @@ def describe_held_out(manifest: Manifest) -> str:
 
 
 def count(document: dict[str, list[int]], split: str) -> int:
-    """The tokens of a document, as `corpus.json` describes it, in a split."""
+    """The number of tokens of a document (an entry of `corpus.json`) in a split."""
     start, end = document[split]
     return end - start
 
 
 def plural(number: int, kind: str = "") -> str:
-    """A number of documents, in words."""
+    """A number of documents in words."""
     return f"{number:,} {kind}document{'' if number == 1 else 's'}"
 
 
 class TokenCounts:
-    """How often each token occurs in what is held out, and in the rest, counted while a corpus is written.
+    """Token counts of both splits, taken while a corpus is written.
 
-    A tenth of the training tokens, in chunks spread over them, is counted apart: by how well the others predict it, one
-    can tell how well they should predict the held-out tokens.
+    A tenth of the training tokens, in evenly spread chunks, is counted separately as a sample. How well the others
+    predict the sample shows how well they should predict the validation tokens.
     """
 
     def __init__(self, vocab_size: int) -> None:
@@ -133,10 +133,10 @@ class TokenCounts:
         self.position += len(ids)
 
     def difference(self) -> float:
-        """How much worse token frequencies predict the held-out tokens than the sample, in nats a token.
+        """How much worse token frequencies predict the validation tokens than the sample, in nats per token.
 
         Returns:
-            The difference of the cross-entropies; 0 where there are too few tokens for a comparison.
+            The difference of the cross-entropies; 0 if there are too few tokens to compare.
         """
         if min(self.val.sum(), self.sample.sum()) < FEWEST_TOKENS:
             return 0.0
@@ -145,9 +145,9 @@ class TokenCounts:
         return val - sample
 
     def warn(self) -> None:
-        """Warn where figures on the held-out tokens say little: they are few, or unlike the tokens to train on."""
+        """Warn if the validation split is small, or unlike the training tokens."""
         held_out = self.val.sum()
-        if 0 < held_out < FEWEST_TOKENS and self.position > 20 * FEWEST_TOKENS:  # else all of the text is little
+        if 0 < held_out < FEWEST_TOKENS and self.position > 20 * FEWEST_TOKENS:  # otherwise the whole text is small
             warn(
                 f"only {held_out} tokens are held out, too few to measure a loss well: hold out more with "
                 f"val_fraction, or whole documents with `prepare --val`"

@@ -1,4 +1,4 @@
-"""Text files, found and read in pieces of bounded size that tokenize as the whole file would."""
+"""Finding text files, and reading them in pieces of bounded size whose tokens are those of the whole file."""
 
 import codecs
 import re
@@ -17,8 +17,8 @@ PIECE_BYTES = 1 << 18
 
 Split = Literal["train", "val"]
 
-# Every tiktoken pattern ends a token where a letter or digit is followed by white space or by a mark such as these
-# (an apostrophe may begin 's): cutting there changes no token. So it is with a single newline before a letter.
+# Every tiktoken pattern ends a token between a letter or digit and white space or one of these marks (an apostrophe is
+# not among them: it may begin 's), so a cut there does not change tokens. The same holds for a newline before a letter.
 SAFE_CUTS = [re.compile(r"(?<=[^\W_])(?=[\s.,;:!?)。、，．！？；：」])"), re.compile(r"(?<=\S\n)(?=[^\W_])")]
 
 
@@ -27,11 +27,11 @@ class Document:
     """A text file.
 
     Attributes:
-        name: what the corpus calls it: the path below the folder that was given, or the file's name.
-        path: where it is.
-        size: bytes.
-        val_start: byte from which on it is held out; 0 for a document that wholly is, `size` (by default) for one that
-            is not.
+        name: in the corpus: the path relative to the given folder, or the file name.
+        path: of the file.
+        size: in bytes.
+        val_start: the byte at which its validation text starts; 0 if the whole document is validation text, `size` (the
+            default) if none of it is.
     """
 
     name: str
@@ -49,22 +49,21 @@ class Document:
 
 
 class Piece(NamedTuple):
-    """A stretch of a document: its pieces, one after the other, are the document."""
+    """A part of a document. The pieces of a document, concatenated, are the document."""
 
     split: Split
     text: str
 
 
 def find_documents(paths: list[Path], val_paths: Sequence[Path] = ()) -> list[Document]:
-    """List the text files that paths name: files themselves, and `*.txt` anywhere below folders.
+    """List text files: the given files, and `*.txt` files anywhere below the given folders.
 
     Args:
         paths: files and folders.
-        val_paths: files and folders to hold out whole.
+        val_paths: files and folders of the validation split.
 
     Raises:
-        UserError: a path is missing, a file named outright is empty or of a format that is not read, or no text is
-            found.
+        UserError: a path does not exist, a given file is empty or of an unsupported format, or there is no text.
     """
     val_files = walk(val_paths)
     held_out = {file.resolve() for _, file in val_files}
@@ -85,7 +84,7 @@ def find_documents(paths: list[Path], val_paths: Sequence[Path] = ()) -> list[Do
 
 
 def walk(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Names and paths of the text files below `paths`, in a fixed order; a line tells which files are left out."""
+    """Names and paths of the text files below `paths`, in a fixed order, with a warning about ignored files."""
     found: list[tuple[str, Path]] = []
     for path in paths:
         try:
@@ -105,7 +104,7 @@ def walk(paths: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def warn_of_left_out(folder: Path, files: list[Path]) -> None:
-    """Say how many files of a folder are not read, by suffix; hidden ones are not counted."""
+    """Warn about the files of a folder that are ignored, counted by suffix, without hidden files."""
     parts = [file.relative_to(folder).parts for file in files]
     suffixes = Counter(file.suffix for file, names in zip(files, parts, strict=True) if not is_hidden(names))
     if suffixes:
@@ -118,21 +117,21 @@ def warn_of_left_out(folder: Path, files: list[Path]) -> None:
 
 
 def is_hidden(names: tuple[str, ...]) -> bool:
-    """Whether a file, given by the names on its path, is hidden or lies in a hidden folder."""
+    """Whether a file is hidden or in a hidden folder, given the names on its path."""
     return any(name.startswith(".") for name in names)
 
 
 def read_pieces(document: Document, encoding: str = "utf-8", piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
-    """Read a document as pieces of about `piece_bytes`, cut where no token is cut.
+    """Read a document in pieces of about `piece_bytes`, split between tokens.
 
-    Only in a text that offers no such place for a whole piece (a quarter megabyte without white space) is a token
-    cut. The held-out part begins at the first such place at or after `document.val_start`.
+    A token is split only if a whole piece (a quarter megabyte) has no white space. The validation text starts at the
+    first safe cut at or after `document.val_start`.
 
     Raises:
-        UserError: the file is not text in that encoding; names file and byte.
+        UserError: the file is not text in this encoding. The message names file and byte.
     """
     split: Split = "val" if document.val_start == 0 else "train"
-    kept = ""  # text that no piece has taken yet, without a safe cut but at its end
+    kept = ""  # text of no piece yet, without a safe cut except at its end
     for start, block in decode_blocks(document, encoding, piece_bytes):
         text = kept + block
         if split == "train" and start >= document.val_start and (cut := first_cut(text, len(kept))):
@@ -147,13 +146,13 @@ def read_pieces(document: Document, encoding: str = "utf-8", piece_bytes: int = 
 
 
 def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterator[tuple[int, str]]:
-    """Read and decode a file block by block, one block beginning at `document.val_start`.
+    """Read and decode a file in blocks, one of which starts at `document.val_start`.
 
     Yields:
-        The byte at which the block starts, and its text.
+        The first byte of each block, and its text.
     """
     try:
-        "".encode(encoding)  # refuses codecs such as rot13, which are none of text
+        "".encode(encoding)  # fails for codecs such as rot13, which are not text encodings
         decoder = codecs.getincrementaldecoder(encoding)()
     except (LookupError, UnicodeError) as error:
         raise UserError(f"there is no text encoding '{encoding}': utf-8, latin-1, cp1252, utf-16 are some") from error
@@ -168,7 +167,7 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
                 pending = len(decoder.getstate()[0])
                 try:
                     text = decoder.decode(block, final=not block)
-                    text.encode()  # fails on half a surrogate pair, which utf-7 lets pass
+                    text.encode()  # fails for half a surrogate pair, which utf-7 accepts
                 except UnicodeError as error:
                     place, reason = start - pending, str(error)
                     if isinstance(error, UnicodeDecodeError):
@@ -188,13 +187,13 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
 
 
 def first_cut(text: str, after: int) -> int:
-    """The first safe cut in a text at or after a position; 0 if there is none."""
+    """The first safe cut of a text at or after a position; 0 if there is none."""
     matches = (pattern.search(text, after) for pattern in SAFE_CUTS)
     return min((match.start() for match in matches if match), default=0)
 
 
 def last_cut(text: str) -> int:
-    """The last safe cut in a text; 0 if there is none."""
+    """The last safe cut of a text; 0 if there is none."""
     for window in (256, 4096, len(text)):
         begin = max(0, len(text) - window)
         for pattern in SAFE_CUTS:
