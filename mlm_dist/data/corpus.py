@@ -1,8 +1,8 @@
-"""A prepared corpus: token files that are memory-mapped, and the page that describes them.
+"""A prepared corpus: memory-mapped token files, and the manifest that describes them.
 
-corpus.json   format version, tokenizer, vocabulary, token counts, sha256 of each file, documents
-train.bin     token ids, little-endian, uint16 where the vocabulary allows, else uint32
-val.bin       the held-out part, likewise
+corpus.json   format version, tokenizer, vocabulary, token counts, SHA-256 of each file, documents
+train.bin     token ids, little-endian, uint16 if the vocabulary allows, else uint32
+val.bin       the validation split, in the same format
 tokenizer/    ranks.tiktoken, encoding.json
 """
 
@@ -26,8 +26,8 @@ from mlm_dist.files import LARGEST_JSON, open_regular, read_json
 from mlm_dist.output import warn
 
 FORMAT_VERSION = 2
-EARLIER_VERSIONS = (1,)  # which lack the tokenizer's digest
-LARGEST_NUMBER = 1 << 48  # of tokens, which no disk holds
+EARLIER_VERSIONS = (1,)  # without the digest of the tokenizer
+LARGEST_NUMBER = 1 << 48  # of tokens: more than any disk holds
 MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
 SCRAP_TOKENS = 64
@@ -40,12 +40,12 @@ Verify = Literal["once", "always", "never"]
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `corpus.json` says.
+    """The content of `corpus.json`.
 
     Attributes:
-        tokens: the number of tokens in each split.
-        sha256: of each split's file.
-        documents: for each, its `name` and, split by split, the half-open range of its tokens.
+        tokens: the number of tokens of each split.
+        sha256: of the file of each split.
+        documents: for each, its `name` and, for each split, the half-open range of its tokens.
         tokenizer_sha256: the fingerprint of the tokenizer; None in corpora of format version 1.
     """
 
@@ -61,11 +61,11 @@ class Manifest:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The type of a token id in the files."""
+        """The dtype of token ids in the files."""
         return token_dtype(self.vocab_size)
 
     def write(self, folder: Path) -> None:
-        """Write `corpus.json`. Names of files need not be UTF-8; the escapes for what is not are JSON's own."""
+        """Write `corpus.json`. File names that are not UTF-8 are escaped as JSON does."""
         content = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
         (folder / MANIFEST).write_text(content, encoding="utf-8", errors="backslashreplace")
 
@@ -74,7 +74,7 @@ class Manifest:
         """Read `corpus.json`.
 
         Raises:
-            UserError: it is missing, damaged, or of another format version.
+            UserError: it is missing or damaged, or has another format version.
         """
         path = folder / MANIFEST
         try:
@@ -98,7 +98,7 @@ class Manifest:
 
     @property
     def median_end(self) -> float:
-        """The median number of held-out tokens of the documents that are held out in part; infinity without any."""
+        """The median length in tokens of the ends of documents that are validation text; infinity if there are none."""
         ranges = [[document[split] for split in SPLITS] for document in self.documents]
         ends = [val[1] - val[0] for train, val in ranges if train[1] > train[0] and val[1] > val[0]]
         return statistics.median(ends) if ends else math.inf
@@ -112,10 +112,10 @@ def is_document(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus, open for reading.
+    """An open corpus.
 
     Attributes:
-        train, val: token ids, one memory map each.
+        train, val: token ids, one memory map per split.
     """
 
     folder: Path
@@ -126,15 +126,15 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path, verify: Verify = "once") -> "Corpus":
-        """Open a prepared corpus, checking each file's size and digest against `corpus.json`.
+        """Open a corpus and check the size and digest of each file.
 
         Args:
             folder: of the corpus.
-            verify: when digests are compared: once on each machine, as long as the files stay as they are; always; or
-                never, where another process of this machine does it.
+            verify: when to verify digests: once per machine, until a file changes; always; or never, because another
+                process of this machine does.
 
         Raises:
-            UserError: something is missing, damaged, or was changed after preparing.
+            UserError: a file is missing, damaged, or was changed after it was prepared.
         """
         manifest = Manifest.read(folder)
         tokenizer = Tokenizer.load(folder / TOKENIZER)

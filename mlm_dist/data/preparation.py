@@ -1,4 +1,4 @@
-"""Documents into a prepared corpus: read in pieces, encoded on all cores, put in place only when whole."""
+"""Preparing a corpus: documents are read in pieces and encoded on all cores; the corpus appears when it is complete."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from mlm_dist.files import cache_folder, new_folder
 
 UNDER_WAY_PER_CORE = 4
 BPE_TRAINING_BYTES = 256 << 20
-BPE_TRAINING_PIECE_BYTES = 1 << 14  # `tokenizers` gathers 256 pieces before it counts their words
+BPE_TRAINING_PIECE_BYTES = 1 << 14  # `tokenizers` collects 256 pieces before it counts their words
 SAMPLE_TEXT = Path(__file__).with_name("sample.txt")
 
 
@@ -32,18 +32,18 @@ def prepare_corpus(
 ) -> Manifest:
     """Encode documents into a corpus in the folder `out`, which must not exist yet.
 
-    It is built beside `out` under another name and renamed when it is whole. Memory holds a few pieces of
-    `PIECE_BYTES` for each core, whatever the sizes of the documents.
+    It is built beside `out` under another name and renamed when it is complete. Memory holds a few pieces of
+    `PIECE_BYTES` per core, whatever the sizes of the documents.
 
     Args:
-        documents: what to encode, in this order.
-        out: the corpus's folder.
-        tokenizer: a tiktoken encoding by name, or `bpe` to train one on the documents.
-        vocab_size: entries of a `bpe` vocabulary.
-        encoding: the documents' character encoding.
+        documents: to encode, in this order.
+        out: folder of the corpus.
+        tokenizer: the name of a tiktoken encoding, or `bpe` to train one on the documents.
+        vocab_size: of a `bpe` tokenizer.
+        encoding: character encoding of the documents.
 
     Raises:
-        UserError: `out` exists or cannot be written, the tokenizer cannot be had, a document is not readable text.
+        UserError: `out` exists or cannot be written, the tokenizer is not available, or a document cannot be decoded.
     """
     with new_folder(out) as folder:
         if tokenizer == "bpe":
@@ -60,7 +60,7 @@ def encode_corpus(documents: list[Document], folder: Path, tokenizer: Tokenizer,
     """Encode documents with a tokenizer into an empty folder.
 
     Raises:
-        UserError: a document is not readable text, or there is nothing to train on.
+        UserError: a document cannot be decoded, or there are no training tokens.
     """
     tokenizer.save(folder / TOKENIZER)
     writer = CorpusWriter(folder, tokenizer)
@@ -78,13 +78,13 @@ def encode_corpus(documents: list[Document], folder: Path, tokenizer: Tokenizer,
 
 
 def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
-    """The corpus that `data.path` names; where it names text, the text is prepared into the user's cache first.
+    """The corpus of `data.path`. If the path is text, it is first prepared into the user's cache.
 
-    Text that lies there already, of the same files unchanged, cut and encoded in the same way, is not prepared again.
+    Text is prepared once, unless its files or the settings change.
 
     Args:
-        config: where the text is and how to prepare it.
-        vocab_size: entries of the vocabulary where a `bpe` tokenizer is to be trained, which needs a number.
+        config: the path, and how to prepare text.
+        vocab_size: of a `bpe` tokenizer, which needs one.
 
     Raises:
         UserError: there is no such corpus or text, or the text cannot be prepared.
@@ -112,20 +112,20 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
             held_out = hold_out(documents, config.val_fraction)
             prepare_corpus(held_out, folder, config.tokenizer, vocab_size, config.encoding)
         except UserError:
-            if not (folder / MANIFEST).exists():  # else another run has just put the same there
+            if not (folder / MANIFEST).exists():  # otherwise another run has just prepared the same
                 raise
     return folder
 
 
 def read_all(documents: list[Document], encoding: str, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[int, Piece]]:
-    """The pieces of all documents, each with its document's number."""
+    """The pieces of all documents, each with the index of its document."""
     for number, document in enumerate(documents):
         for piece in read_pieces(document, encoding, piece_bytes):
             yield number, piece
 
 
 def bpe_training_texts(documents: list[Document], encoding: str) -> Iterator[str]:
-    """Texts to learn a vocabulary from: the training parts, thinned evenly to about `BPE_TRAINING_BYTES`."""
+    """Texts to train a BPE on: an even selection of about `BPE_TRAINING_BYTES` of the training split."""
     every = max(1, sum(document.size for document in documents) // BPE_TRAINING_BYTES)
     for count, (_, piece) in enumerate(read_all(documents, encoding, BPE_TRAINING_PIECE_BYTES)):
         if piece.split == "train" and count % every == 0:
@@ -135,9 +135,9 @@ def bpe_training_texts(documents: list[Document], encoding: str) -> Iterator[str
 def encode_in_order(
     pieces: Iterable[tuple[int, Piece]], tokenizer: Tokenizer
 ) -> Iterator[tuple[int, Piece, npt.NDArray[np.uint32]]]:
-    """Encode pieces on all cores and yield them in the order they came, a bounded number under way at a time.
+    """Encode pieces on all cores and yield them in order, with a bounded number in flight.
 
-    Threads do: tiktoken lets go of the interpreter lock while it encodes.
+    Threads suffice, because tiktoken releases the interpreter lock while it encodes.
     """
     workers = usable_cores()
 
@@ -158,12 +158,12 @@ def encode_in_order(
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class CorpusWriter:
-    """Appends token ids to `train.bin` and `val.bin`, closing every document with `<|endoftext|>`."""
+    """Appends token ids to `train.bin` and `val.bin`, with `<|endoftext|>` after every document."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -176,7 +176,7 @@ class CorpusWriter:
         self.number = -1  # of the last document
 
     def add(self, number: int, name: str, split: Split, ids: npt.NDArray[np.uint32]) -> None:
-        """Append the next token ids of a document; documents come one after the other, by their numbers."""
+        """Append the next token ids of a document. Documents come one after the other, with ascending numbers."""
         if number != self.number:
             self._end_document()
             self.number = number
@@ -184,7 +184,7 @@ class CorpusWriter:
         self._write(split, ids)
 
     def finish(self) -> Manifest:
-        """Close the files and describe them."""
+        """Close the files and return their manifest."""
         self._end_document()
         for file in self.files.values():
             file.flush()

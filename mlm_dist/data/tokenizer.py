@@ -1,7 +1,7 @@
-"""Text to token ids and back: a tiktoken encoding with a mask token added, kept in two files.
+"""The tokenizer: a tiktoken encoding with an additional mask token, stored in two files.
 
-Any tiktoken encoding will do, as will a byte-level BPE trained on the corpus itself; both are stored alike, the
-ranks in tiktoken's own file format, so that nothing after `prepare` needs the network.
+It is any tiktoken encoding, or a byte-level BPE that is trained on the corpus. Both are stored in the same way, with
+the ranks in tiktoken's file format, so that nothing after `prepare` needs the network.
 """
 
 import base64
@@ -27,11 +27,11 @@ END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
 SPECIAL_TOKENS = 2
 BYTES = 256
-LARGEST_GAP = 1 << 16  # how many ids of an encoding may have no token; tiktoken's have up to a thousand
+LARGEST_GAP = 1 << 16  # ids without a token that an encoding may have; tiktoken's encodings have up to a thousand
 SECONDS_BETWEEN_SIGNALS = 0.5
 
-# The pattern by which GPT-2 cuts text into words before merging (Radford et al. 2019, "Language Models are
-# Unsupervised Multitask Learners"); `tokenizers` trains with the same one built in.
+# The pattern with which GPT-2 splits text into words before it merges (Radford et al. 2019, "Language Models are
+# Unsupervised Multitask Learners"). `tokenizers` trains with the same pattern.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 RANKS_FILE = "ranks.tiktoken"
@@ -50,23 +50,23 @@ class Tokenizer:
 
     @classmethod
     def build(cls, name: str, pattern: str, ranks: dict[bytes, int], special_tokens: dict[str, int]) -> "Tokenizer":
-        """Make a tokenizer of its parts."""
+        """Build a tokenizer from its parts."""
         encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special_tokens)
         return cls(name, pattern, ranks, special_tokens, encoding)
 
     @classmethod
     def from_tiktoken(cls, name: str) -> "Tokenizer":
-        """Take one of tiktoken's encodings by name and add the mask token after its last id.
+        """Load a tiktoken encoding by name and add the mask token after its last id.
 
         Raises:
-            UserError: there is no encoding of that name, or its file is neither cached nor to be had.
+            UserError: there is no such encoding, or its file is not cached and cannot be downloaded.
         """
         if name not in tiktoken.list_encoding_names():
             names = ", ".join([*tiktoken.list_encoding_names(), "bpe"])
             raise UserError(f"there is no tokenizer '{name}': choose one of {names}")
         try:
             base = tiktoken.get_encoding(name)
-        except (OSError, ValueError) as error:  # requests' exceptions are OSErrors; ValueError: a broken file
+        except (OSError, ValueError) as error:  # the exceptions of requests are OSErrors; ValueError: a damaged file
             raise UserError(
                 f"the vocabulary of '{name}' could not be fetched ({type(error).__name__}): on a machine with a "
                 f"network run `TIKTOKEN_CACHE_DIR=DIR python -c \"import tiktoken; tiktoken.get_encoding('{name}')\"`, "
@@ -82,13 +82,13 @@ class Tokenizer:
 
         Args:
             texts: the pieces to learn from.
-            vocab_size: entries of the vocabulary, the two special tokens included. Fewer come out where the texts
-                are too short for as many: when every word in them is a token, no pair of tokens is left to merge.
+            vocab_size: vocabulary size, including the two special tokens. It becomes smaller if the texts are too
+                short: once every word is a token, there is no pair left to merge.
 
         Raises:
-            UserError: the vocabulary could not even hold the single bytes.
+            UserError: the vocabulary size is too small for the single bytes.
         """
-        from tokenizers import Tokenizer as Trained  # noqa: PLC0415 (only those who train a vocabulary wait for it)
+        from tokenizers import Tokenizer as Trained  # noqa: PLC0415 (slow to import)
         from tokenizers import models, pre_tokenizers, trainers  # noqa: PLC0415
 
         if vocab_size < BYTES + SPECIAL_TOKENS:
@@ -111,7 +111,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Read the files that `save` wrote.
+        """Read a tokenizer from a folder.
 
         Raises:
             UserError: a file is missing or damaged.
@@ -133,7 +133,7 @@ class Tokenizer:
             raise UserError(f"{folder}: the tokenizer stored there is damaged ({error}); prepare anew") from error
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer into a folder: the ranks as tiktoken writes them, the rest as JSON."""
+        """Write the tokenizer to a folder: the ranks in tiktoken's format, the rest as JSON."""
         folder.mkdir(parents=True, exist_ok=True)
         content = self._ranks_content()
         with replacing(folder / RANKS_FILE) as file:
@@ -149,7 +149,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides the token ids of a text. Two tokenizers with the same one are the same."""
+        """SHA-256 of everything that determines the token ids of a text."""
         rest = json.dumps([self.pattern, sorted(self.special_tokens.items())])
         return hashlib.sha256(self._ranks_content() + rest.encode()).hexdigest()
 
@@ -159,7 +159,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the vocabulary: the highest id plus one."""
+        """The vocabulary size: the largest id plus one."""
         return self.encoding.n_vocab
 
     @property
@@ -169,7 +169,7 @@ class Tokenizer:
 
     @cached_property
     def ids_without_text(self) -> list[int]:
-        """The ids of special tokens, and those that no token has: some encodings have gaps."""
+        """The ids of special tokens, and ids without a token: some encodings have gaps."""
         return sorted(set(range(self.vocab_size)) - set(self.ranks.values()))
 
     @property
@@ -178,19 +178,19 @@ class Tokenizer:
         return self.special_tokens[MASK]
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Token ids of a text. What looks like a special token in it is read as plain text.
+        """Token ids of a text. The names of special tokens in it are plain text.
 
         Raises:
-            UserError: the text holds a lone surrogate.
+            UserError: the text contains a lone surrogate.
         """
         check_characters(text)
         return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_words(self, text: str) -> list[list[int]]:
-        """Token ids of a text, word by word as the encoding's pattern cuts it; in a row they are those of `encode`.
+        """Token ids of a text, for each word of the encoding's pattern; concatenated, they are those of `encode`.
 
-        tiktoken and `regex` may know different versions of Unicode and then disagree about new letters. Where a word of
-        `regex` ends within a token, it is joined with the next one.
+        tiktoken and `regex` may have different versions of Unicode and disagree about new letters. If a word of `regex`
+        ends inside a token, it is joined with the next word.
         """
         ids = self.encode(text).tolist()
         words = (word.group() for word in regex.finditer(self.pattern, text))
@@ -200,23 +200,23 @@ class Tokenizer:
         return [ids[start:stop] for start, stop in pairwise(sorted(cuts))]
 
     def encode_with_masks(self, text: str) -> list[int]:
-        """Token ids of a text in which `[MASK]` stands for the mask token.
+        """Token ids of a text in which `[MASK]` is the mask token.
 
-        A space before `[MASK]` belongs to the hidden token, as the space before a word does in byte-level BPEs.
+        A space before `[MASK]` belongs to the masked token, as the space before a word does in byte-level BPEs.
 
         Raises:
-            UserError: the text holds a lone surrogate.
+            UserError: the text contains a lone surrogate.
         """
         check_characters(text)
         return self.encoding.encode(text.replace(" " + MASK, MASK), allowed_special={MASK}, disallowed_special=())
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; bytes that are no whole character become U+FFFD."""
+        """The text of token ids. Bytes of incomplete characters become U+FFFD."""
         return self.encoding.decode(list(ids))
 
 
 def check_characters(text: str) -> None:
-    """Raise a UserError if a text holds a lone surrogate, which no encoding of Unicode can express."""
+    """Raise a UserError if a text contains a lone surrogate, which no Unicode encoding can express."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -227,7 +227,7 @@ def check_characters(text: str) -> None:
 
 
 def check_vocabulary(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> None:
-    """Raise ValueError where tiktoken would panic, or memory would be taken for ids that no token has."""
+    """Raise ValueError if tiktoken would panic, or would allocate memory for many ids without a token."""
     ids = [*ranks.values(), *special_tokens.values()]
     if not {END_OF_TEXT, MASK} <= special_tokens.keys():
         raise ValueError(f"{END_OF_TEXT} or {MASK} is missing")
@@ -240,7 +240,7 @@ def check_vocabulary(ranks: dict[bytes, int], special_tokens: dict[str, int]) ->
 
 
 def run_interruptibly(work: Callable[[], None]) -> None:
-    """Run something that does not listen to Ctrl-C, such as the training of a vocabulary, so that Ctrl-C ends it."""
+    """Run something that ignores Ctrl-C, such as the training of a BPE, in a thread, so that Ctrl-C ends it."""
     outcome: Future[None] = Future()
 
     def run() -> None:
@@ -251,16 +251,16 @@ def run_interruptibly(work: Callable[[], None]) -> None:
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    # Not in one wait without end: a signal that comes just before Python begins to wait is handled only after it.
+    # Not in a single wait without timeout: a signal just before Python starts to wait is handled only after the wait.
     while not wait([outcome], timeout=SECONDS_BETWEEN_SIGNALS).done:
         pass
     outcome.result()
 
 
 def byte_characters() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in a byte-level BPE of `tokenizers`.
+    """The printable character of each of the 256 bytes in a byte-level BPE of `tokenizers`.
 
-    Printable Latin-1 bytes stand for themselves; the others, in order, for the characters from U+0100 on.
+    Printable Latin-1 bytes are their own characters. The others are, in order, the characters from U+0100 on.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(BYTES, 2 * BYTES))

@@ -1,4 +1,4 @@
-"""Token files held against `corpus.json`: hashed once on each machine, then known by size, times and inode."""
+"""Verifying token files: they are hashed once per machine, and then recognized by size, times and inode."""
 
 import hashlib
 import json
@@ -20,20 +20,20 @@ BYTES_WORTH_A_PROGRESS_BAR = 1 << 31
 def verify_tokens(
     path: Path, tokens: npt.NDArray[np.unsignedinteger[Any]], sha256: str, vocab_size: int, always: bool = False
 ) -> None:
-    """Check that a token file is the one that was prepared.
+    """Verify a token file.
 
-    Hashing a file costs less than a second a gigabyte. Where this machine has verified the file before, and neither its
-    size nor its inode nor its times have changed since, the earlier result counts.
+    Hashing takes less than a second per gigabyte. If this machine has verified the file before, and its size, inode and
+    times have not changed since, it is not hashed again.
 
     Args:
         path: of the file.
         tokens: its content, (tokens,).
-        sha256: what its digest must be.
-        vocab_size: what every id must be below.
+        sha256: the expected digest.
+        vocab_size: upper bound of the ids.
         always: hash the file even if this machine has verified it before.
 
     Raises:
-        UserError: the content is another than was prepared, or holds an id beyond the vocabulary.
+        UserError: the file has changed, or contains an id beyond the vocabulary.
     """
     note = verification_note(path)
     status = path.stat()
@@ -41,7 +41,7 @@ def verify_tokens(
         "path": str(path.resolve()),
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
-        "ctime_ns": status.st_ctime_ns,  # which a program that sets the mtime back cannot set
+        "ctime_ns": status.st_ctime_ns,  # which a program that resets the mtime cannot set
         "inode": status.st_ino,
         "sha256": sha256,
         "vocab_size": vocab_size,
@@ -62,7 +62,7 @@ def verify_tokens(
 
 
 def scan(tokens: npt.NDArray[np.unsignedinteger[Any]], name: str) -> tuple[str, int]:
-    """The SHA-256 of tokens (N,) and the highest id, -1 if there are none, in one pass."""
+    """The SHA-256 of tokens (N,) and the largest id (-1 without tokens), in one pass."""
     digest, highest = hashlib.sha256(), -1
     hidden = tokens.nbytes < BYTES_WORTH_A_PROGRESS_BAR or None  # None: hidden unless stderr is a terminal
     with tqdm(
@@ -77,7 +77,7 @@ def scan(tokens: npt.NDArray[np.unsignedinteger[Any]], name: str) -> tuple[str, 
 
 
 def verification_note(path: Path) -> Path | None:
-    """Where this machine notes that a file was verified; None if this user has no place for caches."""
+    """The file that records a verification on this machine; None if the user has no cache folder."""
     try:
         folder = cache_folder() / "verified"
     except UserError:
@@ -86,14 +86,14 @@ def verification_note(path: Path) -> Path | None:
 
 
 def read_note(note: Path | None) -> Any:
-    """What was noted; None if nothing that can be read."""
+    """The recorded verification; None if there is none."""
     with suppress(OSError, ValueError):
         return read_json(note) if note else None
     return None
 
 
 def write_note(note: Path | None, verified: dict[str, Any]) -> None:
-    """Note that a file was verified. Where the note cannot be written, the file is hashed again the next time."""
+    """Record a verification. If this fails, the file is hashed again the next time."""
     with suppress(OSError):
         if note:
             note.parent.mkdir(parents=True, exist_ok=True)
