@@ -75,9 +75,8 @@ if ! scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'; then
     stopped=$(cat "$run_dir/STOPPED" 2>/dev/null || true)
     if [ -z "$warned" ] && [ -n "$stopped" ] && [[ $stopped != SIG* ]]; then exit "$code"; fi
     # Or be warned, or have lost a node, or have failed. If it has saved something, it comes further the next time; if
-    # not, it would end like this each time; except if SIGTERM ended torchrun before it listens to signals: Slurm may do
-    # that to a new start of the job as it clears away the start before, which has lost a node.
-    if [ "$(newest)" = "$newest_before" ] && [ "$code" -ne 143 ]; then
+    # not, it would end like this each time.
+    if [ "$(newest)" = "$newest_before" ]; then
         echo "job $SLURM_JOB_ID has made no progress since it started and does not go back into the queue" >&2
         exit 1
     fi

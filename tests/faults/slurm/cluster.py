@@ -237,9 +237,16 @@ class Cluster:
         """Start a node again and wait until it can take jobs."""
         # One that was back before anybody had noticed would never tell which of its steps are gone.
         self._until(f"{node} is missed", lambda: self.node(node)["State"].startswith("DOWN"))
+        # Slurm tries for 12 s more to end what ran on it, and no machine is back so soon. What it would end by then
+        # is the next start of the job.
+        self._until(f"nothing is sent to {node}", lambda: self._agents() == 0)
         self._start(node, "-D", "-N", node)
         usable = re.compile(r"(IDLE|MIXED|ALLOCATED)(\+COMPLETING)?")
         self._until(f"{node} is back", lambda: usable.fullmatch(self.node(node)["State"]) is not None)
+
+    def _agents(self) -> int:
+        """How many of slurmctld's threads are sending something to nodes."""
+        return int(re.findall(r"^Agent count:\s*(\d+)$", self.run("sdiag"), re.MULTILINE)[0])
 
     def _start(self, name: str, *arguments: str) -> None:
         program = "slurmd" if name in self.nodes else name
