@@ -85,7 +85,7 @@ def exit_with(message: str, exit_code: int = 2) -> NoReturn:
 
 
 class OneLineParser(ArgumentParser):
-    """An argument parser whose complaint is one line; it takes no argument that is not text and no flag cut short."""
+    """An argument parser with one-line errors, without abbreviated flags and arguments that are not UTF-8."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
@@ -100,7 +100,7 @@ class OneLineParser(ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Raise the complaint instead of printing the usage; of a flag that there is not, with the nearest that is."""
+        """Raise a UserError instead of printing the usage; for an unknown flag, with the nearest known flag."""
         unknown = re.search(r"unrecognized arguments: (--\w+)", message)
         if not unknown:
             raise UserError(message)
@@ -110,15 +110,15 @@ class OneLineParser(ArgumentParser):
 
 
 def run_parser(verb: str, description: str, example: str) -> OneLineParser:
-    """Begin the command line of a verb that asks a run: it has `--run` already.
+    """The parser of a verb that takes a run, with `--run`.
 
-    And `--run_dir`, the same: torchrun on Python 3.11 refuses `--run` behind `-m mlm_dist.<verb>`, as it takes that for
-    the beginning of a flag of its own.
+    `--run_dir` is the same: torchrun on Python 3.11 refuses `--run` after `-m mlm_dist.<verb>`, because it takes it for
+    an abbreviation of a flag of its own.
 
     Args:
         verb: its name.
         description: what it does.
-        example: what follows its name on the command line.
+        example: arguments, for --help.
     """
     parser = OneLineParser(
         prog=f"python -m mlm_dist.{verb}",
@@ -132,7 +132,7 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
 
 
 def add_device(parser: ArgumentParser) -> None:
-    """Let a verb that computes be told where."""
+    """Add `--device`."""
     parser.add_argument(
         "--device",
         choices=["auto", "cpu", "cuda"],
@@ -142,17 +142,17 @@ def add_device(parser: ArgumentParser) -> None:
 
 
 def named_path(text: str) -> Path:
-    """Read a path on the command line; an empty one, which a shell makes of a variable that is not set, is none."""
+    """Parse a path. An empty path, from an unset shell variable, is an error."""
     if not text:
         raise argparse.ArgumentTypeError("it is empty")
     return Path(text)
 
 
 def read_stream(path: Path) -> bytes:
-    """What a regular file holds, or what comes out of a FIFO or a terminal until it ends.
+    """The content of a regular file, a FIFO or a terminal.
 
     Raises:
-        OSError: it cannot be read, or is something else: other devices never end.
+        OSError: it cannot be read, or is something else: other devices may never end.
     """
     if path.is_fifo():
         return path.read_bytes()
@@ -166,7 +166,7 @@ def read_stream(path: Path) -> bytes:
 def read_lines(file: str) -> list[str]:
     """The lines of a UTF-8 file, or of standard input for `-`.
 
-    It may be a FIFO or a terminal as well, such as `/dev/stdin` or what a shell puts for `<(command)`.
+    It may be a FIFO or a terminal, such as `/dev/stdin` or the `<(command)` of a shell.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8.

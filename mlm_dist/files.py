@@ -1,4 +1,4 @@
-"""Files that are read, if they are files, and files and folders that appear when they are whole."""
+"""Reading regular files only, and writing files and folders atomically."""
 
 import errno
 import json
@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from mlm_dist.errors import UserError
 
-LARGEST_NOTE = 1 << 22  # bytes of a JSON file with a few figures in it
+LARGEST_NOTE = 1 << 22  # bytes of a JSON file with a few values
 LARGEST_JSON = 1 << 30
 
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 
 
 def format_size(size: int) -> str:
-    """A number of bytes in the unit that suits it: `512 bytes`, `1.5 kB`, `190.0 MB`, `2.4 GB`."""
+    """A number of bytes in a suitable unit: `512 bytes`, `1.5 kB`, `190.0 MB`, `2.4 GB`."""
     if size < 1000:
         return f"{size} bytes"
     unit, divisor = next((u, d) for u, d in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= d)
@@ -43,12 +43,12 @@ def format_size(size: int) -> str:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file for reading; nothing else, since reading from a FIFO or a device may wait for ever or never end.
+    """Open a regular file for reading. Reading from a FIFO or a device could block, or never end.
 
     Raises:
-        OSError: it cannot be opened, or is no regular file. `strerror` says so in words, and `filename` is the path.
+        OSError: it cannot be opened, or is not a regular file. `strerror` is the reason in words, `filename` the path.
     """
-    refuse_irregular(path, path.stat())  # before it is opened, which is enough to have some devices do something
+    refuse_irregular(path, path.stat())  # before it is opened, because opening alone makes some devices act
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         refuse_irregular(path, os.fstat(handle))
@@ -59,7 +59,7 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def refuse_irregular(path: Path, status: os.stat_result) -> None:
-    """Raise an OSError that names the path and its kind, unless its status is that of a regular file."""
+    """Raise an OSError that names the path and its kind, unless it is a regular file."""
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
@@ -71,7 +71,7 @@ def read_bytes(path: Path, largest: int | None = None) -> bytes:
     """The content of a regular file.
 
     Raises:
-        OSError: as `open_regular`, or it has more than `largest` bytes.
+        OSError: as for `open_regular`, or it has more than `largest` bytes.
     """
     with open_regular(path) as file:
         content = file.read() if largest is None else file.read(largest + 1)
@@ -85,32 +85,32 @@ def read_text(path: Path, errors: str = "strict", largest: int | None = None) ->
 
     Raises:
         OSError: as `read_bytes`.
-        UnicodeDecodeError: it is not UTF-8, and `errors` does not allow for that.
+        UnicodeDecodeError: it is not UTF-8, and `errors` is `strict`.
     """
     return read_bytes(path, largest).decode(errors=errors)
 
 
 def read_json(path: Path, largest: int = LARGEST_NOTE) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         OSError: as `read_bytes`.
-        ValueError: it is not UTF-8 or not JSON, as `parse_json` says.
+        ValueError: it is not UTF-8, or not JSON as for `parse_json`.
     """
     return parse_json(read_text(path, largest=largest))
 
 
 def parse_json(text: str) -> Any:
-    """What a JSON text holds.
+    """The value of a JSON text.
 
     Raises:
-        ValueError: it is not JSON, is nested too deeply to be read, or holds a number of thousands of digits.
+        ValueError: it is not JSON, is nested too deeply, or has a number with thousands of digits.
     """
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         raise
-    except ValueError as error:  # of Python, which goes on about its interpreter's settings
+    except ValueError as error:  # Python's own message is about settings of the interpreter
         raise ValueError("a number in it has too many digits") from error
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -118,10 +118,10 @@ def parse_json(text: str) -> Any:
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
-    """Open a file that takes `path`'s place, whole and on disk, when the block ends well; if not, nothing changes.
+    """Open a temporary file that replaces `path`, flushed to disk, when the block succeeds; otherwise nothing changes.
 
-    Its name until then is always the same, so that what a kill leaves behind is overwritten the next time; but not if
-    other processes, with which `path` is shared, may be writing it too.
+    Its temporary name is always the same, so that the remains of a killed process are overwritten the next time, unless
+    `path` is shared with other processes that may write it at the same time.
     """
     partial = path.with_name(f".{path.name}.partial{f'-{secrets.token_hex(4)}' if shared else ''}")
     try:
@@ -135,14 +135,14 @@ def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise a UserError if there is something already where a new folder is to go."""
+    """Raise a UserError if the path of a new folder exists."""
     if out.exists():
         raise UserError(f"{out} exists already: delete it or name another folder")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Give a folder beside `out` that becomes `out` if all goes well, and otherwise vanishes."""
+    """A folder beside `out` that is renamed to `out` when the block succeeds, and otherwise deleted."""
     partial = out.absolute().with_name(f".{out.absolute().name}.partial-{secrets.token_hex(4)}")
     try:
         refuse_existing(out)

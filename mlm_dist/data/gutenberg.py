@@ -1,4 +1,4 @@
-"""Books of Project Gutenberg: fetched politely, kept in the user's cache, read without the licence around them.
+"""Books of Project Gutenberg: downloaded politely, cached, and read without the licence around them.
 
 Project Gutenberg asks programs to go slowly and to use mirrors:
 https://www.gutenberg.org/policy/robot_access.html
@@ -23,15 +23,15 @@ from mlm_dist.files import cache_folder, read_bytes, replacing
 from mlm_dist.output import print_error
 
 # In seconds.
-PAUSE = 2.0  # between two books
-TIMEOUT = 20.0  # for a connection, and for the next bytes to come
-BACKOFF = 1.0  # before the second time that a request is repeated; it doubles from one time to the next
-LONGEST_WAIT = 120.0  # that a server may ask for
+PAUSE = 2.0  # between two downloads
+TIMEOUT = 20.0  # for a connection, and for the next bytes
+BACKOFF = 1.0  # before the second retry; it doubles with each retry
+LONGEST_WAIT = 120.0  # that a server may request
 
 RETRIES = 4
 PASSING_TROUBLES = [429, 500, 502, 503, 504]
 
-# The title in a marker may go on over the next line. In older texts a line that names the book stands before the END.
+# The title in a marker may continue on the next line. In older texts, a line with the title precedes the END marker.
 START = re.compile(r"^\*\*\* *START OF TH(?:E|IS) PROJECT GUTENBERG(?:.|\n(?!\n))*?\*\*\*[ \t]*$", re.M | re.I)
 END = re.compile(
     r"^(?:End of (?:the |this )?Project Gutenberg.*\n(?:.+\n)*?\s*)?\*\*\* *END OF TH(?:E|IS) PROJECT GUTENBERG",
@@ -49,7 +49,7 @@ WHY_NOTHING_CAME: list[tuple[type[Exception], str]] = [
 
 
 class Contents(NamedTuple):
-    """What a file of Project Gutenberg holds: the title, empty where the header names none, and the text."""
+    """Title and text of a file of Project Gutenberg. The title is empty if the header has none."""
 
     title: str
     text: str
@@ -57,25 +57,25 @@ class Contents(NamedTuple):
 
 @dataclass(frozen=True)
 class Book(Document):
-    """A file of Project Gutenberg, of which the text alone is the document."""
+    """A file of Project Gutenberg. Only its text, without the licence, is the document."""
 
     def open(self) -> BinaryIO:
-        """Open the text, as UTF-8."""
+        """Open the text as UTF-8."""
         return io.BytesIO(read_book(self.path).text.encode())
 
 
 def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[Document]:
-    """The books of these numbers, one document each, from the cache or else from the network, one after the other.
+    """The books with these numbers, one document each, from the cache or, one after the other, from the network.
 
-    The cache is the folder `gutenberg` in `cache_folder()`, where each book lies as it came.
+    The cache is the folder `gutenberg` in `cache_folder()`. It has the files as they were downloaded.
 
     Args:
-        numbers: as in https://www.gutenberg.org/ebooks/NUMBER. One that is given twice counts once.
-        mirror: base address of Project Gutenberg or a mirror of it, below which there is cache/epub/N/pgN.txt.
-        user_agent: what to call oneself.
+        numbers: as in https://www.gutenberg.org/ebooks/NUMBER. Duplicates count once.
+        mirror: base URL of Project Gutenberg or of a mirror, with cache/epub/N/pgN.txt below it.
+        user_agent: of the requests.
 
     Raises:
-        UserError: a book is not to be had, or is no plain text with Project Gutenberg's markers. Those before it stay
+        UserError: a book is not available, or is not plain text with Project Gutenberg's markers. Books before it stay
             in the cache.
     """
     paths = {number: cache_folder() / "gutenberg" / f"pg{number}.txt" for number in numbers}
@@ -90,7 +90,7 @@ def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[Docume
 
 
 def polite_session(user_agent: str) -> requests.Session:
-    """A session that says who is asking, and asks again when that may help, waiting longer each time."""
+    """A session with a user agent that retries failed requests with exponential backoff."""
     patience = Patience(
         RETRIES,
         backoff_factor=BACKOFF,
@@ -106,13 +106,13 @@ def polite_session(user_agent: str) -> requests.Session:
 
 
 class Patience(Retry):
-    """Waits before a request is repeated as long as the server asks, up to `LONGEST_WAIT`."""
+    """Waits before a retry as long as the server requests, up to `LONGEST_WAIT`."""
 
     def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
-        """Wait as the server asks; whether it did.
+        """Wait as long as the server requests; return whether it requested a wait.
 
         Raises:
-            requests.exceptions.RetryError: it asks for longer than `LONGEST_WAIT`.
+            requests.exceptions.RetryError: it requests longer than `LONGEST_WAIT`.
         """
         seconds = self.get_retry_after(response) or 0
         if seconds > LONGEST_WAIT:
@@ -121,10 +121,10 @@ class Patience(Retry):
 
 
 def fetch_book(session: requests.Session, mirror: str, number: int, path: Path) -> str:
-    """Fetch a book into the file `path`, which appears when it is whole, and return its title.
+    """Download a book to `path`, atomically, and return its title.
 
     Raises:
-        UserError: it is not to be had, is no text of Project Gutenberg, or cannot be written.
+        UserError: it is not available, is not a text of Project Gutenberg, or cannot be written.
     """
     address = f"{mirror.rstrip('/')}/cache/epub/{number}/pg{number}.txt"
     book = f"Project Gutenberg's number {number}: {address}"
@@ -147,7 +147,7 @@ def fetch_book(session: requests.Session, mirror: str, number: int, path: Path) 
 
 
 def download(session: requests.Session, address: str) -> requests.Response:
-    """Get an answer with its whole body. The session sees to it that one begins, this that it does not break off."""
+    """Get a response with its complete body. The session retries requests, and this retries interrupted bodies."""
     for attempt in range(RETRIES):
         try:
             return session.get(address, timeout=TIMEOUT)
@@ -157,16 +157,16 @@ def download(session: requests.Session, address: str) -> requests.Response:
 
 
 def in_plain_words(error: requests.RequestException) -> str:
-    """Why no good answer came."""
+    """Why a request failed."""
     if isinstance(error, requests.HTTPError):
         return f"{error.response.status_code} {error.response.reason}"
     cause = error.args[0] if error.args else error
-    cause = getattr(cause, "reason", cause)  # after the last repetition, of what went wrong there
+    cause = getattr(cause, "reason", cause)  # after the last retry: the reason of its failure
     return next((words for kind, words in WHY_NOTHING_CAME if isinstance(cause, kind)), str(cause))
 
 
 def keep(content: bytes, path: Path) -> None:
-    """Write a file that appears when it is whole.
+    """Write a file atomically.
 
     Raises:
         UserError: it cannot be written.
@@ -180,16 +180,16 @@ def keep(content: bytes, path: Path) -> None:
 
 
 def describe(path: Path) -> Book:
-    """A book in the cache as a document, named by its title."""
+    """A cached book as a document, named by its title."""
     title, text = read_book(path)
     return Book(title or path.stem, path, len(text.encode()))
 
 
 def read_book(path: Path) -> Contents:
-    """Read a book in the cache.
+    """Read a cached book.
 
     Raises:
-        UserError: it cannot be read, or was damaged there.
+        UserError: it cannot be read, or is damaged.
     """
     try:
         return cut_out(read_bytes(path))
@@ -200,10 +200,10 @@ def read_book(path: Path) -> Contents:
 
 
 def cut_out(content: bytes) -> Contents:
-    """Take title and text out of a file of Project Gutenberg; header, footer, byte order mark and CRs are left behind.
+    """Extract title and text of a file of Project Gutenberg, without header, footer, byte order mark and CRs.
 
     Raises:
-        ValueError: it is no such text; its message goes on after the file's name.
+        ValueError: it is not such a text. The message continues after the file's name.
     """
     try:
         whole = content.decode("utf-8-sig").replace("\r\n", "\n")
