@@ -1,6 +1,6 @@
-"""What other trainers call our config keys, so that a name from there is answered with ours.
+"""The names of config keys in other trainers, so that an error about such a name can suggest the key to use here.
 
-From transformers' `TrainingArguments` and `run_mlm.py`, nanoGPT, Megatron-LM, fairseq and Composer.
+The names are from transformers' `TrainingArguments` and `run_mlm.py`, nanoGPT, Megatron-LM, fairseq and Composer.
 """
 
 SAME = {
@@ -68,7 +68,7 @@ SAME = {
     "checkpoint.interval": ["save_steps", "save_interval", "checkpointing_steps", "save_every", "checkpoint_interval"],
     "checkpoint.keep": ["save_total_limit", "save_num_checkpoints_to_keep", "keep_last_epochs", "save_top_k"],
 }
-"""Our keys, each with the names that it has elsewhere."""
+"""The names in other trainers, for each key."""
 
 RESUMES = "the same command continues the run in run_dir"
 LENGTH = "the length of a run is train.max_iters, in steps"
@@ -83,16 +83,16 @@ NONE = {
     "init_from": RESUMES,
     "load": RESUMES,
 }
-"""Names of what is done without a key here, each with how."""
+"""Names in other trainers without a key here, each with a hint about what to do instead."""
 
 OURS = {name: key for key, names in SAME.items() for name in names}
 
 
 def explain(name: str) -> str | None:
-    """What to use in the place of another trainer's name; None if it is not known.
+    """A hint about what to use instead of a name from another trainer; None if the name is not known.
 
     Args:
-        name: of a key, without a section; hyphens count as underscores.
+        name: the name of a key, without its section. Hyphens count as underscores, and case does not matter.
     """
     plain = name.lower().replace("-", "_")
     return f"did you mean {OURS[plain]}?" if plain in OURS else NONE.get(plain)

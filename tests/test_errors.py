@@ -372,7 +372,7 @@ def test_a_place_that_stores_no_files_is_no_question_of_room(place, train):
 def test_a_port_that_is_taken(train, taken_port, new_run):
     rank_0 = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken_port)}
-    assert_refused(train(environment=rank_0 | place), f"127.0.0.1:{taken_port}", "port is taken")
+    assert_refused(train(environment=rank_0 | place), f"127.0.0.1:{taken_port}", "port is in use")
     assert not new_run.exists()
 
 

@@ -43,9 +43,9 @@ class Manifest:
     """The content of `corpus.json`.
 
     Attributes:
-        tokens: the number of tokens of each split.
-        sha256: of the file of each split.
-        documents: for each, its `name` and, for each split, the half-open range of its tokens.
+        tokens: the number of tokens in each split.
+        sha256: the SHA-256 of each split's file.
+        documents: for each document, its `name` and, for each split, the half-open range of its tokens.
         tokenizer_sha256: the fingerprint of the tokenizer; None in corpora of format version 1.
     """
 
@@ -65,7 +65,7 @@ class Manifest:
         return token_dtype(self.vocab_size)
 
     def write(self, folder: Path) -> None:
-        """Write `corpus.json`. File names that are not UTF-8 are escaped as JSON does."""
+        """Write `corpus.json`. The bytes of file names that are not UTF-8 become JSON escapes."""
         content = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
         (folder / MANIFEST).write_text(content, encoding="utf-8", errors="backslashreplace")
 
@@ -98,7 +98,7 @@ class Manifest:
 
     @property
     def median_end(self) -> float:
-        """The median length in tokens of the ends of documents that are validation text; infinity if there are none."""
+        """The median number of validation tokens of documents that are in both splits; infinity if there are none."""
         ranges = [[document[split] for split in SPLITS] for document in self.documents]
         ends = [val[1] - val[0] for train, val in ranges if train[1] > train[0] and val[1] > val[0]]
         return statistics.median(ends) if ends else math.inf
@@ -126,12 +126,12 @@ class Corpus:
 
     @classmethod
     def open(cls, folder: Path, verify: Verify = "once") -> "Corpus":
-        """Open a corpus and check the size and digest of each file.
+        """Open a corpus and check the size and digest of each file against `corpus.json`.
 
         Args:
-            folder: of the corpus.
-            verify: when to verify digests: once per machine, until a file changes; always; or never, because another
-                process of this machine does.
+            folder: the corpus folder.
+            verify: when to verify the digests. `once` is once per machine, until a file changes. `never` is for a
+                process on a machine where another process verifies them.
 
         Raises:
             UserError: a file is missing, damaged, or was changed after it was prepared.
@@ -158,14 +158,18 @@ class Corpus:
         return cls(folder, manifest, tokenizer, train, val)
 
     def rows(self, split: Split, block_size: int) -> Tokens:
-        """The tokens of a split cut into rows, (rows, block_size); a rest too short for a row is left out."""
+        """The tokens of a split as rows, (rows, block_size). Tokens at the end that do not fill a row are dropped."""
         tokens = self.train if split == "train" else self.val
         count = len(tokens) // block_size
         return tokens[: count * block_size].reshape(count, block_size)
 
 
 def map_tokens(folder: Path, split: Split, manifest: Manifest) -> Tokens:
-    """Memory-map a split's file."""
+    """Memory-map the file of a split.
+
+    Raises:
+        UserError: it cannot be read, or its size is not the one in `corpus.json`.
+    """
     path = folder / f"{split}.bin"
     expected = manifest.tokens[split] * manifest.dtype.itemsize
     try:
@@ -177,7 +181,7 @@ def map_tokens(folder: Path, split: Split, manifest: Manifest) -> Tokens:
                 f"{path}: {size} bytes where {MANIFEST} says {expected}: cut or changed; delete {folder} and prepare "
                 f"anew"
             )
-        return np.empty(0, dtype=manifest.dtype) if tokens is None else tokens  # a file of no bytes cannot be mapped
+        return np.empty(0, dtype=manifest.dtype) if tokens is None else tokens  # an empty file cannot be mapped
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; prepare anew") from error
 

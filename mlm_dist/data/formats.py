@@ -1,4 +1,4 @@
-"""Refusing files that are plainly not plain text, and would be learned as if they were prose."""
+"""Detects files that are clearly not plain text. The model would learn them as if they were prose."""
 
 import codecs
 import csv
@@ -8,13 +8,13 @@ from typing import NoReturn
 
 from mlm_dist.errors import UserError
 
-HEAD_BYTES = 1 << 12  # that show the format
+HEAD_BYTES = 1 << 12  # read to detect the format
 
 DECOMPRESS = "decompress it first"
 EXTRACT = "extract its text into *.txt files"
 SAVE_AS_TEXT = "save it as plain text"
 
-# The name of each format, and what to do with such a file.
+# For each format, what the user can do with such a file.
 ADVICE = {
     "gzip": DECOMPRESS,
     "Zstandard": DECOMPRESS,
@@ -85,12 +85,12 @@ def refuse_suffix(path: Path) -> None:
 
 
 def refuse_content(path: Path, head: bytes, encoding: str) -> None:
-    """Raise a UserError if the first bytes of a file show that it is not plain text, or not in this encoding.
+    """Raise a UserError if the first bytes of a file show that it is not plain text or not in this encoding.
 
     Args:
-        path: of the file.
-        head: its first `HEAD_BYTES`.
-        encoding: to read it in.
+        path: the file, for the message.
+        head: its first `HEAD_BYTES` bytes.
+        encoding: the encoding that the file will be read in.
     """
     for mark, its_encoding in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
@@ -109,11 +109,13 @@ def refuse_content(path: Path, head: bytes, encoding: str) -> None:
 
 
 def table_format(text: str, is_whole: bool) -> str | None:
-    """The table format of a text, if all its lines have the same number of fields, unlike prose; otherwise None.
+    """Return `TSV` or `CSV` if a text is such a table, otherwise None.
+
+    In a table, every line has the same number of fields. Prose does not keep to that line after line.
 
     Args:
         text: the beginning of a file.
-        is_whole: whether it is the whole file, so that its last line is complete.
+        is_whole: whether `text` is the whole file. If not, the last line may be incomplete.
     """
     for name, delimiter, fewest_fields, fewest_rows in (("TSV", "\t", 2, 5), ("CSV", ",", 3, 10)):
         rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]

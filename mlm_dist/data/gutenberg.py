@@ -1,6 +1,6 @@
 """Books of Project Gutenberg: downloaded politely, cached, and read without the licence around them.
 
-Project Gutenberg asks programs to go slowly and to use mirrors:
+Project Gutenberg asks programs to download slowly and to use mirrors:
 https://www.gutenberg.org/policy/robot_access.html
 """
 
@@ -24,7 +24,7 @@ from mlm_dist.output import print_error
 
 # In seconds.
 PAUSE = 2.0  # between two downloads
-TIMEOUT = 20.0  # for a connection, and for the next bytes
+TIMEOUT = 20.0  # for connecting, and for the next bytes
 BACKOFF = 1.0  # before the second retry; it doubles with each retry
 LONGEST_WAIT = 120.0  # that a server may request
 
@@ -65,14 +65,14 @@ class Book(Document):
 
 
 def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[Document]:
-    """The books with these numbers, one document each, from the cache or, one after the other, from the network.
+    """Return the books with these numbers, one document each. Books that are not cached are downloaded one by one.
 
-    The cache is the folder `gutenberg` in `cache_folder()`. It has the files as they were downloaded.
+    The cache is the folder `gutenberg` in `cache_folder()`. It holds the files as downloaded.
 
     Args:
         numbers: as in https://www.gutenberg.org/ebooks/NUMBER. Duplicates count once.
         mirror: base URL of Project Gutenberg or of a mirror, with cache/epub/N/pgN.txt below it.
-        user_agent: of the requests.
+        user_agent: the User-Agent header of the requests.
 
     Raises:
         UserError: a book is not available, or is not plain text with Project Gutenberg's markers. Books before it stay
@@ -90,7 +90,7 @@ def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[Docume
 
 
 def polite_session(user_agent: str) -> requests.Session:
-    """A session with a user agent that retries failed requests with exponential backoff."""
+    """A session that sends this user agent and retries temporary failures with exponential backoff."""
     patience = Patience(
         RETRIES,
         backoff_factor=BACKOFF,
@@ -124,7 +124,7 @@ def fetch_book(session: requests.Session, mirror: str, number: int, path: Path) 
     """Download a book to `path`, atomically, and return its title.
 
     Raises:
-        UserError: it is not available, is not a text of Project Gutenberg, or cannot be written.
+        UserError: the book is not available, is not a text of Project Gutenberg, or cannot be written.
     """
     address = f"{mirror.rstrip('/')}/cache/epub/{number}/pg{number}.txt"
     book = f"Project Gutenberg's number {number}: {address}"
@@ -147,7 +147,7 @@ def fetch_book(session: requests.Session, mirror: str, number: int, path: Path) 
 
 
 def download(session: requests.Session, address: str) -> requests.Response:
-    """Get a response with its complete body. The session retries requests, and this retries interrupted bodies."""
+    """Get a response with its complete body. The session retries requests; this function retries interrupted bodies."""
     for attempt in range(RETRIES):
         try:
             return session.get(address, timeout=TIMEOUT)
@@ -161,7 +161,7 @@ def in_plain_words(error: requests.RequestException) -> str:
     if isinstance(error, requests.HTTPError):
         return f"{error.response.status_code} {error.response.reason}"
     cause = error.args[0] if error.args else error
-    cause = getattr(cause, "reason", cause)  # after the last retry: the reason of its failure
+    cause = getattr(cause, "reason", cause)  # after the last retry: why it failed
     return next((words for kind, words in WHY_NOTHING_CAME if isinstance(cause, kind)), str(cause))
 
 
@@ -203,7 +203,7 @@ def cut_out(content: bytes) -> Contents:
     """Extract title and text of a file of Project Gutenberg, without header, footer, byte order mark and CRs.
 
     Raises:
-        ValueError: it is not such a text. The message continues after the file's name.
+        ValueError: it is not such a text. The message is a predicate, to follow the file name.
     """
     try:
         whole = content.decode("utf-8-sig").replace("\r\n", "\n")

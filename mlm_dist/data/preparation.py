@@ -1,4 +1,4 @@
-"""Preparing a corpus: documents are read in pieces and encoded on all cores; the corpus appears when it is complete."""
+"""Prepares a corpus: reads documents in pieces, encodes them on all cores, and renames the folder once complete."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from mlm_dist.files import cache_folder, new_folder
 
 UNDER_WAY_PER_CORE = 4
 BPE_TRAINING_BYTES = 256 << 20
-BPE_TRAINING_PIECE_BYTES = 1 << 14  # `tokenizers` collects 256 pieces before it counts their words
+BPE_TRAINING_PIECE_BYTES = 1 << 14  # small, because `tokenizers` collects 256 before it counts words
 SAMPLE_TEXT = Path(__file__).with_name("sample.txt")
 
 
@@ -36,11 +36,11 @@ def prepare_corpus(
     `PIECE_BYTES` per core, whatever the sizes of the documents.
 
     Args:
-        documents: to encode, in this order.
-        out: folder of the corpus.
+        documents: the documents, in the order of the corpus.
+        out: the corpus folder.
         tokenizer: the name of a tiktoken encoding, or `bpe` to train one on the documents.
-        vocab_size: of a `bpe` tokenizer.
-        encoding: character encoding of the documents.
+        vocab_size: the vocabulary size of a `bpe` tokenizer.
+        encoding: the character encoding of the documents.
 
     Raises:
         UserError: `out` exists or cannot be written, the tokenizer is not available, or a document cannot be decoded.
@@ -78,13 +78,13 @@ def encode_corpus(documents: list[Document], folder: Path, tokenizer: Tokenizer,
 
 
 def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
-    """The corpus of `data.path`. If the path is text, it is first prepared into the user's cache.
+    """Return the corpus folder of `data.path`. If the path is text, a corpus is first prepared in the user's cache.
 
-    Text is prepared once, unless its files or the settings change.
+    It is prepared again only if the files or the settings of the preparation change.
 
     Args:
-        config: the path, and how to prepare text.
-        vocab_size: of a `bpe` tokenizer, which needs one.
+        config: the path, and the settings of the preparation.
+        vocab_size: the vocabulary size, which a `bpe` tokenizer requires.
 
     Raises:
         UserError: there is no such corpus or text, or the text cannot be prepared.
@@ -112,7 +112,7 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
             held_out = hold_out(documents, config.val_fraction)
             prepare_corpus(held_out, folder, config.tokenizer, vocab_size, config.encoding)
         except UserError:
-            if not (folder / MANIFEST).exists():  # otherwise another run has just prepared the same
+            if not (folder / MANIFEST).exists():  # otherwise another run has just prepared the same corpus
                 raise
     return folder
 
@@ -125,7 +125,7 @@ def read_all(documents: list[Document], encoding: str, piece_bytes: int = PIECE_
 
 
 def bpe_training_texts(documents: list[Document], encoding: str) -> Iterator[str]:
-    """Texts to train a BPE on: an even selection of about `BPE_TRAINING_BYTES` of the training split."""
+    """Texts to train a BPE on: evenly spaced pieces of the training split, about `BPE_TRAINING_BYTES` in total."""
     every = max(1, sum(document.size for document in documents) // BPE_TRAINING_BYTES)
     for count, (_, piece) in enumerate(read_all(documents, encoding, BPE_TRAINING_PIECE_BYTES)):
         if piece.split == "train" and count % every == 0:
@@ -163,7 +163,7 @@ def usable_cores() -> int:
 
 
 class CorpusWriter:
-    """Appends token ids to `train.bin` and `val.bin`, with `<|endoftext|>` after every document."""
+    """Appends token ids to `train.bin` and `val.bin`, with `<|endoftext|>` after the tokens of each document."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -173,10 +173,10 @@ class CorpusWriter:
         self.counts = TokenCounts(tokenizer.vocab_size)
         self.tokens: dict[Split, int] = dict.fromkeys(SPLITS, 0)
         self.documents: list[dict[str, Any]] = []
-        self.number = -1  # of the last document
+        self.number = -1  # the index of the last document
 
     def add(self, number: int, name: str, split: Split, ids: npt.NDArray[np.uint32]) -> None:
-        """Append the next token ids of a document. Documents come one after the other, with ascending numbers."""
+        """Append the next token ids of a document. A different `number`, its index, starts the next document."""
         if number != self.number:
             self._end_document()
             self.number = number

@@ -1,4 +1,4 @@
-"""The validation split: the ends of long documents, and whole short documents; and whether it is large enough."""
+"""Chooses the validation split (ends of long documents, whole short documents) and checks that it is usable."""
 
 import dataclasses
 import hashlib
@@ -11,11 +11,10 @@ from mlm_dist.data.texts import Document, Split
 from mlm_dist.errors import UserError
 from mlm_dist.output import warn
 
-# In bytes. A shorter end is a few sentences without their context, on which a model has a higher loss than on whole
-# documents.
+# In bytes. A shorter end is a few sentences without their context. The loss on those is higher than on whole documents.
 SHORTEST_END = 1024
 
-# In tokens, of which a mask rate of 0.15 masks 75.
+# In tokens. A mask rate of 0.15 masks 75 of them.
 FEWEST_TOKENS = 500
 
 # In nats. The ends of 40 novels differ by at most 0.22 from the rest, and whole novels by at most 0.55. Source code,
@@ -31,12 +30,12 @@ def hold_out(documents: list[Document], fraction: float) -> list[Document]:
 
     The end of a document becomes validation text if it has at least `SHORTEST_END` bytes. Shorter documents are chosen
     whole, by a hash of their content, so that the choice does not depend on names or order, and copies of a document
-    are always in the same split. If this gives less than half of the fraction, as with a single short document, the
-    ends of short documents are added.
+    are always in the same split. If the result has less than half of the wanted bytes, as with a single short document,
+    the ends of the other short documents are added.
 
     Args:
-        documents: without validation text yet.
-        fraction: of the bytes, from 0 to below 1.
+        documents: the documents, none of them with validation text yet.
+        fraction: the fraction of the bytes, at least 0 and below 1.
 
     Returns:
         The same documents in the same order.
@@ -64,7 +63,7 @@ def hold_out(documents: list[Document], fraction: float) -> list[Document]:
 
 
 def draw(documents: list[Document], fraction: float) -> list[Document]:
-    """Choose documents with about a fraction of the bytes, by a hash of their content, keeping copies together."""
+    """Choose documents with about this fraction of the bytes, by a hash of their content. Copies stay together."""
     if not fraction:
         return []
     copies: dict[bytes, list[Document]] = {}
@@ -111,7 +110,7 @@ def plural(number: int, kind: str = "") -> str:
 
 
 class TokenCounts:
-    """Token counts of both splits, taken while a corpus is written.
+    """Counts of each token in both splits, updated while a corpus is written.
 
     A tenth of the training tokens, in evenly spread chunks, is counted separately as a sample. How well the others
     predict the sample shows how well they should predict the validation tokens.
@@ -119,7 +118,7 @@ class TokenCounts:
 
     def __init__(self, vocab_size: int) -> None:
         self.train, self.sample, self.val = (np.zeros(vocab_size, dtype=np.int64) for _ in range(3))
-        self.position = 0  # of the next training token
+        self.position = 0  # the index of the next training token
 
     def add(self, split: Split, ids: npt.NDArray[np.uint32]) -> None:
         """Count the next ids of a split, (N,)."""
@@ -133,7 +132,7 @@ class TokenCounts:
         self.position += len(ids)
 
     def difference(self) -> float:
-        """How much worse token frequencies predict the validation tokens than the sample, in nats per token.
+        """How much worse the training frequencies predict the validation tokens than the sample, in nats per token.
 
         Returns:
             The difference of the cross-entropies; 0 if there are too few tokens to compare.
@@ -145,7 +144,7 @@ class TokenCounts:
         return val - sample
 
     def warn(self) -> None:
-        """Warn if the validation split is small, or unlike the training tokens."""
+        """Warn if the validation split is too small or too unlike the training tokens."""
         held_out = self.val.sum()
         if 0 < held_out < FEWEST_TOKENS and self.position > 20 * FEWEST_TOKENS:  # otherwise the whole text is small
             warn(

@@ -1,4 +1,4 @@
-"""Finding text files, and reading them in pieces of bounded size whose tokens are those of the whole file."""
+"""Finds text files and reads them in pieces of bounded size, cut so that the tokens are those of the whole file."""
 
 import codecs
 import re
@@ -17,8 +17,9 @@ PIECE_BYTES = 1 << 18
 
 Split = Literal["train", "val"]
 
-# Every tiktoken pattern ends a token between a letter or digit and white space or one of these marks (an apostrophe is
-# not among them: it may begin 's), so a cut there does not change tokens. The same holds for a newline before a letter.
+# Every tiktoken pattern ends a token where a letter or digit is followed by white space or one of these marks, so a cut
+# there does not change the tokens. An apostrophe is not among the marks, because it may begin 's. The second pattern, a
+# single newline before a letter or digit, is safe too.
 SAFE_CUTS = [re.compile(r"(?<=[^\W_])(?=[\s.,;:!?)。、，．！？；：」])"), re.compile(r"(?<=\S\n)(?=[^\W_])")]
 
 
@@ -27,11 +28,11 @@ class Document:
     """A text file.
 
     Attributes:
-        name: in the corpus: the path relative to the given folder, or the file name.
-        path: of the file.
-        size: in bytes.
-        val_start: the byte at which its validation text starts; 0 if the whole document is validation text, `size` (the
-            default) if none of it is.
+        name: the name in the corpus: the path relative to the given folder, or the file name.
+        path: the path of the file.
+        size: the size in bytes.
+        val_start: the byte offset at which its validation text starts: 0 if the whole document is validation text,
+            `size` (the default) if none of it is.
     """
 
     name: str
@@ -44,12 +45,12 @@ class Document:
             object.__setattr__(self, "val_start", self.size)
 
     def open(self) -> BinaryIO:
-        """Open its `size` bytes."""
+        """Open the document, a stream of `size` bytes."""
         return open_regular(self.path)
 
 
 class Piece(NamedTuple):
-    """A part of a document. The pieces of a document, concatenated, are the document."""
+    """A part of a document. Its pieces, concatenated, are the whole document."""
 
     split: Split
     text: str
@@ -84,7 +85,7 @@ def find_documents(paths: list[Path], val_paths: Sequence[Path] = ()) -> list[Do
 
 
 def walk(paths: Sequence[Path]) -> list[tuple[str, Path]]:
-    """Names and paths of the text files below `paths`, in a fixed order, with a warning about ignored files."""
+    """Return names and paths of the text files below `paths`, in a fixed order. Warn about ignored files."""
     found: list[tuple[str, Path]] = []
     for path in paths:
         try:
@@ -104,7 +105,7 @@ def walk(paths: Sequence[Path]) -> list[tuple[str, Path]]:
 
 
 def warn_of_left_out(folder: Path, files: list[Path]) -> None:
-    """Warn about the files of a folder that are ignored, counted by suffix, without hidden files."""
+    """Warn about the ignored files of a folder, counted by suffix. Hidden files are not counted."""
     parts = [file.relative_to(folder).parts for file in files]
     suffixes = Counter(file.suffix for file, names in zip(files, parts, strict=True) if not is_hidden(names))
     if suffixes:
@@ -124,14 +125,14 @@ def is_hidden(names: tuple[str, ...]) -> bool:
 def read_pieces(document: Document, encoding: str = "utf-8", piece_bytes: int = PIECE_BYTES) -> Iterator[Piece]:
     """Read a document in pieces of about `piece_bytes`, split between tokens.
 
-    A token is split only if a whole piece (a quarter megabyte) has no white space. The validation text starts at the
-    first safe cut at or after `document.val_start`.
+    A token is split only if a whole piece (a quarter megabyte by default) has no safe cut, as in text without white
+    space. The validation text starts at the first safe cut at or after `document.val_start`.
 
     Raises:
         UserError: the file is not text in this encoding. The message names file and byte.
     """
     split: Split = "val" if document.val_start == 0 else "train"
-    kept = ""  # text of no piece yet, without a safe cut except at its end
+    kept = ""  # the text after the last piece, without a safe cut except at its end
     for start, block in decode_blocks(document, encoding, piece_bytes):
         text = kept + block
         if split == "train" and start >= document.val_start and (cut := first_cut(text, len(kept))):
@@ -149,7 +150,10 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
     """Read and decode a file in blocks, one of which starts at `document.val_start`.
 
     Yields:
-        The first byte of each block, and its text.
+        The byte offset of each block, and its text.
+
+    Raises:
+        UserError: there is no such encoding, or the file cannot be read or is not text in this encoding.
     """
     try:
         "".encode(encoding)  # fails for codecs such as rot13, which are not text encodings

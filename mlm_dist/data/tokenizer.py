@@ -1,7 +1,7 @@
 """The tokenizer: a tiktoken encoding with an additional mask token, stored in two files.
 
-It is any tiktoken encoding, or a byte-level BPE that is trained on the corpus. Both are stored in the same way, with
-the ranks in tiktoken's file format, so that nothing after `prepare` needs the network.
+It is either one of tiktoken's encodings or a byte-level BPE trained on the corpus. Both are stored in the same way,
+with the ranks in tiktoken's file format, so that nothing after `prepare` needs the network.
 """
 
 import base64
@@ -27,7 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
 SPECIAL_TOKENS = 2
 BYTES = 256
-LARGEST_GAP = 1 << 16  # ids without a token that an encoding may have; tiktoken's encodings have up to a thousand
+LARGEST_GAP = 1 << 16  # at most this many ids may have no token; tiktoken's encodings have up to a thousand
 SECONDS_BETWEEN_SIGNALS = 0.5
 
 # The pattern with which GPT-2 splits text into words before it merges (Radford et al. 2019, "Language Models are
@@ -81,9 +81,9 @@ class Tokenizer:
         """Train a byte-level BPE on texts.
 
         Args:
-            texts: the pieces to learn from.
-            vocab_size: vocabulary size, including the two special tokens. It becomes smaller if the texts are too
-                short: once every word is a token, there is no pair left to merge.
+            texts: the training texts.
+            vocab_size: the vocabulary size, including the two special tokens. The result is smaller if the texts are
+                too short: once every word is a token, no pair is left to merge.
 
         Raises:
             UserError: the vocabulary size is too small for the single bytes.
@@ -111,7 +111,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Read a tokenizer from a folder.
+        """Read a tokenizer that `save` wrote.
 
         Raises:
             UserError: a file is missing or damaged.
@@ -149,7 +149,7 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that determines the token ids of a text."""
+        """SHA-256 of everything that determines the token ids of a text. Equal fingerprints mean equal ids."""
         rest = json.dumps([self.pattern, sorted(self.special_tokens.items())])
         return hashlib.sha256(self._ranks_content() + rest.encode()).hexdigest()
 
@@ -169,7 +169,7 @@ class Tokenizer:
 
     @cached_property
     def ids_without_text(self) -> list[int]:
-        """The ids of special tokens, and ids without a token: some encodings have gaps."""
+        """The ids of special tokens, and the ids that have no token, since some encodings have gaps."""
         return sorted(set(range(self.vocab_size)) - set(self.ranks.values()))
 
     @property
@@ -178,7 +178,7 @@ class Tokenizer:
         return self.special_tokens[MASK]
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
-        """Token ids of a text. The names of special tokens in it are plain text.
+        """Token ids of a text. The names of special tokens are encoded as plain text.
 
         Raises:
             UserError: the text contains a lone surrogate.
@@ -187,9 +187,9 @@ class Tokenizer:
         return self.encoding.encode_to_numpy(text, disallowed_special=())
 
     def encode_words(self, text: str) -> list[list[int]]:
-        """Token ids of a text, for each word of the encoding's pattern; concatenated, they are those of `encode`.
+        """Token ids of each word of a text, split by the encoding's pattern. Concatenated, they equal `encode(text)`.
 
-        tiktoken and `regex` may have different versions of Unicode and disagree about new letters. If a word of `regex`
+        tiktoken and `regex` may use different versions of Unicode and disagree about new letters. If a word of `regex`
         ends inside a token, it is joined with the next word.
         """
         ids = self.encode(text).tolist()
@@ -200,9 +200,10 @@ class Tokenizer:
         return [ids[start:stop] for start, stop in pairwise(sorted(cuts))]
 
     def encode_with_masks(self, text: str) -> list[int]:
-        """Token ids of a text in which `[MASK]` is the mask token.
+        """Token ids of a text in which `[MASK]` is encoded as the mask token.
 
-        A space before `[MASK]` belongs to the masked token, as the space before a word does in byte-level BPEs.
+        A space before `[MASK]` is dropped. It belongs to the masked token, as the space before a word does in
+        byte-level BPEs.
 
         Raises:
             UserError: the text contains a lone surrogate.
@@ -240,7 +241,7 @@ def check_vocabulary(ranks: dict[bytes, int], special_tokens: dict[str, int]) ->
 
 
 def run_interruptibly(work: Callable[[], None]) -> None:
-    """Run something that ignores Ctrl-C, such as the training of a BPE, in a thread, so that Ctrl-C ends it."""
+    """Run work that ignores Ctrl-C, such as BPE training, in a daemon thread, so that Ctrl-C ends the program."""
     outcome: Future[None] = Future()
 
     def run() -> None:
@@ -258,9 +259,9 @@ def run_interruptibly(work: Callable[[], None]) -> None:
 
 
 def byte_characters() -> list[str]:
-    """The printable character of each of the 256 bytes in a byte-level BPE of `tokenizers`.
+    """The printable character for each of the 256 bytes in a byte-level BPE of `tokenizers`.
 
-    Printable Latin-1 bytes are their own characters. The others are, in order, the characters from U+0100 on.
+    Printable Latin-1 bytes map to themselves. The others map, in order, to the characters from U+0100 on.
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(BYTES, 2 * BYTES))

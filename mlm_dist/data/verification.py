@@ -1,4 +1,4 @@
-"""Verifying token files: they are hashed once per machine, and then recognized by size, times and inode."""
+"""Verifies token files: each is hashed once per machine, and afterwards recognized by size, times and inode."""
 
 import hashlib
 import json
@@ -20,20 +20,20 @@ BYTES_WORTH_A_PROGRESS_BAR = 1 << 31
 def verify_tokens(
     path: Path, tokens: npt.NDArray[np.unsignedinteger[Any]], sha256: str, vocab_size: int, always: bool = False
 ) -> None:
-    """Verify a token file.
+    """Verify the digest and the ids of a token file.
 
     Hashing takes less than a second per gigabyte. If this machine has verified the file before, and its size, inode and
     times have not changed since, it is not hashed again.
 
     Args:
-        path: of the file.
-        tokens: its content, (tokens,).
+        path: the token file.
+        tokens: its content, (N,).
         sha256: the expected digest.
-        vocab_size: upper bound of the ids.
+        vocab_size: every id must be below it.
         always: hash the file even if this machine has verified it before.
 
     Raises:
-        UserError: the file has changed, or contains an id beyond the vocabulary.
+        UserError: the file does not have this digest, or contains an id beyond the vocabulary.
     """
     note = verification_note(path)
     status = path.stat()
@@ -62,9 +62,9 @@ def verify_tokens(
 
 
 def scan(tokens: npt.NDArray[np.unsignedinteger[Any]], name: str) -> tuple[str, int]:
-    """The SHA-256 of tokens (N,) and the largest id (-1 without tokens), in one pass."""
+    """Compute the SHA-256 of tokens (N,) and the largest id in one pass. Without tokens, the largest id is -1."""
     digest, highest = hashlib.sha256(), -1
-    hidden = tokens.nbytes < BYTES_WORTH_A_PROGRESS_BAR or None  # None: hidden unless stderr is a terminal
+    hidden = tokens.nbytes < BYTES_WORTH_A_PROGRESS_BAR or None  # tqdm: None hides it unless stderr is a terminal
     with tqdm(
         total=tokens.nbytes, desc=f"verify {name}", unit="B", unit_scale=True, disable=hidden, leave=False
     ) as bar:
@@ -86,7 +86,7 @@ def verification_note(path: Path) -> Path | None:
 
 
 def read_note(note: Path | None) -> Any:
-    """The recorded verification; None if there is none."""
+    """The recorded verification; None if there is none or it cannot be read."""
     with suppress(OSError, ValueError):
         return read_json(note) if note else None
     return None

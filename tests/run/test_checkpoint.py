@@ -100,8 +100,8 @@ def test_a_save_reads_no_checkpoint_but_its_own(tmp_path: Path, monkeypatch: pyt
     for step in (1, 2, 3):
         save(tmp_path, step)
     hashed: list[Path] = []
-    digest = checkpoint.describe
-    monkeypatch.setattr(checkpoint, "describe", lambda file: hashed.append(file) or digest(file))
+    digest = checkpoint.fingerprint
+    monkeypatch.setattr(checkpoint, "fingerprint", lambda file: hashed.append(file) or digest(file))
     save(tmp_path, 4, keep=4)
     assert [file.parent.name for file in hashed] == [".step-00000004.partial"]
 
