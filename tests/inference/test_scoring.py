@@ -3,7 +3,7 @@ import torch
 
 from mlm_dist.distributed import Processes
 from mlm_dist.inference.predictor import Predictor
-from mlm_dist.inference.scoring import score, score_together
+from mlm_dist.inference.scoring import Score, score, score_together
 
 TEXTS = ["The lamp went out.", "Zoë saw it.", "x", "The lamp went out.\tNed, unbelievably, did not."]
 
@@ -72,14 +72,14 @@ def test_an_empty_text_has_a_score_of_0_over_0_tokens(predictor: Predictor) -> N
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_every_text_is_scored_by_one_rank_and_all_know_its_score(predictor: Predictor, world_size: int) -> None:
     expected = score(predictor, TEXTS, within_word=False)
-    notes: list[str] = []
+    gathered: list[list[Score]] = []
 
     def of_rank(rank: int) -> list[tuple[float, int]]:
         processes = Processes("cpu")
         processes.rank, processes.world_size = rank, world_size
-        processes.exchange = lambda note: notes.append(note) or notes  # type: ignore[method-assign,func-returns-value]
+        processes.all_gather = lambda share: gathered.append(share) or gathered  # type: ignore[method-assign,assignment,return-value,func-returns-value]
         return score_together(lambda texts: score(predictor, texts, within_word=False), TEXTS, processes)
 
     results = [of_rank(rank) for rank in range(world_size)]
-    for found, known in zip(results[-1], expected, strict=True):  # the last to leave its note sees them all
+    for found, known in zip(results[-1], expected, strict=True):  # the last one gathers all shares
         assert found == pytest.approx(known, rel=1e-9)
