@@ -99,6 +99,8 @@ class TrainState:
         check_weights(state["model"], self.encoder.config)
         self.encoder.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            if not isinstance(saved, dict):  # torch would warn about indexing a tensor by a name
+                raise TypeError("the state of an optimizer is not a dict")
             groups = optimizer.state_dict()["param_groups"]  # with the settings of the config, which may have changed
             check_state(optimizer, saved["state"])
             optimizer.load_state_dict({"state": saved["state"], "param_groups": groups})

@@ -13,7 +13,7 @@ import torch
 from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.distributed import Processes
-from mlm_dist.errors import RunError
+from mlm_dist.errors import RunError, UserError
 from mlm_dist.run.checkpoint import list_checkpoints, step_of
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
@@ -153,6 +153,26 @@ def test_everything_that_was_saved_comes_back(optimizer: str, make: Make) -> Non
         assert moments.keys() == expected.state_dict()["state"].keys()
         for key, state in expected.state_dict()["state"].items():
             assert all(torch.equal(moments[key][name], value) for name, value in state.items())
+
+
+def test_the_state_of_an_optimizer_that_is_a_tensor_is_refused_without_a_warning(
+    make: Make, recwarn: pytest.WarningsRecorder
+) -> None:
+    state = make().state
+    recwarn.clear()
+    with pytest.raises(UserError, match="of a model of another shape"):
+        state.load_state_dict(state.state_dict() | {"optimizers": [torch.tensor([])]})
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_a_checkpoint_that_lacks_a_key_says_which(make: Make) -> None:
+    state = make().state
+    content = state.state_dict()
+    del content["scaler"]
+    with pytest.raises(UserError, match="lacks scaler"):
+        state.load_state_dict(content)
+    with pytest.raises(UserError, match=r"format version 99, and this program reads 1 to 2"):
+        state.load_state_dict(content | {"version": 99})
 
 
 def test_a_run_that_goes_on_follows_the_config_it_is_given_now(make: Make) -> None:
