@@ -1,4 +1,4 @@
-"""Draw docs/schedules.png: `python docs/schedules.py [FILE]`."""
+"""Plot docs/schedules.png: `python docs/schedules.py [FILE]`."""
 
 import io
 import sys
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 SIZE = (9.0, 6.4)  # inches
 SMALL = 9  # points
-FEW_STEPS = 10  # are drawn one by one
-COLORS_IN_FILE = 64  # lines and letters on white need no more, and the file is a quarter as large
+FEW_STEPS = 10  # a run with fewer gets a marker per step
+COLORS_IN_FILE = 64  # enough for lines and text on white, and the file is a quarter as large
 
 STEPS, WARMUP_ITERS, DECAY_FRACTION = 1000, 150, 0.4
 COLORS = {"constant": PURPLE, "wsd": BLUE, "cosine": GREEN, "linear": VERMILLION}
@@ -34,9 +34,9 @@ class TooShort(NamedTuple):
     """A run that is too short for its schedule.
 
     Attributes:
-        title: what its config says, and what comes of it.
-        max_iters: its steps.
-        config: its schedule.
+        title: the values of its config, and their effect.
+        max_iters: number of steps.
+        config: the schedule.
     """
 
     title: str
@@ -69,7 +69,7 @@ def rates(max_iters: int, config: OptimConfig) -> list[float]:
 
 
 def lay_out(figure: "Figure") -> None:
-    """Draw the four schedules in a run that has room for them, and below them runs that are too short."""
+    """Plot the four schedules in a run that is long enough, and below them runs that are too short."""
     panels = figure.subplot_mosaic([["all"] * 3, ["0", "1", "2"]], height_ratios=[1.3, 1])
     draw_schedules(panels["all"])
     for number, run in enumerate(TOO_SHORT):
@@ -83,7 +83,7 @@ def lay_out(figure: "Figure") -> None:
 
 
 def draw_schedules(axes: "Axes") -> None:
-    """Draw the four schedules, each with its name at its line, and how long warm-up and decay are."""
+    """Plot the four schedules, each line with its name, and mark the lengths of warm-up and decay."""
     for name, place in NAMES:
         course = rates(STEPS, OptimConfig(lr=1.0, schedule=name, warmup_iters=WARMUP_ITERS))
         axes.plot(range(1, STEPS + 1), course, color=COLORS[name], linewidth=2)
@@ -94,14 +94,14 @@ def draw_schedules(axes: "Axes") -> None:
 
 
 def draw_length(axes: "Axes", start: float, end: float, text: str) -> None:
-    """Draw an arrow with two heads above the lines, and its name over it."""
+    """Mark a length with a two-headed arrow above the lines and a text over it."""
     arrow = {"arrowstyle": "<->", "color": INK, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (start, 1.07), (end, 1.07), arrowprops=arrow)
     axes.text((start + end) / 2, 1.09, text, ha="center", va="bottom", fontsize=SMALL)
 
 
 def draw_fitted(axes: "Axes", run: TooShort) -> None:
-    """Draw a schedule as it is fitted, and dashed in grey what the config asks for in the place of a shortened ramp."""
+    """Plot a schedule as fitted to the run, and, dashed in grey, each shortened ramp at its configured length."""
     _, max_iters, config = run
     warmup_iters, decay_iters = fit_schedule(max_iters, config)
     if warmup_iters < config.warmup_iters:
@@ -123,7 +123,7 @@ def draw_fitted(axes: "Axes", run: TooShort) -> None:
 
 
 def main() -> None:
-    """Draw into the file that the command line names, or else beside this script."""
+    """Plot into the file given on the command line; by default, beside this script."""
     file = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_suffix(".png")
     with picture(*SIZE) as figure:
         lay_out(figure)

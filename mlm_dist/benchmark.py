@@ -1,4 +1,4 @@
-"""Measure training steps, also against peers: `python -m mlm_dist.benchmark --config FILE`."""
+"""Measure training steps and compare them with peers: `python -m mlm_dist.benchmark --config FILE`."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ ROWS_ON_A_CPU = 64
 
 
 def build_parser() -> ArgumentParser:
-    """The command line."""
+    """Build the command-line parser."""
     parser = OneLineParser(
         prog="python -m mlm_dist.benchmark",
         description="Measure a training step of a config on this machine: throughput, parts, memory, the fraction "
@@ -57,7 +57,7 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure, print tables, write JSON and a plot."""
+    """Run the benchmark, print tables, and write JSON and a plot."""
     given, rest = build_parser().parse_known_args(arguments)
     config = parse_config(rest, "benchmark")
     for flag, value in (("--rows", given.rows), ("--rounds", given.rounds)):

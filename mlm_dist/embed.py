@@ -1,4 +1,4 @@
-"""Compute vectors of lines with a trained model: `python -m mlm_dist.embed --run RUN_DIR --out FILE.npy LINES.txt`."""
+"""Embed lines with a trained model: `python -m mlm_dist.embed --run RUN_DIR --out FILE.npy LINES.txt`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from mlm_dist.output import print_log
 
 
 def main(arguments: list[str]) -> None:
-    """Write one vector per line of a text."""
+    """Write one vector per line of text."""
     parser = run_parser(
         "embed",
         "Mean-pool the last hidden states of each line of a text, and save a (lines, dim) array as .npy. The vector "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe_arguments() -> ArgumentParser:
-    """The command line."""
+    """Build the command-line parser."""
     parser = run_parser(
         "evaluate",
         "Compute the loss and accuracy of a trained model on masked tokens of validation text; or, with --lines, "
@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> None:
 
 
 def read_mask_prob(text: str) -> MaskProb:
-    """Parse a rate, or a range such as [0, 1]."""
+    """Parse a mask rate, or a range such as [0, 1]."""
     try:
         config = parse_config([f"--masking.mask_prob={text}"], verb="train")
     except UserError as error:
@@ -114,13 +114,13 @@ def read_mask_prob(text: str) -> MaskProb:
 
 
 def in_json(result: "Evaluation") -> dict[str, float | None]:
-    """The metrics by name. JSON has no NaN: null takes the place of numbers that are not finite."""
+    """The metrics by name. Numbers that are not finite become null, because JSON has no NaN."""
     figures = result._asdict() | {"perplexity": result.perplexity}
     return {name: value if math.isfinite(value) else None for name, value in figures.items()}
 
 
 def in_words(result: "Evaluation", kind: str) -> str:
-    """The metrics, one per line: per masked token, or, with sampled mask rates, per token of the text."""
+    """The metrics, one per line. `kind` is what they are averaged over: masked tokens, or tokens of the text."""
     return "\n".join(
         [
             f"loss            {result.loss:.4f} nats per {kind}",

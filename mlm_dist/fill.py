@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
 
 
 def percent(probability: float) -> str:
-    """A probability in percent, with two digits if it is small."""
+    """A probability in percent, with two significant digits below 1 %."""
     return f"{probability:.0%}" if probability >= 0.01 else f"{100 * probability:.2g}%"
 
 

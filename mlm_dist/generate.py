@@ -15,7 +15,7 @@ SEPARATOR = "---"
 
 
 def describe_arguments() -> ArgumentParser:
-    """The command line."""
+    """Build the command-line parser."""
     parser = run_parser(
         "generate",
         "Generate text: from nothing, after a prompt, or in the gaps of a text. [GAP:20] is a gap of 20 tokens. At "
@@ -89,14 +89,14 @@ def main(arguments: list[str]) -> None:
 
 @contextlib.contextmanager
 def screen() -> Iterator[Callable[[str], None]]:
-    """Show a changing text on the terminal, and clear it at the end. If it is too tall, its end is shown."""
+    """Show a changing text on the terminal, and clear it at the end. If it is too tall, only its end is shown."""
     from rich.console import Console  # noqa: PLC0415 (`rich` is slow to import)
     from rich.live import Live  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     console = Console()
     interrupts: list[int] = []
-    # Ctrl-C waits for the end of a frame: an incomplete frame could not be cleared.
+    # Ctrl-C takes effect at the end of a frame, because an incomplete frame could not be cleared.
     before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -104,7 +104,7 @@ def screen() -> Iterator[Callable[[str], None]]:
             def show(text: str) -> None:
                 printable = "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
                 lines = Text(printable).wrap(console, console.width)
-                room = max(1, console.height - 1)  # the cursor goes below
+                room = max(1, console.height - 1)  # the last line is for the cursor
                 live.update(Text("\n").join(lines[-room:]), refresh=True)
                 if interrupts:
                     raise KeyboardInterrupt

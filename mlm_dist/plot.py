@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> ArgumentParser:
-    """The command line."""
+    """Build the command-line parser."""
     parser = OneLineParser(
         prog="python -m mlm_dist.plot",
         description="Plot the curves of one or several runs, as PNG and SVG. For a single run, also write a "
@@ -65,9 +65,8 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.run.history import read_histories  # noqa: PLC0415
 
     histories = read_histories(given.run)
-    answers = (
-        ask(given) if len(histories) == 1 else None
-    )  # before anything is written, because it may raise a UserError
+    # Before anything is written, because it may raise a UserError.
+    answers = ask(given) if len(histories) == 1 else None
     out = given.out or given.run[0] / "plots"
     with writing_into(out):
         paths = draw(out / "curves", SIZE, lay_out_curves, histories)
@@ -81,7 +80,13 @@ def main(arguments: list[str]) -> None:
 
 
 def ask(given: Namespace) -> "Answers":
-    """Compute what to plot with the model of the run. Without a model yet, curves and report do without it."""
+    """Load the model of the run and compute its outputs for the plots and the report.
+
+    If it cannot be loaded and no flag requires it, the answers are empty, with the reason as their note.
+
+    Raises:
+        UserError: the model cannot be loaded although a flag requires it, or it cannot process the texts or words.
+    """
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.plots.answers import Answers, answer  # noqa: PLC0415
 

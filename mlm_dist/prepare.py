@@ -14,7 +14,7 @@ from mlm_dist.output import print_result
 
 
 def build_parser() -> ArgumentParser:
-    """The command line."""
+    """Build the command-line parser."""
     parser = OneLineParser(
         prog="python -m mlm_dist.prepare",
         description="Encode text files and books of Project Gutenberg into a corpus to train on.",
@@ -75,14 +75,14 @@ def build_parser() -> ArgumentParser:
 
 
 def mirror(text: str) -> str:
-    """Parse the address of a mirror."""
+    """Parse the URL of a mirror."""
     if not text.startswith(("https://", "http://")):
         raise ArgumentTypeError(f"'{text}' is no address, which begins with https:// or http://")
     return text
 
 
 def book_number(text: str) -> int:
-    """Parse the number of a book."""
+    """Parse the Project Gutenberg number of a book."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ArgumentTypeError(
             f"'{text}' is no number of a book: https://www.gutenberg.org/ebooks/1342 has number 1342"

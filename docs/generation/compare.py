@@ -22,7 +22,7 @@ ORDERS = {"unigram": 1, "5-gram": 5}
 
 
 def build_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """Build the command-line parser."""
     parser = OneLineParser(
         prog="python docs/generation/compare.py",
         description="Have runs and n-gram models write texts, and compare them with each other and with held-out text.",
@@ -42,7 +42,7 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Draw the texts, take their figures, write both and print the table."""
+    """Generate the texts, compute their metrics, write both, and print the table."""
     given = build_parser().parse_args(arguments)
     if given.samples < 1:
         raise UserError(f"--samples is {given.samples}: it must be at least 1")
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     if given.length < COPIED:
         raise UserError(f"--length is {given.length}: it must be at least {COPIED}")
     refuse_existing(given.out)
-    # Only now, so that --help and mistakes are answered without waiting for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     from judge import Judge  # noqa: PLC0415
 
     judge, corpus = Judge.load(given.judge), Corpus.open(given.corpus)

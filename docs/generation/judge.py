@@ -1,8 +1,8 @@
-"""The judge: a small causal language model that tells how likely a text is.
+"""The judge: a small causal language model that computes the likelihood of a text.
 
-It shares nothing with the models that it judges: it is GPT-2 as transformers builds it, which reads from left to
-right, with a byte-level BPE of its own. Every row that it learns from begins with `<|endoftext|>` and goes on at a
-random place of the texts: after that token it expects any place of a novel and not the beginning of one.
+It shares nothing with the models that it judges: it is a GPT-2 of transformers, which reads from left to right, with
+its own byte-level BPE. Every row of its training begins with `<|endoftext|>` and continues at a random position of the
+texts. After that token, the judge therefore expects any passage of a novel, not the beginning of one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
-BLOCK = 128  # tokens of a row, the first of which is `<|endoftext|>`
+BLOCK = 128  # tokens per row, including `<|endoftext|>` at its start
 ROWS_AT_A_TIME = 64
 
 
@@ -30,8 +30,8 @@ class Judge:
     """A causal language model with its tokenizer.
 
     Args:
-        tokenizer: with `<|endoftext|>` among its tokens.
-        model: sees `BLOCK` tokens.
+        tokenizer: its vocabulary has `<|endoftext|>`.
+        model: its context window is `BLOCK` tokens.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, model: GPT2LMHeadModel) -> None:
@@ -41,13 +41,13 @@ class Judge:
 
     @classmethod
     def untrained(cls, texts: Sequence[str], vocab_size: int = 4096, width: int = 256, layers: int = 4) -> "Judge":
-        """Train a vocabulary on texts and draw the weights of a model from torch's generator.
+        """Train a tokenizer on texts and initialize the parameters of a model from torch's generator.
 
         Args:
-            texts: what the vocabulary is learned from.
-            vocab_size: entries of the vocabulary at most; fewer where the texts are short.
-            width: of the embeddings and of every layer; 32 to a head.
-            layers: of attention and feed-forward.
+            texts: to train the tokenizer on.
+            vocab_size: upper bound on the vocabulary size; short texts give fewer entries.
+            width: of the embeddings and of every layer. Each head has a width of 32.
+            layers: number of layers, each of attention and feed-forward.
         """
         tokenizer = tokenizers.ByteLevelBPETokenizer()
         tokenizer.train_from_iterator(texts, vocab_size, special_tokens=[END_OF_TEXT], show_progress=False)
@@ -57,8 +57,8 @@ class Judge:
             n_embd=width,
             n_layer=layers,
             n_head=width // 32,
-            activation_function="gelu_pytorch_tanh",  # GPT-2's own function, computed in one pass
-            resid_pdrop=0.0,  # so that the model is the same in training and after
+            activation_function="gelu_pytorch_tanh",  # GPT-2's own activation, in a fused implementation
+            resid_pdrop=0.0,  # so that the model is the same in training and in use
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             bos_token_id=tokenizer.token_to_id(END_OF_TEXT),
@@ -71,16 +71,16 @@ class Judge:
         """Read what `save` wrote.
 
         Raises:
-            UserError: there is no judge in the folder, or it is damaged.
+            UserError: the folder holds no judge, or a damaged one.
         """
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
             return cls(tokenizer, GPT2LMHeadModel.from_pretrained(folder, local_files_only=True))
-        except Exception as error:  # `tokenizers` raises nothing more precise
+        except Exception as error:  # `tokenizers` raises nothing more specific
             raise UserError(f"{folder} holds no whole judge: train one with docs/generation/train_judge.py") from error
 
     def save(self, folder: Path) -> None:
-        """Write the judge into a folder, each file in the place of the one that is there when it is whole."""
+        """Write the judge into a folder. Existing files are replaced only once the new ones are complete."""
         partial = folder / ".partial"
         partial.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(partial / TOKENIZER_FILE))
@@ -90,14 +90,14 @@ class Judge:
         partial.rmdir()
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """Token ids of a text."""
+        """The token ids of a text."""
         return np.array(self.tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
     def nats(self, texts: Sequence[str]) -> list[float]:
-        """How unlikely each text is: minus the logarithm of its probability, in nats, computed in fp32.
+        """The negative log-likelihood of each text, in nats, computed in fp32.
 
-        A text's first token has `<|endoftext|>` before it. A text too long for a row is read in rows that overlap by
-        half, so that every later token has at least half a row before it.
+        The first token of a text is predicted from `<|endoftext|>`. A text that is too long for a row is split into
+        rows that overlap by half, so that every later token is predicted from at least half a row.
         """
         totals = [0.0] * len(texts)
         windows = [(number, *window) for number, text in enumerate(texts) if text for window in self._windows(text)]
@@ -110,12 +110,12 @@ class Judge:
         return totals
 
     def losses(self, rows: torch.Tensor) -> torch.Tensor:
-        """Nats of each token of rows of token ids, (rows, length), but the first: (rows, length - 1)."""
+        """The loss of every token but the first of each row, in nats: (rows, length) ids -> (rows, length - 1)."""
         logits = self.model(rows[:, :-1]).logits
         return F.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none")
 
     def _windows(self, text: str) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
-        """Rows of a text's tokens, the end token before them left out, and where what is new in each begins."""
+        """Yield rows of a text's tokens, without the end token, each with the index of its first token that is new."""
         ids = self.encode(text)
         size = BLOCK - 1
         step = size // 2
@@ -123,7 +123,7 @@ class Judge:
             yield ids[start : start + size], size - step if start else 0
 
     def _padded(self, rows: Sequence[npt.NDArray[np.int64]]) -> torch.Tensor:
-        """Rows with the end token before them and, up to the length of the longest, after them."""
+        """Stack rows, each preceded by the end token and padded with it to the length of the longest."""
         tokens = torch.full((len(rows), 1 + max(map(len, rows))), self.end_id)
         for padded, row in zip(tokens, rows, strict=True):
             padded[1 : 1 + len(row)] = torch.from_numpy(row)

@@ -1,4 +1,4 @@
-"""The n-grams of a text, and a language model that knows nothing else."""
+"""The n-grams of a text, and a language model of n-grams."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,12 +15,12 @@ NEVER_SEEN = -1
 
 
 class Table(NamedTuple):
-    """The distinct n-grams of one length, in the order of their tokens; their indices are their numbers.
+    """The distinct n-grams of one length n, sorted by their tokens. An n-gram is identified by its index here.
 
     Attributes:
-        keys: number of the n-gram's first n - 1 tokens, times the vocabulary's size, plus its last token; ascending.
-        counts: how often each stands in the text.
-        lefts: how many different tokens stand before it; of the longest n-grams it is not known, and 0.
+        keys: ascending: the index of the n-gram's first n - 1 tokens, times the vocabulary size, plus its last token.
+        counts: number of occurrences of each n-gram in the text.
+        lefts: number of distinct tokens that precede each n-gram; 0 for the longest n-grams, where it is unknown.
     """
 
     keys: Numbers
@@ -29,13 +29,13 @@ class Table(NamedTuple):
 
 
 class Ngrams:
-    """All n-grams of a text, up to a length.
+    """All n-grams of a text, up to a maximum length.
 
     Args:
-        text: token ids, documents separated by `end_id`; no n-gram reaches over it.
-        vocab_size: more than every id.
+        text: token ids, with `end_id` between documents. No n-gram contains `end_id`.
+        vocab_size: larger than every id.
         end_id: of the token between documents.
-        longest: up to which n.
+        longest: the largest n.
 
     Attributes:
         tables: of the 1-grams, the 2-grams, and so on.
@@ -44,14 +44,15 @@ class Ngrams:
     def __init__(self, text: Ids, vocab_size: int, end_id: int, longest: int) -> None:
         self.vocab_size = vocab_size
         self.tables: list[Table] = []
-        numbers: Numbers = np.zeros(len(text) + 1, dtype=np.int64)  # of the n-gram at each place; of the 0-gram, 0
+        # Index of the n-gram at each position. There is a single 0-gram, with index 0.
+        numbers: Numbers = np.zeros(len(text) + 1, dtype=np.int64)
         for n in range(1, longest + 1):
             last = text[n - 1 :]
             places = np.flatnonzero((numbers[: len(last)] != NEVER_SEEN) & (last != end_id))
             keys, firsts, found, counts = np.unique(
                 self._keys(numbers[places], last[places]), return_index=True, return_inverse=True, return_counts=True
             )
-            if self.tables:  # each n-gram, once, has one token before the (n-1)-gram that it ends with
+            if self.tables:  # each distinct n-gram adds one preceding token to the (n-1)-gram that it ends with
                 suffixes = numbers[places[firsts] + 1]
                 self.tables[-1].lefts[:] = np.bincount(suffixes, minlength=len(self.tables[-1].keys))
             numbers = np.full(len(last), NEVER_SEEN)
@@ -59,10 +60,10 @@ class Ngrams:
             self.tables.append(Table(keys, counts.astype(np.int32), np.zeros(len(keys), dtype=np.int32)))
 
     def find(self, tokens: Ids) -> Iterator[Numbers]:
-        """The numbers of the 0-grams, the 1-grams, and so on that begin at each place of other tokens.
+        """Look up the n-grams that begin at each position of other tokens, for n = 0, 1, and so on.
 
         Yields:
-            (len(tokens) - n + 1,), `NEVER_SEEN` for an n-gram that is not in the text.
+            (len(tokens) - n + 1,) indices of the n-grams, `NEVER_SEEN` for those that are not in the text.
         """
         numbers: Numbers = np.zeros(len(tokens) + 1, dtype=np.int64)
         yield numbers
@@ -75,7 +76,7 @@ class Ngrams:
             yield numbers
 
     def number(self, ngram: Ids) -> int:
-        """The number of one n-gram, or `NEVER_SEEN`."""
+        """The index of one n-gram, or `NEVER_SEEN`."""
         *_, numbers = self.find(ngram)
         return int(numbers[0])
 
@@ -84,13 +85,13 @@ class Ngrams:
 
 
 class Order(NamedTuple):
-    """What an n-gram model knows of the tokens after contexts of n - 1 tokens.
+    """The statistics of an n-gram model for contexts of n - 1 tokens.
 
     Attributes:
-        counts: of each n-gram, with the discount taken off.
-        totals: of each context: the sum of the counts before that.
-        rest: of each context: the probability that the discount leaves to shorter contexts.
-        starts: where the n-grams of each context begin in the table; one more than there are contexts.
+        counts: discounted count of each n-gram.
+        totals: for each context, the sum of its counts before the discount.
+        rest: for each context, the probability that the discount leaves to shorter contexts.
+        starts: (contexts + 1,) index in the table where the n-grams of each context begin.
     """
 
     counts: Floats
@@ -100,17 +101,17 @@ class Order(NamedTuple):
 
 
 class NgramModel:
-    """The likelihood of a token after the few before it, by interpolated Kneser-Ney.
+    """An n-gram language model with interpolated Kneser-Ney smoothing.
 
-    From every count a discount is taken, and what it leaves goes to the next shorter context. A shorter n-gram counts
-    as often as there are different tokens before it. Below the 1-grams all tokens are alike. The discount of each order
-    is n1 / (n1 + 2 n2), of the numbers of n-grams that count once and twice. (Chen & Goodman 1999, "An empirical study
-    of smoothing techniques for language modeling".)
+    A discount is subtracted from every count, and the probability that this frees goes to the next shorter context. The
+    count of a shorter n-gram is the number of distinct tokens that precede it. Below the 1-grams, the distribution is
+    uniform. The discount of each order is n1 / (n1 + 2 n2), where n1 and n2 are the numbers of n-grams with a count of
+    1 and 2. (Chen & Goodman 1999, "An empirical study of smoothing techniques for language modeling".)
 
     Args:
-        ngrams: of the text to learn from.
-        order: the longest n-gram that counts, 1 for a model of single tokens.
-        without_text: ids that never follow.
+        ngrams: of the training text.
+        order: length of the longest n-grams of the model; 1 for a unigram model.
+        without_text: ids with probability 0.
     """
 
     def __init__(self, ngrams: Ngrams, order: int, without_text: Sequence[int]) -> None:
@@ -126,7 +127,7 @@ class NgramModel:
             contexts = len(table.keys)
 
     def probabilities(self, tokens: Ids) -> Floats:
-        """The probability of each token of a document, given those before it."""
+        """The probability of each token of a document, given the tokens before it."""
         result = self.uniform[tokens]
         numbers = self.ngrams.find(tokens)
         contexts = next(numbers)
@@ -141,11 +142,11 @@ class NgramModel:
         return result
 
     def nats(self, documents: Sequence[Ids]) -> float:
-        """Minus the logarithm of the probability of a token, in the mean over all tokens of documents."""
+        """The mean negative log-likelihood of all tokens of documents, in nats per token."""
         return -float(np.log(np.concatenate([self.probabilities(tokens) for tokens in documents])).mean())
 
     def next_probabilities(self, context: Ids) -> Floats:
-        """The probability of every token, (vocabulary,), after a context of any length."""
+        """The probability of each token of the vocabulary after a context of any length: (vocab_size,)."""
         result = self.uniform.copy()
         seen_by_each = zip(range(len(context) + 1), self.orders, self.ngrams.tables, strict=False)
         for seen, order, table in seen_by_each:
@@ -157,9 +158,9 @@ class NgramModel:
         return result
 
     def write(self, length: int, seed: Sequence[int]) -> list[int]:
-        """Draw tokens from left to right.
+        """Sample tokens from left to right.
 
-        Those that are drawn first, with less than a whole context before them, are left out.
+        The first tokens, sampled with less than a full context, are dropped.
         """
         generator = np.random.default_rng(seed)
         tokens: list[int] = []
@@ -170,15 +171,15 @@ class NgramModel:
 
 
 def discounted(contexts: Numbers, counts: Counts, number: int) -> Order:
-    """Take the discount from the counts of n-grams.
+    """Subtract the discount from the counts of n-grams.
 
     Args:
-        contexts: number of each n-gram's context, ascending.
+        contexts: index of the context of each n-gram, ascending.
         counts: of each n-gram.
-        number: of contexts.
+        number: count of contexts.
     """
     once, twice = (counts == 1).sum(), (counts == 2).sum()
-    discount = once / (once + 2 * twice) if once else 0.5  # where nothing counts once, what is new is possible still
+    discount = once / (once + 2 * twice) if once else 0.5  # so that unseen tokens stay possible without any count of 1
     totals: Floats = np.bincount(contexts, weights=counts, minlength=number).astype(float)
     kinds = np.bincount(contexts, weights=counts > 0, minlength=number)
     rest = np.divide(discount * kinds, totals, out=np.ones(number), where=totals > 0)

@@ -1,4 +1,4 @@
-"""Texts out of a prepared corpus."""
+"""Documents and passages of a prepared corpus."""
 
 from typing import NamedTuple
 
@@ -10,29 +10,29 @@ from mlm_dist.errors import UserError
 
 
 class Passage(NamedTuple):
-    """A text, found or generated, with the token ids that it was made of."""
+    """A text, from a corpus or generated, with the token ids that it was decoded from."""
 
     text: str
     tokens: list[int]
 
 
 def documents(corpus: Corpus, split: Split) -> list[Tokens]:
-    """The tokens of each document's part of a split, without the end token that closes it."""
+    """The tokens of each document in a split, without the end token after them."""
     tokens = corpus.train if split == "train" else corpus.val
     ranges = [document[split] for document in corpus.manifest.documents]
     return [tokens[start : end - 1] for start, end in ranges if end > start]
 
 
 def document_texts(corpus: Corpus, split: Split) -> list[str]:
-    """The same as text."""
+    """The text of each document in a split."""
     return [corpus.tokenizer.decode(tokens.tolist()) for tokens in documents(corpus, split)]
 
 
 def held_out_passages(corpus: Corpus, count: int, length: int, seed: int) -> list[Passage]:
-    """Draw passages of `length` tokens from the held-out text, none of them over the end of a document.
+    """Sample passages of `length` tokens from the validation text. No passage crosses the end of a document.
 
     Raises:
-        UserError: the held-out text does not have as many.
+        UserError: the validation text has fewer than `count` such passages.
     """
     places = [(tokens, start) for tokens in documents(corpus, "val") for start in range(len(tokens) - length + 1)]
     if len(places) < count:

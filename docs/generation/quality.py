@@ -1,8 +1,8 @@
-"""How good generated texts are: figures of a set of them, and the table that holds the sets side by side.
+"""Quality of generated texts: metrics of a set of texts, and the table that compares sets.
 
-No figure tells it alone. A text that repeats itself is likely in the eyes of any language model, so the judge likes
-"the the the"; a list of random words is as diverse as can be; and a model that recites its training text does well in
-all but the share of what is copied.
+No metric is sufficient by itself. Any language model gives repetitive text a high likelihood, so the judge prefers
+"the the the". A list of random words has the highest diversity. A model that recites its training text does well in
+every metric but the fraction of copied text.
 """
 
 import math
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 Ids = Sequence[int]
 
-NEAR = 32  # tokens back in which a token counts as repeated
+NEAR = 32  # a token counts as repeated if it is among this many tokens before it
 REPEATED = 4  # tokens of an n-gram that counts as repeated
 COPIED = 8  # tokens of an n-gram that counts as copied
 
 
 class Figures(NamedTuple):
-    """Figures of a set of texts.
+    """Metrics of a set of texts.
 
     Attributes:
         distinct: distinct-1, -2 and -3.
         repeated_tokens: rep/32.
         repeated_ngrams: seq-rep-4.
-        perplexity: of a GPT-2 token, under the judge.
-        copied: the share of the 8-grams that stand in the training text.
+        perplexity: under the judge, per token of the passages, which are GPT-2 tokens in a corpus prepared by default.
+        copied: fraction of the 8-grams that occur in the training text.
     """
 
     distinct: tuple[float, ...]
@@ -43,14 +43,14 @@ class Figures(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the table: nats per token of the held-out text, where a row has them, and figures of texts."""
+    """A row of the table: nats per token of the validation text, if known, and metrics of texts."""
 
     nats: float | None
     figures: Figures
 
 
 def measure(passages: Sequence[Passage], judge: "Judge", training_text: Ngrams) -> Figures:
-    """Take the figures of a set of texts. Only sets of as many texts of the same length can be compared."""
+    """Compute the metrics of a set of texts. Only sets with the same number and length of texts are comparable."""
     texts = [passage.tokens for passage in passages]
     return Figures(
         tuple(distinct(texts, n) for n in (1, 2, 3)),
@@ -67,30 +67,30 @@ def ngrams_of(text: Ids, n: int) -> list[tuple[int, ...]]:
 
 
 def distinct(texts: Sequence[Ids], n: int) -> float:
-    """The share of different ones among all n-grams of a set of texts (Li et al. 2016, arXiv 1510.03055)."""
+    """The fraction of distinct n-grams among all n-grams of a set of texts (Li et al. 2016, arXiv 1510.03055)."""
     ngrams = [ngram for text in texts for ngram in ngrams_of(text, n)]
     return len(set(ngrams)) / len(ngrams)
 
 
 def repeated_tokens(texts: Sequence[Ids]) -> float:
-    """The share of the tokens that stand among the 32 before them (rep/l, Welleck et al. 2019, arXiv 1908.04319)."""
+    """The fraction of tokens that are among the 32 before them (rep/l, Welleck et al. 2019, arXiv 1908.04319)."""
     again = [token in text[max(0, place - NEAR) : place] for text in texts for place, token in enumerate(text)]
     return sum(again) / len(again)
 
 
 def repeated_ngrams(texts: Sequence[Ids]) -> float:
-    """The share of a text's 4-grams that repeat one before them, in the mean over texts (seq-rep-4, ibid.)."""
+    """The fraction of a text's 4-grams that repeat an earlier one, averaged over texts (seq-rep-4, ibid.)."""
     return float(np.mean([1 - distinct([text], REPEATED) for text in texts]))
 
 
 def copied(texts: Sequence[Ids], training_text: Ngrams) -> float:
-    """The share of all 8-grams that stand in the training text word for word."""
+    """The fraction of all 8-grams that occur verbatim in the training text."""
     found = [list(training_text.find(np.array(text)))[COPIED] for text in texts]
     return float((np.concatenate(found) != NEVER_SEEN).mean())
 
 
 def table(rows: Mapping[str, Row]) -> str:
-    """The rows as a table in Markdown."""
+    """The rows as a Markdown table."""
     heads = ["", "NLL", "distinct-1", "-2", "-3", "rep/32", "seq-rep-4", "judge's perplexity", "copied 8-grams"]
     lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     for name, (nats, figures) in rows.items():

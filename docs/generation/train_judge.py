@@ -1,4 +1,4 @@
-"""Train the judge on the train part of a corpus: `python docs/generation/train_judge.py --corpus DIR --out DIR`."""
+"""Train the judge on the training split of a corpus: `python docs/generation/train_judge.py --corpus DIR --out DIR`."""
 
 import time
 from argparse import ArgumentParser
@@ -24,7 +24,7 @@ SAVE_INTERVAL = 500
 
 
 def build_parser() -> ArgumentParser:
-    """Describe the command line."""
+    """Build the command-line parser."""
     parser = OneLineParser(
         prog="python docs/generation/train_judge.py",
         description="Train a small causal language model, with a vocabulary of its own, to judge generated text.",
@@ -38,12 +38,12 @@ def build_parser() -> ArgumentParser:
 
 
 def main(arguments: list[str]) -> None:
-    """Train, saving now and then, and print how well the judge knows the held-out text."""
+    """Train the judge, saving it at intervals, and print its validation loss."""
     given = build_parser().parse_args(arguments)
     if given.steps < 1:
         raise UserError(f"--steps is {given.steps}: it must be at least 1")
     refuse_existing(given.out)
-    # Only now, so that --help and mistakes are answered without waiting for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     import torch  # noqa: PLC0415
 
     from judge import Judge  # noqa: PLC0415
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> None:
 
 
 def train(judge: "Judge", texts: list[str], steps: int, out: Path) -> None:
-    """Train on rows drawn from texts, and save into the folder `out`."""
+    """Train on rows sampled from texts, and save into the folder `out`."""
     import numpy as np  # noqa: PLC0415
     import torch  # noqa: PLC0415
     from transformers import get_cosine_schedule_with_warmup  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What is asked of trained runs, by the verbs of the package: as a reader would ask it."""
+"""Generating and evaluating with trained runs through the commands of the package, as a user would."""
 
 import json
 import subprocess
@@ -11,13 +11,13 @@ from passages import Passage
 
 
 def generate(run: Path, how: list[str], count: int, length: int, seed: int) -> list[Passage]:
-    """Have a run write texts from nothing.
+    """Generate texts from nothing with the model of a run.
 
     Args:
-        run: its folder.
+        run: the run directory.
         how: flags of `generate`.
-        count: of texts.
-        length: of each, in tokens.
+        count: number of texts.
+        length: of each text, in tokens.
         seed: of the texts.
     """
     sizes = ["--samples", str(count), "--length", str(length), "--seed", str(seed)]
@@ -26,19 +26,19 @@ def generate(run: Path, how: list[str], count: int, length: int, seed: int) -> l
 
 
 def nll_bound(run: Path, corpus: Path) -> float:
-    """The bound on a run's negative log-likelihood of the held-out text, in nats per token: as `evaluate` gives it."""
+    """An upper bound on a run's negative log-likelihood of the validation text, in nats per token, by `evaluate`."""
     (answer,) = ask("evaluate", "--run", str(run), "--data", str(corpus), "--mask_prob", "[0, 1]", "--json")
     return float(answer["loss"])
 
 
 def ask(verb: str, *arguments: str) -> list[dict[str, Any]]:
-    """Run `python -m mlm_dist.<verb>` and read the JSON objects that it prints, one a line.
+    """Run `python -m mlm_dist.<verb>` and parse its output, one JSON object per line.
 
     Raises:
-        UserError: it complains.
+        UserError: its exit status is not 0.
     """
     command = [sys.executable, "-m", f"mlm_dist.{verb}", *arguments]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if result.returncode:
         raise UserError(f"{verb} {' '.join(arguments)}: {result.stderr}")
-    return [json.loads(line) for line in result.stdout.split("\n") if line]  # strings may hold U+2028
+    return [json.loads(line) for line in result.stdout.split("\n") if line]  # strings may contain U+2028

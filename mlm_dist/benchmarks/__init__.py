@@ -1,1 +1,1 @@
-"""What `benchmark` measures: this package and its peers, each in processes of its own, taking turns."""
+"""Benchmarks of this package and its peers, each in processes of its own, in alternating runs."""

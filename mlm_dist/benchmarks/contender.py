@@ -1,6 +1,7 @@
-"""One of those that are measured, in a process of its own: `serve` takes steps when the benchmark asks for them.
+"""A contender: this package or a peer. `serve` runs it in a process of its own, at the benchmark's command.
 
-Each in its own process, because they differ in what the memory allocator does, and to have a peak memory each.
+Each contender has its own process, because their memory allocators are configured differently, and because peak memory
+is measured per process.
 """
 
 import itertools
@@ -33,16 +34,16 @@ BATCHES_TO_READ = 100
 
 
 class Contender(Protocol):
-    """What takes steps.
+    """A training implementation that the benchmark measures.
 
     Attributes:
-        device: on which.
+        device: the device of its steps.
     """
 
     device: torch.device
 
     def step(self) -> None:
-        """Take one optimizer step, reading and masking of its rows included."""
+        """Run one optimizer step, including reading and masking its rows."""
 
 
 class Ours:
@@ -56,12 +57,12 @@ class Ours:
         self.device = self.processes.device
 
     def step(self) -> None:
-        """Take one step of the training loop."""
+        """Run one step of the training loop."""
         self.trainer.is_stopping()
         self.trainer.train_step()
 
     def split(self) -> dict[str, float]:
-        """Take one step and tell its parts' seconds. On a GPU each part is waited for, which takes a little longer."""
+        """Run one step and time its parts, in seconds. On a GPU, synchronizing after each part adds a little."""
         forward: list[float] = []
         model = self.trainer.model
         before = model.register_forward_pre_hook(lambda *_: forward.append(-self.now()))
@@ -80,29 +81,29 @@ class Ours:
         return parts | {"all-reduce": self.all_reduce()}
 
     def all_reduce(self) -> float:
-        """Seconds that an exchange of all gradients takes by itself; 0 for a single process."""
+        """Seconds that an all-reduce of all gradients takes by itself; 0 without a process group."""
         if not self.processes.is_distributed:
             return 0.0
         gradients = torch.cat([weight.detach().flatten() for weight in self.trainer.state.encoder.parameters()])
-        self.processes.any(False)  # all begin together
+        self.processes.any(False)  # a barrier, so that all ranks start at the same time
         start = self.now()
         dist.all_reduce(gradients)
         return self.now() - start
 
     def now(self) -> float:
-        """The time when all that was asked of the device is done."""
+        """The time, in seconds, once all work queued on the device is done."""
         synchronize(self.device)
         return time.perf_counter()
 
     def read(self) -> float:
-        """Seconds that it takes to read and mask a batch, on average."""
+        """Mean time to read and mask a batch, in seconds."""
         start = self.now()
         for _ in range(BATCHES_TO_READ):
             self.trainer.next_batch()
         return (self.now() - start) / BATCHES_TO_READ
 
     def save(self) -> float:
-        """Seconds for which the training waits as it begins to save a checkpoint."""
+        """Seconds for which training is blocked when it saves a checkpoint in the background."""
         self.saver.wait()
         start = self.now()
         self.saver.save(self.trainer.state.step, self.trainer.state.state_dict(), {})
@@ -114,7 +115,7 @@ class Ours:
 
 
 class Theirs:
-    """A peer's training step: masks from the global generator, a loss of the batch, AdamW as torch makes it."""
+    """A peer's training step: masks from torch's global generator, mean loss of the batch, AdamW with its defaults."""
 
     def __init__(self, name: str, config: Config, corpus: Corpus) -> None:
         self.config = config
@@ -127,7 +128,7 @@ class Theirs:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
 
     def step(self) -> None:
-        """Take one step."""
+        """Run one step."""
         tokens = torch.from_numpy(self.rows[next(self.batches).rows].astype("int64"))
         inputs, labels = mask_from_the_global_generator(tokens, self.config, self.mask_id)
         with autocast(self.device, self.dtype):
@@ -138,7 +139,10 @@ class Theirs:
 
 
 def answer(contender: Contender, question: str) -> Any:
-    """Do what the benchmark asks for: `run N`, `split`, `read`, `save`, `finish_saving` or `peak_memory`."""
+    """Execute a command of the benchmark: `run N`, `split`, `read`, `save`, `finish_saving` or `peak_memory`.
+
+    `run N` returns the mean time of N steps, in seconds.
+    """
     name, _, count = question.partition(" ")
     if name == "peak_memory":
         return peak_memory(contender.device)
@@ -153,13 +157,13 @@ def answer(contender: Contender, question: str) -> Any:
 
 
 def serve() -> None:
-    """Be the contender that the command line names, and answer each line of stdin with one of JSON on stdout.
+    """Run the contender that the command line names: for each command on stdin, print one line of JSON on stdout.
 
-    The command line has the contender's name and a folder with its `config.yaml`, where it may write.
+    The command line consists of the contender's name and a folder with its `config.yaml`, which it may write to.
     """
     name, folder = sys.argv[1], Path(sys.argv[2])
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else prints does not come between
+    os.dup2(2, 1)  # other output goes to stderr, not between the lines of JSON
     try:
         config = read_config(folder / "config.yaml")
         corpus = Corpus.open(Path(config.data.path))
@@ -169,4 +173,4 @@ def serve() -> None:
             print(json.dumps(answer(contender, line.strip())), file=answers, flush=True)
     except UserError as error:
         print(json.dumps({"refused": str(error)}), file=answers, flush=True)
-    os._exit(0)  # gloo's threads abort now and then while Python takes them down
+    os._exit(0)  # gloo's threads sometimes abort while the interpreter shuts down

@@ -1,4 +1,4 @@
-"""Measurements that need no training step: the machine's ceiling, a step's arithmetic, the encoding of texts."""
+"""Measurements without a training step: peak matrix throughput, the FLOPs of a step, the encoding rate of texts."""
 
 import statistics
 import tempfile
@@ -24,10 +24,11 @@ MATRIX = {"cpu": 4096, "cuda": 8192}
 
 
 def step_flops(config: Config) -> float:
-    """Arithmetic of one step by formula: multiplications and additions of all matrix products that the recipe needs.
+    """FLOPs of one step by formula: the multiplications and additions of all matrix products that the recipe needs.
 
-    The backward pass takes twice as many as the forward pass. The output layer and what only it reads of the last
-    block are counted at the predicted tokens alone, also for a peer that computes them everywhere.
+    The backward pass takes twice as many as the forward pass. The output layer, and the part of the last block that
+    only the output layer reads, are counted for the predicted tokens only, even for a peer that computes them at all
+    positions.
     """
     model = config.model
     width, tokens = model.embedding_dim, config.train.batch_size * model.block_size
@@ -39,7 +40,7 @@ def step_flops(config: Config) -> float:
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
-    """FLOP/s of the fastest of a few large square matrix products."""
+    """FLOP/s of a large square matrix product, the fastest of `rounds` products after a warm-up."""
     size = MATRIX[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
@@ -52,22 +53,22 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype, rounds: int) -> flo
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for."""
+    """Wait until all work queued on the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long some work takes."""
+    """The time that some work takes, in seconds."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def random_corpus(folder: Path, config: Config) -> None:
-    """Write a corpus of random tokens, for a machine where no texts are at hand; steps take as long on it.
+    """Write a corpus of random tokens, for a machine without texts. Steps take as long as on a real corpus.
 
-    Its tokenizer is a small one of the text that comes with the package.
+    Its small tokenizer is trained on the sample text of the package.
     """
     vocab_size = min(SAMPLE_VOCABULARY, config.model.entries)
     tokenizer = Tokenizer.train_bpe([SAMPLE_TEXT.read_text(encoding="utf-8")], vocab_size)
@@ -81,12 +82,12 @@ def random_corpus(folder: Path, config: Config) -> None:
 
 
 def is_random(corpus: Corpus) -> bool:
-    """Whether a corpus is one of random tokens."""
+    """Whether a corpus consists of random tokens."""
     return bool(corpus.manifest.documents[0]["name"] == RANDOM)
 
 
 def texts_of(corpus: Corpus) -> list[str]:
-    """Some megabytes of the corpus's own texts, a megabyte each; of random tokens there are none, so the sample."""
+    """Some megabytes of the text of a corpus, in pieces of about 1 MB. A random corpus has no text: the sample text."""
     if is_random(corpus):
         return [SAMPLE_TEXT.read_text(encoding="utf-8") * 14] * (TEXT_BYTES >> 20)
     tokens = np.asarray(corpus.train[: TEXT_BYTES // 3])
@@ -95,7 +96,10 @@ def texts_of(corpus: Corpus) -> list[str]:
 
 
 def encoding_rates(corpus: Corpus, rounds: int) -> dict[str, float]:
-    """Bytes a second of `prepare` on all cores and of bare tiktoken on one, by turns, the vocabulary loaded before."""
+    """Encoding rates, in bytes per second, of `prepare` on all cores and of plain tiktoken on one core.
+
+    The two alternate, and the vocabulary is already loaded.
+    """
     texts, tokenizer = texts_of(corpus), corpus.tokenizer
     size = sum(len(text.encode()) for text in texts)
     with tempfile.TemporaryDirectory() as name:

@@ -1,4 +1,4 @@
-"""What a user would run instead, at the same shapes: the definition written down by hand, and transformers."""
+"""What a user would run instead, with the same shapes: a plain implementation by hand, and transformers."""
 
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ IGNORED = -100
 
 
 class SeedBlock(nn.Module):
-    """Heads one after the other, then a feed-forward part."""
+    """Attention heads, computed one after the other, then feed-forward."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class SeedBlock(nn.Module):
 
 
 class SeedEncoder(nn.Module):
-    """The encoder by its definition: logits and a loss at every position, of which most are ignored."""
+    """A plain encoder: it computes logits at every position, although the loss ignores most of them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class SeedEncoder(nn.Module):
         self.output = nn.Linear(config.embedding_dim, config.entries)
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean loss over the labels that are not ignored; both are (B, T)."""
+        """The mean loss over the labels that are not ignored. Inputs and labels are (B, T)."""
         positions = torch.arange(inputs.shape[1], device=inputs.device)
         x = self.blocks(self.token_embedding(inputs) + self.position_embedding(positions))
         logits = self.output(self.norm(x))
@@ -72,7 +72,7 @@ class TransformersEncoder(nn.Module):
         self.model: Any = BertForMaskedLM(shape)
 
     def forward(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The mean loss over the labels that are not ignored; both are (B, T)."""
+        """The mean loss over the labels that are not ignored. Inputs and labels are (B, T)."""
         loss: torch.Tensor = self.model(input_ids=inputs, attention_mask=torch.ones_like(inputs), labels=labels).loss
         return loss
 
@@ -83,7 +83,7 @@ ENCODERS: dict[Peer, type[nn.Module]] = {"seed": SeedEncoder, "transformers": Tr
 def mask_from_the_global_generator(
     tokens: torch.Tensor, config: Config, mask_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and labels as the peers make them: a draw a token, 80/10/10, with what the global generator gives."""
+    """Inputs and labels as the peers make them: tokens masked independently, 80/10/10, by the global generator."""
     drawn = torch.rand(tokens.shape, device=tokens.device) < mean_rate(config.masking.mask_prob)
     labels = tokens.masked_fill(~drawn, IGNORED)
     lot = torch.rand(tokens.shape, device=tokens.device)

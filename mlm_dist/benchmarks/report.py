@@ -1,4 +1,4 @@
-"""The benchmark's results as tables to read and as one picture."""
+"""The results of a benchmark as Markdown tables and as a plot."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +16,7 @@ PART_COLORS = {"input": GREY, "forward": BLUE, "backward": VERMILLION, "optimize
 
 
 def table(results: Results) -> str:
-    """All figures as Markdown tables."""
+    """All results as Markdown tables."""
     machine, step = results["machine"], results["step"]
     parts = [part for part in step["parts"] if part != "all-reduce"]
     total = sum(step["parts"][part] for part in parts)
@@ -72,7 +72,7 @@ def table(results: Results) -> str:
 
 
 def head(*titles: str) -> list[str]:
-    """The head of a table."""
+    """The header lines of a table."""
     return [row(*titles), "|".join(["", *["---"] * len(titles), ""])]
 
 
@@ -82,24 +82,24 @@ def row(*cells: str) -> str:
 
 
 def milliseconds(seconds: float) -> str:
-    """A time, with as many digits as mean something."""
+    """A time in milliseconds, with about three significant digits."""
     value = seconds * 1e3
     return f"{value:.0f} ms" if abs(value) >= 100 else f"{value:.1f} ms" if abs(value) >= 10 else f"{value:.2f} ms"
 
 
 def span(measured: Results) -> str:
-    """The median of several times, and how far they went."""
+    """The median of several times, and their range."""
     median, fastest, slowest = (milliseconds(measured[key]) for key in ("seconds", "fastest", "slowest"))
     return f"{median} ({fastest} to {slowest})"
 
 
 def share(seconds: float, total: float) -> str:
-    """A part's time and its share of the whole."""
+    """The time of a part, and its fraction of the total."""
     return f"{milliseconds(seconds)}, {seconds / total:.0%}"
 
 
 def draw(results: Results, file: Path) -> None:
-    """Draw the results into a PNG; its folder is made."""
+    """Plot the results as a PNG. Its folder is created."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with picture(9, 8) as figure, replacing(file) as content:
         lay_out(figure, results)
@@ -107,7 +107,7 @@ def draw(results: Results, file: Path) -> None:
 
 
 def lay_out(figure: "Figure", results: Results) -> None:
-    """Draw where a step's time goes, the peers beside each other, and what more processes bring."""
+    """Plot the parts of a step's time, the speed and memory of the peers, and the speed-up with more processes."""
     machine, step, peers, scaling = (results.get(key, []) for key in ("machine", "step", "peers", "scaling"))
     heights = [1.2, len(peers), len(peers), max(1, len(scaling))]
     split, speeds, memory, worlds = figure.subplots(4, 1, height_ratios=heights)
@@ -135,7 +135,7 @@ def lay_out(figure: "Figure", results: Results) -> None:
 
 
 def bars(axes: "Axes", names: list[str], values: Iterable[float], labels: list[str]) -> None:
-    """Horizontal bars, the first on top and in colour, with their values beside them."""
+    """Plot labelled horizontal bars, the first one on top and in colour."""
     drawn = axes.barh(names, list(values), color=[BLUE] + [GREY] * (len(names) - 1))
     axes.bar_label(drawn, labels, padding=4)
     axes.margins(x=0.15)

@@ -1,4 +1,4 @@
-"""Contenders seen from outside: started, asked in turns, ended."""
+"""Starting the processes of contenders, sending them commands in turns, and ending them."""
 
 import json
 import os
@@ -20,22 +20,23 @@ GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Runner:
-    """A contender that waits to be asked: one process, or one for each rank.
+    """A contender that waits for commands: one process, or one per rank.
 
     Args:
-        name: `mlm_dist` or a peer's.
+        name: `mlm_dist` or the name of a peer.
         config: what it trains.
-        world_size: how many processes; None for a single one without a process group.
-        threads: of each process; None for as many as torch chooses.
+        world_size: number of processes; None for a single one without a process group.
+        threads: of each process; None for torch's default.
 
     Raises:
-        UserError: it refuses the config.
-        RunError: it ended before it was ready.
+        UserError: the contender refuses the config.
+        RunError: the contender ended before it was ready.
     """
 
     def __init__(self, name: str, config: Config, world_size: int | None = None, threads: int | None = None) -> None:
         self.name = name
-        # Ours and not theirs, so that it goes even if they are killed; they write checkpoints into it.
+        # Created here and not by the processes, which write checkpoints into it, so that it is removed even if they are
+        # killed.
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -59,10 +60,11 @@ class Runner:
         self._answers()
 
     def ask(self, question: str) -> list[Any]:
-        """Ask all ranks and wait for their answers.
+        """Send a command to all ranks and wait for their answers, one per rank.
 
         Raises:
-            RunError: one of them has ended instead.
+            UserError: a rank refuses, because of a user error.
+            RunError: a rank has ended.
         """
         for rank in self._ranks:
             assert rank.stdin is not None
@@ -70,11 +72,11 @@ class Runner:
                 rank.stdin.write(f"{question}\n")
                 rank.stdin.flush()
             except BrokenPipeError:
-                pass  # it is gone, which is what its missing answer says
+                pass  # the process has ended; `_answers` reports it
         return self._answers()
 
     def slowest(self, question: str) -> float:
-        """The largest answer of the ranks."""
+        """Send a command to all ranks and return the largest answer."""
         return float(max(self.ask(question)))
 
     def end(self) -> None:
@@ -104,7 +106,7 @@ class Runner:
 
 @contextmanager
 def running(runners: Sequence[Runner]) -> Iterator[Sequence[Runner]]:
-    """Have runners ended after the block, whatever happens in it."""
+    """End runners after the block, even if it fails."""
     with ExitStack() as stack:
         for runner in runners:
             stack.callback(runner.end)
@@ -112,12 +114,12 @@ def running(runners: Sequence[Runner]) -> Iterator[Sequence[Runner]]:
 
 
 def take_turns(runners: Sequence[Runner], question: str, rounds: int) -> list[list[float]]:
-    """Ask one runner after the other, and again, so that what disturbs the machine for a while disturbs all.
+    """Send a command to the runners in turns, `rounds` times, so that a disturbance of the machine affects all of them.
 
-    Each takes a step before the one that counts: in the turns of the others, caches and pages of memory have gone.
+    Each runs an untimed step first, because its caches and memory pages were evicted during the turns of the others.
 
     Returns:
-        for each runner, the slowest rank's answer in each round.
+        For each runner, the answer of the slowest rank in each round.
     """
     answers: list[list[float]] = [[] for _ in runners]
     for _ in range(rounds):
@@ -128,7 +130,7 @@ def take_turns(runners: Sequence[Runner], question: str, rounds: int) -> list[li
 
 
 def free_port() -> str:
-    """A port that nobody listens on."""
+    """A port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

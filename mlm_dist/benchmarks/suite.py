@@ -1,4 +1,4 @@
-"""The whole benchmark: what is measured, in which order, with which settings."""
+"""The complete benchmark: what is measured, in which order, and with which settings."""
 
 import dataclasses
 import statistics
@@ -20,9 +20,9 @@ from mlm_dist.precision import choose_dtype
 from mlm_dist.run.machine import describe_machine
 
 OURS = "mlm_dist"
-STEPS_A_TURN = {"cpu": 2, "cuda": 20}  # a GPU is given many at a time, as in training
+STEPS_A_TURN = {"cpu": 2, "cuda": 20}  # a GPU queues many before it is synchronized, as in training
 MOST_PROCESSES = 8
-MISSING_VOCABULARY = 50258  # of the corpus that is not there: GPT-2's, which `prepare` takes by default, and [MASK]
+MISSING_VOCABULARY = 50258  # of the random corpus: GPT-2's, the default of `prepare`, and [MASK]
 
 Results = dict[str, Any]
 
@@ -32,11 +32,12 @@ class Suite:
     """What to measure.
 
     Attributes:
-        config: the recipe; its corpus is open as `corpus`.
-        peers: whom to measure it against.
-        rows: of a step in that.
-        rounds: how many turns each contender gets; medians are reported.
-        tell: takes a line about what is going on.
+        config: the recipe.
+        corpus: of the config.
+        peers: to compare with.
+        rows: per step in the comparison with peers.
+        rounds: number of turns of each contender; medians are reported.
+        tell: called with a line of progress.
     """
 
     config: Config
@@ -47,7 +48,7 @@ class Suite:
     tell: Callable[[str], None]
 
     def measure(self) -> Results:
-        """Measure all of it, in minutes.
+        """Run all measurements, which takes minutes.
 
         Raises:
             UserError: the config does not fit the corpus or the machine.
@@ -71,7 +72,7 @@ class Suite:
         return results | {"seconds": time.perf_counter() - start}
 
     def measure_step(self, device: torch.device, ceiling: float) -> Results:
-        """A step of the recipe on one process: its time, parts and memory, the input path, a save beside it."""
+        """Measure a step of the recipe on one process: time, parts, memory, the input path, and the cost of a save."""
         with running([Runner(OURS, self.config)]) as (runner,):
             runner.ask(WARM_UP)
             times = [runner.slowest(f"run {STEPS_A_TURN[device.type]}") for _ in range(self.rounds)]
@@ -94,7 +95,7 @@ class Suite:
         }
 
     def measure_peers(self, device: torch.device) -> list[Results]:
-        """Steps of ours and of the peers, in turns."""
+        """Measure steps of this package and of the peers, in turns."""
         config = with_batch_size(self.config, self.rows)
         with running([Runner(name, config) for name in (OURS, *self.peers)]) as runners:
             times = take_turns(runners, f"run {STEPS_A_TURN[device.type]}", self.rounds)
@@ -113,7 +114,7 @@ class Suite:
         ]
 
     def measure_scaling(self, device: torch.device, sizes: list[int]) -> list[Results]:
-        """The same global batch on 1 and more processes, in turns; on a CPU with a thread each."""
+        """Measure the same global batch on one and more processes, in turns. On a CPU, each has one thread."""
         threads = 1 if device.type == "cpu" else None
         with running([Runner(OURS, self.config, size if size > 1 else None, threads) for size in sizes]) as runners:
             times = take_turns(runners, f"run {STEPS_A_TURN[device.type]}", 2 * self.rounds)
@@ -132,12 +133,12 @@ class Suite:
 
 
 def spread(times: list[float]) -> Results:
-    """What is reported of a time that was taken several times."""
+    """The median, fastest and slowest of several times."""
     return {"seconds": statistics.median(times), "fastest": min(times), "slowest": max(times)}
 
 
 def measure_stall(runner: Runner, rounds: int) -> Results:
-    """Seconds for which the training waits as a checkpoint is saved, and by which the next step takes longer."""
+    """Seconds for which training is blocked by saving a checkpoint, and by which the next step is slower."""
     alone, waits, beside = [], [], []
     for _ in range(rounds):
         alone.append(runner.slowest("run 1"))
@@ -148,25 +149,27 @@ def measure_stall(runner: Runner, rounds: int) -> Results:
 
 
 def world_sizes(device: torch.device, batch_size: int) -> list[int]:
-    """1, 2, 4, ... as far as there are GPUs or cores for them and the batch can be shared."""
+    """The world sizes 1, 2, 4 and 8 for which there are enough GPUs or cores, and that divide the batch size."""
     most = min(MOST_PROCESSES, torch.cuda.device_count() if device.type == "cuda" else usable_cores())
     return [size for size in (1, 2, 4, 8) if size <= most and batch_size % size == 0]
 
 
 def with_batch_size(config: Config, rows: int) -> Config:
-    """The config with another batch size, put through the model in one go."""
+    """The config with another batch size and without gradient accumulation."""
     train = dataclasses.replace(config.train, batch_size=rows, micro_batch_size=None)
     return dataclasses.replace(config, train=train)
 
 
 def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
-    """Open the config's corpus; where none lies at the default place, one of random tokens in `folder`.
+    """Open the corpus of a config. If the default path has none, write one of random tokens into `folder`.
+
+    Text at any other path is first prepared in the user's cache.
 
     Returns:
-        the config as it is to be measured, its `model.vocab_size` a number, and the corpus that it names.
+        The config to measure, with `model.vocab_size` set and without evaluations, and its corpus.
 
     Raises:
-        UserError: the corpus that was asked for is not there.
+        UserError: the corpus or text of the config does not exist, or cannot be prepared.
     """
     path = Path(config.data.path)
     if config.data.path == DataConfig().path and not (path / MANIFEST).exists():

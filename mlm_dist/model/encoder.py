@@ -15,8 +15,8 @@ from torch import nn
 
 from mlm_dist.config import ModelConfig
 
-# Negligible compared with any real variance: the exported model has an extra LayerNorm, which is the identity only if
-# this is negligible.
+# Negligible compared with any real variance, because the exported model has an extra LayerNorm that is the identity
+# only then.
 LAYER_NORM_EPS = 1e-12
 
 INITIAL_STD = 0.02
@@ -26,7 +26,7 @@ LONGEST_PLAIN = 256
 
 
 class Head(nn.Module):
-    """One attention head as it is defined, softmax(q k^T / sqrt(size)) v.
+    """One attention head by definition: softmax(q k^T / sqrt(size)) v.
 
     `MultiHeadAttention.head(i)` returns one that shares its parameters. Training computes all heads at once instead.
 
@@ -41,7 +41,7 @@ class Head(nn.Module):
         self.value = nn.Linear(embedding_dim, head_size, bias=False)
 
     def attention_weights(self, x: torch.Tensor) -> torch.Tensor:
-        """How much each position attends to each other: (B, T, C) -> (B, T, T), whose rows sum to 1."""
+        """The attention of each position to all positions: (B, T, C) -> (B, T, T). Rows sum to 1."""
         query, key = self.query(x), self.key(x)
         weights: torch.Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
         return weights
@@ -90,7 +90,7 @@ class MultiHeadAttention(nn.Module):
         """The head with this index. It shares the parameters of this module."""
         width = self.projection.in_features
         size = width // self.heads
-        # On "meta" the layers take no memory: their parameters become views of ours.
+        # On "meta" the layers take no memory: their parameters become views of those of this module.
         with torch.device("meta"):
             head = Head(width, size)
         weights = self.query_key_value.weight.view(3, self.heads, size, width)[:, index]
@@ -208,7 +208,7 @@ def check_weights(weights: Any, config: ModelConfig) -> None:
     """Check that the names and shapes of parameters fit a config, without building its model.
 
     Raises:
-        ValueError: they are of a model of another shape, or are not real numbers.
+        ValueError: they belong to a model of another shape, or are not tensors of real numbers.
     """
     if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
         raise ValueError("they are no mapping of names to tensors")

@@ -1,1 +1,1 @@
-"""Pictures and pages about a run."""
+"""Plots and reports of runs."""

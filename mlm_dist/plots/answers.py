@@ -1,4 +1,4 @@
-"""What a model is asked for the pictures of its run."""
+"""The outputs of a model that the plots and the report of its run show."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from mlm_dist.plots.sentences import Sentence, fill_sentences
 
 
 class Answers(NamedTuple):
-    """What a model has answered.
+    """The outputs of a model.
 
     Attributes:
-        attention: to a text, if one was given.
+        attention: the attention maps of a text, if one was given.
         neighbourhoods: of the words that were given.
-        sentences: filled.
-        note: why there are none.
+        sentences: with their masks filled.
+        note: why there are no sentences; empty if there are some.
     """
 
     attention: Attention | None
@@ -26,10 +26,10 @@ class Answers(NamedTuple):
 
 
 def answer(model: TrainedModel, text: str | None, words: Sequence[str], texts: Sequence[str]) -> Answers:
-    """Ask a model for its attention to a text, the neighbours of words, and what it fills into the masks of texts.
+    """Compute the attention maps of a text, the neighbours of words, and the predictions for the masks of texts.
 
     Raises:
-        UserError: it cannot answer.
+        UserError: the model cannot process one of them.
     """
     attention = attend(model, text) if text is not None else None
     neighbourhoods = [find_neighbours(model, word) for word in words]

@@ -1,4 +1,4 @@
-"""What each head of a trained model looks at."""
+"""Attention maps of a trained model, one per head."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INCHES_A_TOKEN = 0.19
-LARGEST = 80.0  # inches; what is larger has smaller labels instead
-GAP, TITLE, COLOR_BAR = 0.2, 0.5, 1.1  # inches beside and above a map, and beside them all
+LARGEST = 80.0  # inches; larger plots get smaller labels instead
+GAP, TITLE, COLOR_BAR = 0.2, 0.5, 1.1  # inches: between maps, above a map, and beside all maps
 LONGEST_AT_A_GLANCE = 24  # tokens
 POINTS_AN_INCH = 72
 
@@ -26,7 +26,7 @@ class Attention(NamedTuple):
 
     Attributes:
         tokens: of the text, as labels.
-        maps: (blocks, heads, T, T): how much each token, a row, looks at each other one, a column. Rows sum to 1.
+        maps: (blocks, heads, T, T): how much the token of each row attends to the token of each column. Rows sum to 1.
     """
 
     tokens: list[str]
@@ -35,10 +35,10 @@ class Attention(NamedTuple):
 
 @torch.no_grad()
 def attend(model: TrainedModel, text: str) -> Attention:
-    """Compute the attention maps of a text, which may have masks.
+    """Compute the attention maps of a text, which may contain masks.
 
     Raises:
-        UserError: the text is empty, or has more tokens than the model sees at once.
+        UserError: the text is empty, or longer than the context window.
     """
     ids, block_size = model.tokenizer.encode_with_masks(text), model.encoder.config.block_size
     if not ids:
@@ -67,7 +67,7 @@ def attend(model: TrainedModel, text: str) -> Attention:
 
 
 def size_of_attention(attention: Attention) -> tuple[float, float]:
-    """Width and height of the picture, in inches."""
+    """Width and height of the plot, in inches."""
     blocks, heads, length, _ = attention.maps.shape
     side = length * inches_a_token(attention)
     labels = 0.65 * inches_a_token(attention) * max(map(len, attention.tokens))
@@ -76,19 +76,22 @@ def size_of_attention(attention: Attention) -> tuple[float, float]:
 
 
 def inches_a_token(attention: Attention) -> float:
-    """Width of a token in a map."""
+    """Width of a token in a map, in inches."""
     blocks, heads, length, _ = attention.maps.shape
     widest: int = length * max(blocks, heads)
     return min(INCHES_A_TOKEN, LARGEST / widest)
 
 
 def has_labels_everywhere(attention: Attention) -> bool:
-    """Whether each map has labels, and not only those at the edge: one that is looked at alone, as large as it is."""
+    """Whether every map has labels, and not only those at the edge.
+
+    Maps of long texts are so large that each is read by itself.
+    """
     return len(attention.tokens) > LONGEST_AT_A_GLANCE
 
 
 def lay_out_attention(figure: "Figure", attention: Attention) -> None:
-    """Draw the maps, a row of them for each block, on one scale."""
+    """Plot the maps, one row per block, all with the same colour scale."""
     blocks, heads, *_ = attention.maps.shape
     grid: Any = figure.subplots(blocks, heads, squeeze=False)
     everywhere, largest = has_labels_everywhere(attention), attention.maps.max()
@@ -110,7 +113,7 @@ def lay_out_attention(figure: "Figure", attention: Attention) -> None:
 
 
 def label_axis(axis: "Axis", attention: Attention | None, **style: Any) -> None:
-    """Write the tokens along an axis, or nothing."""
+    """Label an axis with the tokens, or remove its labels if there is no attention to label."""
     axis.set_tick_params(length=0)
     if attention:
         size = 0.7 * POINTS_AN_INCH * inches_a_token(attention)

@@ -1,4 +1,4 @@
-"""Curves of one run, or of several laid over each other."""
+"""Curves of one run, or of several runs in the same axes."""
 
 import itertools
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ HEIGHTS = [3.0, 2.2, 1.7]
 LABELS = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens per second"}
 
 MEAN_OVER = 1 / 20  # of a run's points
-EARLY = 1 / 10  # of the longest run: losses from before need not fit into the picture
-WORTH_CUTTING = 1.5  # the fall at the start is cut off if it would make the picture so many times as high
-HIGHEST_OUTLIER = 2.0  # times the 98th percentile; what is above goes out of the picture
+EARLY = 1 / 10  # of the longest run; losses before this may lie outside the axes
+WORTH_CUTTING = 1.5  # the drop at the start is cut off if showing it would extend the loss axis by this factor
+HIGHEST_OUTLIER = 2.0  # times the 98th percentile; values above this may lie outside the axes
 MOST_MARKERS = 25
-MOST_WRITTEN_OUT = 50_000  # steps and tokens; more are counted in k, M, G
+MOST_WRITTEN_OUT = 50_000  # steps and tokens; axes beyond this are labelled in k, M, G
 LONGEST_NAME = 90
 LEGEND_WIDTH = 120  # characters
 
@@ -38,7 +38,7 @@ Dashes = Literal["-", "--", ":"]
 
 
 class Look(NamedTuple):
-    """How the lines of a run are drawn: the colours of training and held-out figures, and the line style of both."""
+    """The line style of a run: the colours of its training and validation metrics, and the dashes of both."""
 
     training: str
     held_out: str
@@ -46,23 +46,23 @@ class Look(NamedTuple):
 
 
 def draw_curves(metrics: Path, file: Path) -> None:
-    """Draw the curves of a run into a PNG.
+    """Plot the curves of a run as a PNG.
 
     Args:
         metrics: a metrics.jsonl.
-        file: to write; its folder is made.
+        file: to write; its folder is created.
     """
     history = read_history(metrics, metrics.parent.resolve().name)
     file.parent.mkdir(exist_ok=True)
     with picture(*SIZE) as figure:
         lay_out_curves(figure, [history])
         drawn = render(figure, "png")
-    with replacing(file, shared=True) as content:  # `plot` may be at it too
+    with replacing(file, shared=True) as content:  # the `plot` command may write it at the same time
         content.write(drawn)
 
 
 def lay_out_curves(figure: "Figure", histories: Sequence[History]) -> None:
-    """Draw losses against steps, tokens and time, and below them learning rate, gradient norm and throughput."""
+    """Plot losses against steps, tokens and time, and below them learning rate, gradient norm and throughput."""
     panels = figure.subplot_mosaic(PANELS, height_ratios=HEIGHTS)
     for against in ("step", "tokens", "seconds"):
         draw_losses(panels[against], histories, against)
@@ -79,10 +79,10 @@ def lay_out_curves(figure: "Figure", histories: Sequence[History]) -> None:
 
 
 def draw_losses(axes: "Axes", histories: Sequence[History], against: str) -> None:
-    """Draw training losses, faint, with their running mean, and held-out losses.
+    """Plot training losses, faint, with their running mean, and validation losses.
 
     Args:
-        axes: to draw into.
+        axes: to plot into.
         histories: of the runs.
         against: `step`, `tokens` or `seconds`.
     """
@@ -110,7 +110,7 @@ def draw_losses(axes: "Axes", histories: Sequence[History], against: str) -> Non
 
 
 def draw_figure(axes: "Axes", histories: Sequence[History], key: str) -> None:
-    """Draw one of `LABELS` against the step."""
+    """Plot one metric of `LABELS` against the step."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     for history, look in zip(histories, looks(len(histories)), strict=True):
@@ -125,7 +125,7 @@ def draw_figure(axes: "Axes", histories: Sequence[History], key: str) -> None:
 
 
 def finish_axes(axes: "Axes", against: str, label: str) -> None:
-    """Draw the grid and what belongs to the x-axis; say so where there is nothing to see."""
+    """Add the grid and format the x-axis. Axes without any finite point are marked as not recorded."""
     from matplotlib.ticker import EngFormatter, MaxNLocator  # noqa: PLC0415
 
     axes.grid()
@@ -143,9 +143,9 @@ def finish_axes(axes: "Axes", against: str, label: str) -> None:
 
 
 def cut_off_the_start(axes: "Axes", histories: Sequence[History]) -> None:
-    """Let the first losses, which fall quickly from a height, go out of the picture where they would squash the rest.
+    """Limit the loss axis so that the steep drop of the first losses does not squash the rest.
 
-    The last loss of every run stays in it, also of one that has only begun.
+    The last loss of every run stays visible, even if the run has only begun.
     """
     curves = [(h.training["step"], running_mean(h.training["loss"])) for h in histories]
     curves += [(h.evaluations["step"], h.evaluations["val_loss"]) for h in histories]
@@ -162,7 +162,7 @@ def cut_off_the_start(axes: "Axes", histories: Sequence[History]) -> None:
 
 
 def add_legend_of_kinds(axes: "Axes", histories: Sequence[History]) -> None:
-    """Say above the axes which lines are of the training and which of the held-out text."""
+    """Add a legend above the axes that distinguishes training from validation lines."""
     (look,) = looks(1) if len(histories) == 1 else [Look(GREY, GREY, "-")]
     lines, kinds = [new_line(look.training, "-", 1.2)], ["training"]
     if any(history.evaluations["step"].size for history in histories):
@@ -179,7 +179,11 @@ def new_line(color: str, dashes: Dashes, width: float, **marker: Any) -> "Line2D
 
 
 def looks(count: int) -> list[Look]:
-    """How to draw so many runs: one in a colour for training and one for held out, several in a colour each."""
+    """Line styles for this many runs.
+
+    A single run has one colour for training and one for validation. Several runs have one colour each, and other dashes
+    once the colours are used up.
+    """
     if count == 1:
         return [Look(BLUE, VERMILLION, "-")]
     colors = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
@@ -189,35 +193,35 @@ def looks(count: int) -> list[Look]:
 
 
 def running_mean(values: Column) -> Column:
-    """The mean of the values around each, or up to the end of them; near the start of fewer, so that it follows a fall.
+    """The mean of the values in a window around each value; values that are not finite are ignored.
 
-    Values that are NaN are left out.
+    The window is cut off at the end. Near the start it shrinks on both sides, so that the mean follows a steep drop.
     """
     count, places = len(values), np.arange(len(values))
     half = int(count * MEAN_OVER / 2)
     first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, count)
-    last = np.minimum(last, 2 * places + 1)  # as many after a value as before it
+    last = np.minimum(last, 2 * places + 1)  # near the start, as many values after as before
     known = np.isfinite(values)
     sums = np.append(0, np.cumsum(np.where(known, values, 0)))
     counts = np.append(0, np.cumsum(known))
-    with np.errstate(invalid="ignore"):  # nothing is known around
+    with np.errstate(invalid="ignore"):  # no finite value in the window
         means: Column = (sums[last] - sums[first]) / (counts[last] - counts[first])
     return means
 
 
 def unit_of_time(seconds: Sequence[float]) -> tuple[float, str]:
-    """A unit, in seconds and by its symbol, in which the longest of some times has few digits."""
+    """A unit in which the longest of some times has few digits: its length in seconds, and its symbol."""
     longest = max((second for second in seconds if np.isfinite(second)), default=0.0)
     units = [(1.0, "s"), (60.0, "min"), (3600.0, "h")]
     return next((unit for unit in units if longest < 180 * unit[0]), units[-1])
 
 
 def finite(arrays: Sequence[Column]) -> Column:
-    """All values that are finite numbers, in one array."""
+    """All finite values, in one array."""
     values: Column = np.concatenate([*arrays, np.empty(0)])
     return values[np.isfinite(values)]
 
 
 def dot(values: Column) -> str:
-    """The marker of a line: a line of one point cannot be seen without."""
+    """The marker of a line: a line of a single point is invisible without one."""
     return "o" if len(values) == 1 else ""

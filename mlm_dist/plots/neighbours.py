@@ -1,4 +1,4 @@
-"""Which tokens a trained model takes for alike."""
+"""The tokens with the nearest embeddings in a trained model."""
 
 import math
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ PANEL = (3.8, 3.1)  # inches
 
 
 class Neighbour(NamedTuple):
-    """A token near a word: its label, and the cosine of the angle between their vectors."""
+    """A token near a word: its label, and the cosine similarity of their embeddings."""
 
     token: str
     similarity: float
 
 
 class Neighbourhood(NamedTuple):
-    """A word, the labels of its pieces, and the tokens nearest to it, the nearest first."""
+    """A word, the labels of its tokens, and the tokens nearest to it, nearest first."""
 
     word: str
     pieces: list[str]
@@ -36,10 +36,10 @@ class Neighbourhood(NamedTuple):
 
 @torch.no_grad()
 def find_neighbours(model: TrainedModel, word: str, count: int = NEIGHBOURS) -> Neighbourhood:
-    """Find the tokens whose embeddings point most nearly where a word's does.
+    """Find the tokens whose embeddings have the highest cosine similarity to that of a word.
 
-    The word is taken as in running text, with a space before it. If it has several pieces, its embedding is the mean of
-    theirs. They themselves are left out, and so are the special tokens.
+    The word is encoded as in running text, with a space before it. If it has several tokens, its embedding is the mean
+    of theirs. The tokens of the word and the special tokens are excluded.
 
     Raises:
         UserError: the word is empty.
@@ -62,13 +62,13 @@ def find_neighbours(model: TrainedModel, word: str, count: int = NEIGHBOURS) -> 
 
 
 def size_of_neighbours(neighbourhoods: Sequence[Neighbourhood]) -> tuple[float, float]:
-    """Width and height of the picture, in inches."""
+    """Width and height of the plot, in inches."""
     columns = min(COLUMNS, len(neighbourhoods))
     return PANEL[0] * columns, PANEL[1] * math.ceil(len(neighbourhoods) / columns) + 0.3
 
 
 def lay_out_neighbours(figure: "Figure", neighbourhoods: Sequence[Neighbourhood]) -> None:
-    """Draw the neighbours of each word as bars, as long as they are near, on one scale."""
+    """Plot the similarities of the neighbours of each word as bars, all on the same scale."""
     columns = min(COLUMNS, len(neighbourhoods))
     rows = math.ceil(len(neighbourhoods) / columns)
     panels: list[Any] = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)

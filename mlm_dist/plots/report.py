@@ -1,4 +1,4 @@
-"""A page about a run: one file, which needs no other and no network."""
+"""The report of a run: a self-contained HTML file, which needs no other file and no network."""
 
 import base64
 import math
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 ROWS = 10
-CHART = (4.8, 3.2)  # inches: about as wide as a phone, so that text can be read there too
+CHART = (4.8, 3.2)  # inches: about the width of a phone, so that the text stays readable on one
 INK_IN_THE_DARK = "#d6d6d6"
 UNKNOWN = "–"
 
 
 class Figure(NamedTuple):
-    """A figure of the run: what it is, its value, and a remark."""
+    """A metric of the run: its name, its value, and a remark."""
 
     name: str
     value: str
@@ -37,20 +37,20 @@ class Figure(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """A picture: its title, and an SVG in the address of an image."""
+    """A plot: its title, and an SVG as a data URI."""
 
     title: str
     address: str
 
 
 def write_report(run: Path, history: History, sentences: Sequence[Sentence], note: str, file: Path) -> list[Path]:
-    """Write the page.
+    """Write the report.
 
     Args:
-        run: its run directory.
-        history: its metrics.
-        sentences: filled by its model.
-        note: why there are none.
+        run: the run directory.
+        history: the metrics of the run.
+        sentences: filled by the model of the run.
+        note: why there are no sentences.
         file: to write.
 
     Returns:
@@ -81,7 +81,7 @@ def write_report(run: Path, history: History, sentences: Sequence[Sentence], not
 
 
 def state_of(run_dir: RunDir) -> str:
-    """How far a run is."""
+    """Whether a run is finished, stopped (and by what), or neither."""
     if run_dir.done.exists():
         return "finished"
     if run_dir.stopped.exists():
@@ -93,7 +93,7 @@ def state_of(run_dir: RunDir) -> str:
 
 
 def figures_of(history: History) -> list[Figure]:
-    """What came of the run so far."""
+    """The metrics of the run so far."""
     training, evaluations = history.training, history.evaluations
     tokens, seconds, loss = last(training["tokens"]), last(training["seconds"]), last(evaluations["val_loss"])
     evaluated = last(evaluations["step"])
@@ -110,9 +110,9 @@ def figures_of(history: History) -> list[Figure]:
 
 
 def losses_at_round_steps(history: History) -> list[list[str]]:
-    """A table: step, tokens, training loss, held-out loss, accuracy and perplexity, at some steps evenly apart.
+    """A table of step, tokens, training loss, validation loss, accuracy and perplexity at about evenly spaced steps.
 
-    Where there were evaluations the steps are theirs.
+    If the run was evaluated, only evaluated steps are listed.
     """
     training, evaluations = history.training, history.evaluations
     timeline = evaluations if evaluations["step"].size else training
@@ -135,18 +135,18 @@ def losses_at_round_steps(history: History) -> list[list[str]]:
 
 
 def round_distance(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20, 50, ... that is not less."""
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(max(least, 1)))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= least)
 
 
 def value_at(columns: dict[str, Column], key: str, step: float) -> float:
-    """The value of a step, NaN if it has none."""
+    """The value at a step, or NaN if there is none."""
     return last(columns[key][columns["step"] == step])
 
 
 def draw_charts(history: History) -> list[Chart]:
-    """Draw the curves, each for itself."""
+    """Plot each curve as a chart of its own."""
     charts: dict[str, Callable[[Axes], None]] = {
         "Loss": partial(draw_losses, histories=[history], against="step"),
         "Loss over tokens": partial(draw_losses, histories=[history], against="tokens"),
@@ -167,7 +167,7 @@ def draw_charts(history: History) -> list[Chart]:
 
 
 def as_address(svg: str) -> str:
-    """A picture as a data URI, its text and its blue lighter where the reader's screen is dark."""
+    """A plot as a data URI. In the reader's dark mode, its text and its blue are lighter."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(BLUE.lower(), "var(--blue)")
     style = (
         f":root {{ color: {INK}; --blue: {BLUE} }} "
@@ -178,7 +178,7 @@ def as_address(svg: str) -> str:
 
 
 def sections_of(config: Path) -> list[str]:
-    """The text of a config.yaml, cut into its sections; empty if there is none that can be read."""
+    """The text of a config.yaml, split into its sections; empty if it cannot be read."""
     try:
         text = read_text(config, "replace", LARGEST_NOTE)
     except OSError:
@@ -187,30 +187,30 @@ def sections_of(config: Path) -> list[str]:
 
 
 def last(values: Column) -> float:
-    """The last value, NaN if there is none."""
+    """The last value, or NaN if there is none."""
     return float(values[-1]) if values.size else math.nan
 
 
 def number(value: float, form: str) -> str:
-    """A number in a format, or a dash if it is none."""
+    """A formatted number, or a dash if it is not finite."""
     return format(value, form) if math.isfinite(value) else UNKNOWN
 
 
 def amount(value: float) -> str:
-    """A number with three or four digits: 446, 4.6 k, 7.3 M."""
+    """A number with few digits: 446, 4.6 k, 7.3 M."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
     return EngFormatter(places=1)(value) if value >= 1000 and math.isfinite(value) else number(value, ".0f")
 
 
 def perplexity(loss: float) -> str:
-    """The exponential of a loss."""
+    """The exponential of a loss, formatted."""
     with np.errstate(over="ignore"):
         value = float(np.exp(loss))
     return number(value, ",.0f" if value >= 100 else ".1f")
 
 
 def duration(seconds: float) -> str:
-    """A time in a unit in which it has few digits."""
+    """A duration, formatted in a unit in which it has few digits."""
     unit, symbol = unit_of_time([seconds])
     return f"{seconds / unit:.3g} {symbol}" if math.isfinite(seconds) else UNKNOWN

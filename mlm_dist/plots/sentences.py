@@ -1,4 +1,4 @@
-"""Sentences with masks, and what a trained model puts there."""
+"""Sentences with masks, and what a trained model predicts for them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,11 +17,11 @@ CANDIDATES = 5
 
 
 class Sentence(NamedTuple):
-    """A text with masks and what a model puts there.
+    """A text with masks, and what a model predicts for them.
 
     Attributes:
-        parts: of the text, between its masks.
-        masks: for each mask the likeliest words, each with its probability in percent.
+        parts: of the text, before, between and after its masks.
+        masks: for each mask, the most likely words, each with its probability in percent.
     """
 
     parts: list[str]
@@ -29,7 +29,7 @@ class Sentence(NamedTuple):
 
 
 def fill_sentences(model: TrainedModel, texts: Sequence[str]) -> list[Sentence]:
-    """Fill the masks of texts; of some English sentences if there are none.
+    """Fill the masks of texts, or of some English sentences if no texts are given.
 
     Raises:
         UserError: a text has no mask.

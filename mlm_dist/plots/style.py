@@ -1,4 +1,4 @@
-"""How every picture is drawn: one style, colours for all eyes, no screen."""
+"""The style of all plots: colours that colour-blind readers can distinguish, rendered without a display."""
 
 import io
 import warnings
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette ("Color Universal Design", 2008), told apart by colour-blind eyes; but for its yellow, which
-# is too pale for a line on white.
+# The palette of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can distinguish. Its yellow
+# is missing, because it is too pale for a line on white.
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
     "#0072B2",
     "#D55E00",
@@ -35,29 +35,29 @@ STYLE: dict[Any, Any] = {
     "text.color": INK,
     "xtick.color": INK,
     "ytick.color": INK,
-    "text.parse_math": False,  # a dollar in a text is a dollar
-    "svg.fonttype": "none",  # text stays text: to be searched, and drawn with the reader's own fonts
-    "svg.hashsalt": "mlm_dist",  # the same picture is the same file
+    "text.parse_math": False,  # a dollar sign in a text is not math
+    "svg.fonttype": "none",  # text stays text: searchable, and rendered in the reader's own fonts
+    "svg.hashsalt": "mlm_dist",  # the same plot gives the same file
 }
 PIXELS_PER_INCH = 120
 
 
 @contextmanager
 def picture(width: float, height: float) -> Iterator["Figure"]:
-    """Give an empty figure of a size in inches, to be drawn and rendered inside the block."""
-    # Imported here: the import takes as long as a good part of a run's start, and drawing comes last in it.
+    """Yield an empty figure of a size in inches, to be plotted into and rendered inside the block."""
+    # Imported here, because the import is slow and a run plots only at its end.
     from matplotlib import style  # noqa: PLC0415
-    from matplotlib.figure import Figure  # noqa: PLC0415 (pyplot's figures want a screen and have to be closed)
+    from matplotlib.figure import Figure  # noqa: PLC0415 (pyplot's figures need a display and have to be closed)
 
-    with style.context(["default", STYLE]):  # whatever the person's own matplotlibrc says
+    with style.context(["default", STYLE]):  # independent of the user's own matplotlibrc
         yield Figure(figsize=(width, height), layout="constrained")
 
 
 def render(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
-    """The picture as the content of a file."""
+    """The content of a file with the figure."""
     content = io.BytesIO()
     with warnings.catch_warnings():
-        # A character that no font here has is drawn as a box, and as itself in an SVG where the reader has one.
+        # A character that no local font has is a box in a PNG. In an SVG it shows if the reader has a font for it.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else None
         figure.savefig(content, format=kind, dpi=PIXELS_PER_INCH, metadata=metadata)
@@ -65,11 +65,11 @@ def render(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
 
 
 def printable(text: str) -> str:
-    """A text with an escape for each character that cannot be drawn: line breaks, control characters, broken UTF-8."""
+    """Escape the characters of a text that cannot be shown: line breaks, control characters, invalid UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shortened(text: str, longest: int) -> str:
-    """A text of at most so many characters, all of which can be drawn; what is too much is left out of its middle."""
+    """Shorten a text to at most `longest` printable characters by replacing its middle with an ellipsis."""
     text, half = printable(text), longest // 2
     return text if len(text) <= longest else f"{text[:half]}…{text[len(text) - longest + half + 1 :]}"

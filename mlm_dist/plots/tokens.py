@@ -1,11 +1,11 @@
-"""Tokens as a person reads them."""
+"""Readable labels of tokens."""
 
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.plots.style import printable
 
 
 def label(tokenizer: Tokenizer, token: int) -> str:
-    """A token with its spaces visible; one that is no whole character as its bytes in hexadecimal."""
+    """The label of a token: its text with visible spaces, or its bytes in hexadecimal if it is not valid UTF-8."""
     content = tokenizer.encoding.decode_single_token_bytes(token)
     try:
         return visible(content.decode())
@@ -14,5 +14,5 @@ def label(tokenizer: Tokenizer, token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """A token's text with its spaces as dots."""
+    """The text of a token, with dots for spaces."""
     return printable(text).replace(" ", "·")

@@ -1,4 +1,4 @@
-"""Pictures as files."""
+"""Writing plots to files."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ Content = TypeVar("Content")
 
 @contextmanager
 def writing_into(folder: Path) -> Iterator[None]:
-    """Make a folder, and turn the system's refusal to write there into a `UserError`."""
+    """Create a folder for the files that the block writes. An OSError becomes a `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
@@ -28,16 +28,16 @@ def writing_into(folder: Path) -> Iterator[None]:
 def draw(
     stem: Path, size: tuple[float, float], lay_out: Callable[["Figure", Content], None], content: Content
 ) -> list[Path]:
-    """Draw a picture into a PNG and an SVG.
+    """Plot into a PNG and an SVG.
 
     Args:
         stem: path of the files, without their suffix.
         size: width and height in inches.
-        lay_out: draws a content into a figure.
-        content: what to draw.
+        lay_out: plots content into a figure.
+        content: what to plot.
 
     Returns:
-        The paths.
+        The paths of the files.
     """
     paths = []
     with picture(*size) as figure:
@@ -45,8 +45,8 @@ def draw(
         for kind in ("png", "svg"):
             path = stem.with_name(f"{stem.name}.{kind}")
             drawn = render(figure, kind)
-            with replacing(path, shared=True) as file:  # the run itself may be at it too
+            with replacing(path, shared=True) as file:  # the run itself may write it at the same time
                 file.write(drawn)
             paths.append(path)
-            figure.set_layout_engine("none")  # what lies where is known now; to find it out takes long
+            figure.set_layout_engine("none")  # the layout is known by now, and computing it again is slow
     return paths
