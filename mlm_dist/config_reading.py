@@ -1,4 +1,4 @@
-"""Reading a config: YAML files, then flags, and every mistake in one line."""
+"""Reading a config: YAML files, then flags. Every user error is one line."""
 
 import argparse
 import dataclasses
@@ -20,10 +20,10 @@ from mlm_dist.files import read_text
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-LARGEST_CONFIG = 1 << 16  # bytes; a reader of YAML takes seconds for a megabyte
+LARGEST_CONFIG = 1 << 16  # bytes; the YAML parser takes seconds per megabyte
 LARGEST_NUMBER = 1 << 64
 
-# What is usually the matter where the YAML parser has a problem.
+# Part of the YAML parser's message -> the usual cause and what to do.
 YAML_HINTS = {
     "mapping values are not allowed here": "; indent the keys of a section alike, and quote a value that has a colon",
     "could not find expected ':'": "; write `key: value`, with a space after the colon",
@@ -42,8 +42,8 @@ def parse_config(arguments: list[str], verb: str) -> Config:
         verb: the verb's name, for `--help`.
 
     Raises:
-        UserError: for an unknown key (with the nearest known one), a value of the wrong type or out of range, a
-            config file that is missing or is not YAML.
+        UserError: a key is unknown (the message has the nearest known one), a value has the wrong type or is out of
+            range, or a config file is missing or is not YAML.
         SystemExit: with code 0, after `--help` and `--print_config`.
     """
     parser = ArgumentParser(
@@ -54,10 +54,11 @@ def parse_config(arguments: list[str], verb: str) -> Config:
     )
     parser.add_argument("--config", action="config", help="YAML file; flags after it override its keys.")
     parser.add_class_arguments(Config, as_group=False)
-    for action in parser._actions:  # a section can be given as a file of its own to jsonargparse; not to us
+    for action in parser._actions:
+        # jsonargparse also takes a file for a section. `check_flags` refuses that, so --help does not list it.
         if action.dest in section_keys():
             action.help = argparse.SUPPRESS
-        # nor can a list be added to, which would be a second way to say the same
+        # jsonargparse also has `--key+`, which appends to a list: a second way to do the same.
         action.option_strings = [flag for flag in action.option_strings if not flag.endswith("+")]
     for path in config_files(arguments):
         check_file(path, parser)
@@ -66,7 +67,7 @@ def parse_config(arguments: list[str], verb: str) -> Config:
         config = parser.instantiate(parser.parse_args(arguments))
     except (ArgumentError, OverflowError) as error:
         raise UserError(in_plain_words(error)) from error
-    # jsonargparse hands back a namespace of the fields of `Config` with the sections already built.
+    # jsonargparse returns a namespace with the fields of `Config`, whose sections are already instantiated.
     config = Config(**{item.name: config[item.name] for item in dataclasses.fields(Config)})
     for key, value in flatten(dataclasses.asdict(config)):
         check_value(key, value, where="--")
@@ -82,7 +83,7 @@ def read_config(path: Path) -> Config:
 
 @functools.cache
 def known_keys(section: type = Config, prefix: str = "") -> dict[str, Any]:
-    """Map every dotted key to its type; sections map to their dataclass."""
+    """All dotted keys with their types. The type of a section is its dataclass."""
     keys: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(section).items():
         keys[prefix + name] = kind
@@ -92,7 +93,7 @@ def known_keys(section: type = Config, prefix: str = "") -> dict[str, Any]:
 
 
 def config_files(arguments: list[str]) -> list[Path]:
-    """The files that `--config` names on a command line."""
+    """The files given with `--config` on a command line."""
     named = [value for flag, value in itertools.pairwise([*arguments, ""]) if flag == "--config"]
     if "" in named:
         raise UserError("--config: a file is missing after it")
@@ -102,7 +103,7 @@ def config_files(arguments: list[str]) -> list[Path]:
 
 
 def check_file(path: Path, parser: ArgumentParser) -> None:
-    """Raise `UserError`, naming the file, if it is not a config of ours."""
+    """Raise `UserError`, with the name of the file, if it is not a valid config file."""
     try:
         content = yaml.load(read_text(path, largest=LARGEST_CONFIG), Loader=OnceLoader)
     except OSError as error:
@@ -113,7 +114,7 @@ def check_file(path: Path, parser: ArgumentParser) -> None:
         raise UserError(f"--config {path}{explain_yaml(error)}") from error
     except RecursionError as error:
         raise UserError(f"--config {path}: it is nested too deeply; a config has sections with keys in them") from error
-    except Exception as error:  # of a date such as 2026-02-31, a tag such as !!bool before another value, and so on
+    except Exception as error:  # from a date such as 2026-02-31, or a tag such as !!bool on another value
         raise UserError(f"--config {path}: not YAML: {error}") from error
     if content is None:
         raise UserError(f"--config {path}: it holds no key")
@@ -135,7 +136,7 @@ def check_file(path: Path, parser: ArgumentParser) -> None:
 
 
 def explain_yaml(error: yaml.MarkedYAMLError) -> str:
-    """Line and reason of what is wrong in a YAML file; the rest of a message that begins with the file's name."""
+    """Line and reason of a YAML error, to be appended to the file's name in a message."""
     line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
     if "'\\t'" in str(error.problem):
         return f"{line}: a tab; YAML is indented with spaces"
@@ -145,13 +146,13 @@ def explain_yaml(error: yaml.MarkedYAMLError) -> str:
 
 
 class OnceLoader(yaml.SafeLoader):
-    """Reads YAML as `yaml.safe_load` does, but refuses aliases, and keys that stand twice, of which that takes one."""
+    """Reads YAML like `yaml.safe_load`, but refuses aliases, and duplicate keys, of which `safe_load` keeps one."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Build a node of what is read.
+        """Build the next node.
 
         Raises:
-            yaml.YAMLError: it is an alias. A few lines of aliases of aliases are read as more than any memory holds.
+            yaml.YAMLError: it is an alias. A few lines of nested aliases can expand to more than any memory holds.
         """
         if self.check_event(yaml.AliasEvent):
             alias: yaml.AliasEvent = self.get_event()  # type: ignore[no-untyped-call]
@@ -160,10 +161,10 @@ class OnceLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping of a node.
+        """Build a dict from a mapping node.
 
         Raises:
-            yaml.YAMLError: a key stands twice in it.
+            yaml.YAMLError: it has the same key twice.
         """
         seen: set[str] = set()
         for key, _ in node.value:
@@ -174,7 +175,7 @@ class OnceLoader(yaml.SafeLoader):
 
 
 def check_flags(arguments: list[str]) -> None:
-    """Raise `UserError` for a flag that is no key of the config."""
+    """Raise `UserError` for a flag that is not a key of the config."""
     for flag in arguments:
         key = flag.removeprefix("--").split("=")[0]
         if flag.startswith("--") and key not in ("config", "help", "print_config"):
@@ -182,7 +183,7 @@ def check_flags(arguments: list[str]) -> None:
 
 
 def check_key(key: str, where: str) -> None:
-    """Raise `UserError`, with the nearest known key, if there is no such key."""
+    """Raise `UserError`, with the nearest known key, if a key is unknown; also if it is a section."""
     keys = known_keys()
     leaves = [known for known in keys if known not in section_keys()]
     if key in leaves:
@@ -198,7 +199,7 @@ def check_key(key: str, where: str) -> None:
 
 
 def check_value(key: str, value: object, where: str) -> None:
-    """Raise `UserError` if there is no value for a key that needs one, or a number that nothing can count up to."""
+    """Raise `UserError` if a key that needs a value has none, or if a whole number has more than 64 bits."""
     if value is None and type(None) not in typing.get_args(known_keys()[key]):
         raise UserError(f"{where}{key}: it has no value")
     parts = [*value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
@@ -212,7 +213,7 @@ def leaf_of(section: str, leaves: list[str]) -> str:
 
 
 def flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The dotted keys of nested mappings, with their values; a section that is no mapping is left out."""
+    """The dotted keys of nested mappings, with their values. A section that is not a mapping is skipped."""
     pairs: list[tuple[str, Any]] = []
     sections, leaves = section_keys(), known_keys().keys() - section_keys()
     for name, value in content.items():
@@ -226,7 +227,7 @@ def flatten(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 @functools.cache
 def section_keys() -> set[str]:
-    """The keys that hold other keys."""
+    """The keys of sections, which contain other keys."""
     return {key for key, kind in known_keys().items() if dataclasses.is_dataclass(kind)}
 
 
@@ -236,7 +237,7 @@ def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
 
 
 def in_plain_words(error: Exception) -> str:
-    """One line for a parser's complaint: the key, the value given, and what was expected."""
+    """A parser's error as one line: the key, the given value and what was expected."""
     text = str(error)
     named = re.search(r'Parser key "([\w.]+)":|argument --([\w.]+):', text)
     value = re.search(r"(?:Got value|Given value|restriction|literal for int\(\) with base 10): ?(.*)", text)
@@ -251,7 +252,7 @@ def in_plain_words(error: Exception) -> str:
 
 
 def describe_type(kind: Any) -> str:
-    """A config field's type in words."""
+    """The type of a config field, in words."""
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
     if kind == MaskProb:
