@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a bare clone to a small trained model: set up .venv, train configs/debug.yaml on one device, fill some masks.
+# Set up .venv, train a small model with configs/debug.yaml on one device, and fill some masks with it.
 # Flags are passed on to the training: bash launch/debug.sh --train.max_iters 200
 set -euo pipefail
 # shellcheck source=launch/environment.sh
@@ -7,7 +7,7 @@ source "$(dirname "$0")/environment.sh" train
 set -euo pipefail
 
 run_dir=runs/debug
-rm -rf "$run_dir" # the debug mode starts afresh each time
+rm -rf "$run_dir" # always start from step 0
 python -m mlm_dist.train --config configs/debug.yaml --run_dir "$run_dir" "$@"
 echo
 python -m mlm_dist.fill --run "$run_dir" \

@@ -1,9 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the launchers: makes .venv and installs the package with the versions of requirements.lock.
-# Done once; again only when one of the files that decide about it has changed.
+# Sourced by the launchers: creates .venv and installs the package with the versions of requirements.lock, once, and
+# again after setup.cfg, pyproject.toml or requirements.lock has changed.
 #
-#   source launch/environment.sh       # what training needs
-#   source launch/environment.sh test  # and what the tests need
+#   source launch/environment.sh       # dependencies of training
+#   source launch/environment.sh test  # and of the tests
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -15,8 +15,8 @@ find_python() {
             return
         fi
     done
-    echo "needs Python 3.11 or newer with its venv module (Debian: apt-get install python3-venv);" \
-        "set PYTHON to one" >&2
+    echo "no Python 3.11 or newer with the venv module found: install one (Debian: apt-get install python3-venv)" \
+        "or set PYTHON to its path" >&2
     exit 2
 }
 
@@ -27,7 +27,7 @@ set_up() {
         "$python" -m venv .venv
     fi
     if ! cat setup.cfg pyproject.toml requirements.lock | cmp -s - "$stamp"; then
-        echo "installing into .venv (once)" >&2
+        echo "installing packages into .venv" >&2
         .venv/bin/python -m pip install --quiet --disable-pip-version-check \
             --constraint requirements.lock --editable ".[$extra]" >&2
         cat setup.cfg pyproject.toml requirements.lock >"$stamp"

@@ -22,16 +22,16 @@ def build_parser() -> ArgumentParser:
         "of the machine's matrix-product throughput, scaling over processes; and the same step of peers. It takes "
         "minutes and needs an otherwise idle machine. --config FILE and a flag for each config key work as for "
         "`train`.",
-        epilog="Example: python -m mlm_dist.benchmark --config configs/novels.yaml --against seed transformers",
+        epilog="Example: python -m mlm_dist.benchmark --config configs/novels.yaml --against naive transformers",
     )
     parser.add_argument(
         "--against",
         nargs="+",
-        default=["seed"],
-        choices=["seed", "transformers"],
+        default=["naive"],
+        choices=["naive", "transformers"],
         metavar="PEER",
-        help="peers: seed (a plain implementation: one module per head, logits at every position, masks from the "
-        "global generator), transformers (BertForMaskedLM, if transformers is installed) (default: seed)",
+        help="peers: naive (the first version of this project: one module per head, logits at every position, masks "
+        "from the global generator), transformers (BertForMaskedLM, if transformers is installed) (default: naive)",
     )
     parser.add_argument(
         "--rows",
@@ -44,7 +44,7 @@ def build_parser() -> ArgumentParser:
         type=int,
         default=5,
         metavar="N",
-        help="alternating runs of each; medians are reported (default: %(default)s)",
+        help="alternating runs of each candidate; medians are reported (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
@@ -64,14 +64,14 @@ def main(arguments: list[str]) -> None:
         if value is not None and value < 1:
             raise UserError(f"{flag} is {value}: it must be at least 1")
     if "transformers" in given.against and not importlib.util.find_spec("transformers"):
-        raise UserError("--against transformers: it is not installed here; `pip install transformers` brings it")
+        raise UserError("--against transformers: transformers is not installed: run `pip install transformers`")
     try:
         given.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {given.out}: {error.strerror}") from error
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.benchmarks.parts import is_random  # noqa: PLC0415
-    from mlm_dist.benchmarks.report import draw, table  # noqa: PLC0415
+    from mlm_dist.benchmarks.report import markdown_tables, save_plot  # noqa: PLC0415
     from mlm_dist.benchmarks.suite import Suite, open_corpus  # noqa: PLC0415
     from mlm_dist.distributed import choose_device  # noqa: PLC0415
 
@@ -83,9 +83,10 @@ def main(arguments: list[str]) -> None:
         suite = Suite(config, corpus, given.against, rows, given.rounds, lambda line: print_log(f"measuring: {line}"))
         results = suite.measure()
     (given.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    draw(results, given.out / "benchmark.png")
+    save_plot(results, given.out / "benchmark.png")
     print_log(
-        f"\n{table(results)}\n\nin {results['seconds']:.0f} s; {given.out}/benchmark.json, {given.out}/benchmark.png"
+        f"\n{markdown_tables(results)}\n\nmeasured in {results['seconds']:.0f} s; "
+        f"saved {given.out}/benchmark.json and {given.out}/benchmark.png"
     )
 
 

@@ -33,7 +33,7 @@ PATH_ERRORS = {
 }
 
 
-def run_verb(main: Callable[[list[str]], None], prints_only_a_log: bool = False) -> None:
+def run_verb(main: Callable[[list[str]], object], prints_only_a_log: bool = False) -> None:
     """Run the `main` of a verb on the command line and exit with the code that docs/distributed.md promises.
 
     Called from Python, `main` returns; everything for a program that ends with the verb is done here. Under torchrun,
@@ -55,7 +55,7 @@ def run_verb(main: Callable[[list[str]], None], prints_only_a_log: bool = False)
             discard_output()
         sys.stdout.flush()
     except UserError as error:
-        exit_with(str(error), error.exit_code)
+        exit_with(*map(str, error.args), exit_code=error.exit_code)
     except KeyboardInterrupt:
         warn("interrupted")
         discard_output()
@@ -65,7 +65,7 @@ def run_verb(main: Callable[[list[str]], None], prints_only_a_log: bool = False)
         sys.exit(141)
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
-            exit_with(f"where the output goes: {error.strerror}", RunError.exit_code)
+            exit_with(f"where the output goes: {error.strerror}", exit_code=RunError.exit_code)
         if error.errno not in PATH_ERRORS or error.filename is None:
             raise
         exit_with(f"{error.filename}: {error.strerror}")
@@ -74,12 +74,13 @@ def run_verb(main: Callable[[list[str]], None], prints_only_a_log: bool = False)
         os._exit(0)
 
 
-def exit_with(message: str, exit_code: int = 2) -> NoReturn:
-    """Print an error as one line and exit."""
+def exit_with(*messages: str, exit_code: int = 2) -> NoReturn:
+    """Print each error as one line and exit."""
     if not is_rank_zero():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from torchrun, which ends this rank; training may handle it
         time.sleep(SECONDS_FOR_RANK_0_TO_PRINT)
-    print_error(f"error: {' '.join(message.split())}")
+    for message in messages:
+        print_error(f"error: {' '.join(message.split())}")
     discard_output()
     sys.exit(exit_code)
 

@@ -1,18 +1,28 @@
-"""The typed config: everything a run depends on, with the bounds of each value.
+"""The typed config: everything a run depends on, with type and bounds of each value at its field.
 
 The docstring of a field is its `--help` and its row in docs/configuration.md. The defaults are those of
-`configs/novels.yaml`.
+`configs/novels.yaml`. Every class validates its values: a wrong one raises `pydantic.ValidationError`, which
+`mlm_dist.config_reading` turns into one line per mistake.
 """
 
 import dataclasses
-import math
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
 import yaml
+from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic.dataclasses import dataclass
 
 from mlm_dist.errors import UserError
+
+# Strict: no conversion between types, except from whole numbers to floats.
+VALIDATED = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+Fraction = Annotated[float, Ge(0), Le(1)]
+ProperFraction = Annotated[float, Ge(0), Lt(1)]
+Rate = Annotated[float, Gt(0), Lt(1)]
+Text = Annotated[str, MinLen(1)]
 
 MOST_HEADS = 1 << 16  # in a suggestion
 YEAR = 365 * 24 * 60  # in minutes
@@ -20,19 +30,19 @@ SAMPLE = "sample"
 """The value of `data.path` for the sample text of the package."""
 
 
-@dataclass
+@dataclass(config=VALIDATED)
 class DataConfig:
     """The texts."""
 
-    path: str = "corpora/novels"
+    path: Text = "corpora/novels"
     """A corpus from `python -m mlm_dist.prepare`, or a text file or a folder of *.txt files, which is first prepared
     into a cache. `sample` is a short text that comes with the package."""
-    tokenizer: str = "gpt2"
+    tokenizer: Text = "gpt2"
     """If `data.path` is text: the name of a tiktoken encoding, or `bpe` to train a byte-level BPE with
     `model.vocab_size` entries on the text. A prepared corpus has its own tokenizer."""
-    encoding: str = "utf-8"
+    encoding: Text = "utf-8"
     """If `data.path` is text: its character encoding."""
-    val_fraction: float = 0.05
+    val_fraction: ProperFraction = 0.05
     """If `data.path` is text: the fraction that becomes the validation split: the ends of long documents, and whole
     short documents."""
     verify: bool = False
@@ -40,25 +50,37 @@ class DataConfig:
     changed."""
 
 
-@dataclass
+@dataclass(config=VALIDATED)
 class ModelConfig:
     """The shape of the encoder."""
 
-    vocab_size: int | None = None
+    vocab_size: Annotated[int, Ge(3)] | None = None
     """Vocabulary size, including the mask token. null: that of the corpus, which is also the minimum. If a BPE is
     trained (`data.tokenizer: bpe`), its size."""
-    block_size: int = 64
+    block_size: PositiveInt = 64
     """Tokens per row, T: the length of the context window."""
-    embedding_dim: int = 256
+    embedding_dim: PositiveInt = 256
     """Width of the embeddings and of every block, C. A multiple of `model.heads`."""
-    heads: int = 8
+    heads: PositiveInt = 8
     """Attention heads per block."""
-    blocks: int = 4
+    blocks: PositiveInt = 4
     """Number of Transformer blocks."""
-    dropout: float = 0.0
+    dropout: ProperFraction = 0.0
     """Dropout probability in training."""
     tie_embeddings: bool = True
     """Share one matrix between the token embedding and the output layer."""
+
+    @model_validator(mode="after")
+    def check_heads(self) -> Self:
+        """Refuse heads that do not divide the width."""
+        if self.embedding_dim % self.heads:
+            most = min(self.heads, self.embedding_dim, MOST_HEADS)
+            fit = next(heads for heads in range(most, 0, -1) if not self.embedding_dim % heads)
+            raise ValueError(
+                f"model.embedding_dim {self.embedding_dim} is not a multiple of model.heads {self.heads}: "
+                f"{fit} heads fit"
+            )
+        return self
 
     @property
     def entries(self) -> int:
@@ -72,89 +94,134 @@ class ModelConfig:
         return self.vocab_size
 
 
-MaskProb = float | dict[str, float] | list[float]
-
-
-@dataclass
+@dataclass(config=VALIDATED)
 class MaskingConfig:
     """Which tokens are masked."""
 
-    mask_prob: MaskProb = 0.15
-    """Mask rate: a number between 0 and 1; a linear schedule over the run, `{from: 0.3, to: 0.15}`; or a range, `[0,
-    1]`, from which each row samples its rate, with the inverse as its loss weight. `[0, 1]` trains a generator (masked
-    diffusion)."""
+    mask_prob: Rate = 0.15
+    """Mask rate: the fraction of the tokens that are masked."""
+    mask_prob_end: Rate | None = None
+    """Mask rate at the end of the run, to which the rate changes linearly from `masking.mask_prob`. null: constant."""
+    mask_prob_range: Annotated[list[Fraction], Len(2, 2)] | None = None
+    """`[LOW, HIGH]`: each row samples its mask rate from this range, with the inverse as its loss weight, and
+    `masking.mask_prob` is not used. `[0, 1]` trains a generator (masked diffusion). null: no sampling."""
     unit: Literal["token", "word", "span"] = "token"
     """What is masked as a whole: tokens, words, or spans of words."""
     replacement: Literal["mask", "80/10/10"] = "mask"
     """What replaces a predicted token: always the mask token, or BERT's mixture of 80 % mask token, 10 % random token
     and 10 % unchanged."""
 
+    @model_validator(mode="after")
+    def check_range(self) -> Self:
+        """Refuse a range that is empty or cannot go with other values."""
+        if self.mask_prob_range is None:
+            return self
+        low, high = self.mask_prob_range
+        if low >= high:
+            raise ValueError(f"masking.mask_prob_range is [{low}, {high}]: LOW must be below HIGH")
+        if self.mask_prob_end is not None:
+            raise ValueError("masking.mask_prob_end and masking.mask_prob_range exclude each other: remove one of them")
+        if self.replacement != "mask":
+            raise ValueError(
+                "masking.mask_prob_range needs masking.replacement mask: its loss weights assume that every predicted "
+                "token is masked"
+            )
+        return self
 
-@dataclass
+    @property
+    def is_sampled(self) -> bool:
+        """Whether each row samples its mask rate, and has a loss weight."""
+        return self.mask_prob_range is not None
+
+    @property
+    def endpoints(self) -> tuple[float, float]:
+        """The mask rates at the start and the end of the run, or the bounds of the range."""
+        if self.mask_prob_range is not None:
+            low, high = self.mask_prob_range
+            return low, high
+        return self.mask_prob, self.mask_prob if self.mask_prob_end is None else self.mask_prob_end
+
+    @property
+    def mean_rate(self) -> float:
+        """The mean mask rate over the whole run."""
+        return sum(self.endpoints) / 2
+
+
+@dataclass(config=VALIDATED)
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
     name: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon: Muon for the matrices inside the blocks and AdamW for the rest. Muon needs fewer steps."""
-    lr: float = 1e-3
+    lr: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
-    muon_lr: float = 4e-3
+    muon_lr: PositiveFloat = 4e-3
     """Peak learning rate of Muon. It follows the same schedule as `optim.lr`."""
-    weight_decay: float = 0.01
+    weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay of matrices. Norms and biases have none."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
     """Learning-rate schedule after the warmup: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
     constant, then linear to zero over the last `optim.decay_fraction` of the run)."""
-    warmup_iters: int = 100
+    warmup_iters: NonNegativeInt = 100
     """Steps of linear warmup to the peak learning rate; at most half of the run."""
-    decay_fraction: float = 0.4
+    decay_fraction: Fraction = 0.4
     """Fraction of the run, at its end, over which wsd decays the learning rate. The decay starts after the warmup."""
-    grad_clip: float = 1.0
+    grad_clip: NonNegativeFloat = 1.0
     """Maximum gradient norm; larger gradients are scaled down to it. 0: no clipping."""
 
 
-@dataclass
+@dataclass(config=VALIDATED)
 class TrainConfig:
     """Length of the run, batches, and evaluation."""
 
-    batch_size: int = 256
+    batch_size: PositiveInt = 256
     """Rows per optimizer step, over all ranks: the global batch."""
-    micro_batch_size: int | None = None
+    micro_batch_size: PositiveInt | None = None
     """Rows per forward pass of one rank. Smaller values need less memory and give the same result. null: all its
     rows."""
-    max_iters: int = 5000
+    max_iters: PositiveInt = 5000
     """Optimizer steps."""
-    log_interval: int = 10
+    log_interval: PositiveInt = 10
     """Steps between two training lines of metrics.jsonl."""
-    eval_interval: int = 250
+    eval_interval: NonNegativeInt = 250
     """Steps between two evaluations on the validation split. 0: never."""
-    eval_rows: int = 1024
+    eval_rows: PositiveInt = 1024
     """Validation rows per evaluation: the same rows with the same masks every time."""
-    max_bad_steps: int = 10
+    max_bad_steps: PositiveInt = 10
     """The run stops after this many consecutive skipped steps. A step is skipped if its gradient is not finite."""
-    time_limit: float | None = None
+    time_limit: PositiveFloat | None = None
     """Minutes of wall time after which the run saves a checkpoint and stops. null: no limit."""
-    hang_timeout: float = 10.0
+    hang_timeout: Annotated[float, Gt(0), Le(YEAR)] = 10.0
     """Timeout of collectives, in minutes. The run then stops and names the unresponsive rank."""
 
+    @model_validator(mode="after")
+    def check_micro_batch_size(self) -> Self:
+        """Refuse micro-batches that do not divide the batch."""
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"train.batch_size {self.batch_size} is not a multiple of train.micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
 
-@dataclass
+
+@dataclass(config=VALIDATED)
 class CheckpointConfig:
     """When checkpoints are saved, and which are kept."""
 
-    interval: int = 500
+    interval: PositiveInt = 500
     """Steps between two checkpoints."""
-    keep: int = 3
+    keep: PositiveInt = 3
     """Number of newest checkpoints to keep, in addition to the one with the lowest validation loss."""
 
 
-@dataclass
+@dataclass(config=VALIDATED)
 class Config:
     """Everything a run depends on."""
 
-    seed: int = 1337
+    seed: Annotated[int, Ge(0), Lt(1 << 64)] = 1337
     """Seed of the initial parameters, the order of the rows and the masks."""
-    run_dir: str = "runs/novels"
+    run_dir: Text = "runs/novels"
     """Folder of the run. The same command continues the run that it finds there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: on a GPU if there is one, else on the CPU."""
@@ -223,90 +290,3 @@ def represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 QuotingDumper.add_representer(str, represent_text)
-
-
-def find_problems(config: Config) -> list[str]:
-    """Every problem with the values of a config, each as a phrase that names the key."""
-    model, optim, train = config.model, config.optim, config.train
-    problems = [
-        f"{key} is {value}: it must be {bound}"
-        for key, value, bound, fits in [
-            *[(key, value, "at least 1", value >= 1) for key, value in positive_keys(config).items()],
-            *[(key, value, "0 or more", 0 <= value < math.inf) for key, value in non_negative_keys(config).items()],
-            ("seed", config.seed, "at least 0 and below 2**64", 0 <= config.seed < 2**64),
-            ("run_dir", "empty", "the name of a folder", config.run_dir != ""),
-            ("data.path", "empty", "a corpus, a text file or a folder", config.data.path != ""),
-            ("model.vocab_size", model.vocab_size, "at least 3", model.vocab_size is None or model.vocab_size >= 3),
-            ("model.dropout", model.dropout, "at least 0 and below 1", 0 <= model.dropout < 1),
-            ("masking.mask_prob", config.masking.mask_prob, *bound_of(config.masking.mask_prob)),
-            (
-                "data.val_fraction",
-                config.data.val_fraction,
-                "at least 0 and below 1",
-                0 <= config.data.val_fraction < 1,
-            ),
-            ("optim.lr", optim.lr, "above 0", 0 < optim.lr < math.inf),
-            ("optim.muon_lr", optim.muon_lr, "above 0", 0 < optim.muon_lr < math.inf),
-            ("train.time_limit", train.time_limit, "above 0", train.time_limit is None or train.time_limit > 0),
-            ("train.hang_timeout", train.hang_timeout, f"above 0 and at most {YEAR}", 0 < train.hang_timeout <= YEAR),
-            ("optim.decay_fraction", optim.decay_fraction, "between 0 and 1", 0 <= optim.decay_fraction <= 1),
-        ]
-        if not fits
-    ]
-    if not problems and (width := model.embedding_dim) % model.heads:
-        below = next(heads for heads in range(min(model.heads, width, MOST_HEADS), 0, -1) if not width % heads)
-        problems.append(
-            f"model.embedding_dim {width} is not a multiple of model.heads {model.heads}: {below} heads fit"
-        )
-    if is_range(config.masking.mask_prob) and config.masking.replacement != "mask":
-        problems.append("masking.mask_prob is a range: masking.replacement must be mask, for the weights count on it")
-    if not problems and train.batch_size % (train.micro_batch_size or 1):
-        problems.append(
-            f"train.batch_size {train.batch_size} is not a multiple of train.micro_batch_size {train.micro_batch_size}"
-        )
-    return problems
-
-
-def is_range(mask_prob: MaskProb) -> bool:
-    """Whether each row samples its mask rate, and has a loss weight."""
-    return isinstance(mask_prob, list)
-
-
-def bound_of(mask_prob: MaskProb) -> tuple[str, bool]:
-    """The bound of a mask rate of this type, and whether the rate is within it."""
-    if isinstance(mask_prob, dict):
-        fits = mask_prob.keys() == {"from", "to"} and all(0 < value < 1 for value in mask_prob.values())
-        return "{from: A, to: B}, both between 0 and 1", fits
-    if isinstance(mask_prob, list):
-        fits = len(mask_prob) == 2 and 0 <= mask_prob[0] < mask_prob[1] <= 1
-        return "[LOW, HIGH] with 0 <= LOW < HIGH <= 1", fits
-    return "between 0 and 1", 0 < mask_prob < 1
-
-
-def positive_keys(config: Config) -> dict[str, int]:
-    """The values that must be at least 1."""
-    model, train, checkpoint = config.model, config.train, config.checkpoint
-    return {
-        "model.block_size": model.block_size,
-        "model.embedding_dim": model.embedding_dim,
-        "model.heads": model.heads,
-        "model.blocks": model.blocks,
-        "train.batch_size": train.batch_size,
-        "train.micro_batch_size": 1 if train.micro_batch_size is None else train.micro_batch_size,
-        "train.max_iters": train.max_iters,
-        "train.log_interval": train.log_interval,
-        "train.eval_rows": train.eval_rows,
-        "train.max_bad_steps": train.max_bad_steps,
-        "checkpoint.interval": checkpoint.interval,
-        "checkpoint.keep": checkpoint.keep,
-    }
-
-
-def non_negative_keys(config: Config) -> dict[str, float]:
-    """The values that must be 0 or more."""
-    return {
-        "optim.weight_decay": config.optim.weight_decay,
-        "optim.warmup_iters": config.optim.warmup_iters,
-        "optim.grad_clip": config.optim.grad_clip,
-        "train.eval_interval": config.train.eval_interval,
-    }

@@ -1,13 +1,19 @@
-"""Exceptions that end a command with one line."""
+"""Exceptions that end a command with one line for each mistake."""
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. The message is one line that names it and says what to do.
+    """Something the user gave is wrong. Each line names it and says what to do.
 
-    A command prints the line alone and exits with code 2. Every other exception is a bug and keeps its traceback.
+    A command prints the lines alone and exits with code 2.
+
+    Args:
+        *lines: one for each mistake.
     """
 
     exit_code = 2
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
 class RunError(UserError):

@@ -6,8 +6,8 @@ from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
 from mlm_dist.command_line import add_device, named_path, read_lines, run_parser, run_verb
-from mlm_dist.config import MaskProb, is_range
-from mlm_dist.config_reading import parse_config
+from mlm_dist.config import MaskingConfig
+from mlm_dist.config_reading import FLAG, Problems, Setting, validate
 from mlm_dist.errors import UserError
 from mlm_dist.output import print_result
 
@@ -33,9 +33,17 @@ def describe_arguments() -> ArgumentParser:
     )
     parser.add_argument(
         "--mask_prob",
+        type=float,
         metavar="P",
-        help="mask rate to use instead of the run's (tokens, always [MASK]); '[0, 1]' samples one per row, and the "
-        "loss is an upper bound on the negative log-likelihood, which compares generators",
+        help="mask this fraction of the tokens, always with [MASK], instead of masking as in training",
+    )
+    parser.add_argument(
+        "--mask_prob_range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="sample the mask rate of each row from this range instead; with 0 1, the loss is an upper bound on the "
+        "negative log-likelihood, which compares generators",
     )
     parser.add_argument(
         "--lines",
@@ -69,9 +77,9 @@ def main(arguments: list[str]) -> None:
         raise UserError("--lines and --data: give one of them")
     if given.within_word and given.lines is None:
         raise UserError("--within_word goes with --lines")
-    if given.mask_prob is not None and given.lines is not None:
+    masking = read_masking(given.mask_prob, given.mask_prob_range)
+    if masking and given.lines is not None:
         raise UserError("--mask_prob and --lines: give one of them")
-    mask_prob = None if given.mask_prob is None else read_mask_prob(given.mask_prob)
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.evaluation import evaluate_text  # noqa: PLC0415
@@ -93,24 +101,25 @@ def main(arguments: list[str]) -> None:
             ]
         else:
             result = evaluate_text(
-                model.encoder, model.config, model.tokenizer, given.data, processes, given.batch_size, mask_prob
+                model.encoder, model.config, model.tokenizer, given.data, processes, given.batch_size, masking
             )
-            kind = "token" if is_range(mask_prob or model.config.masking.mask_prob) else "masked token"
+            kind = "token" if (masking or model.config.masking).is_sampled else "masked token"
             report = [json.dumps(in_json(result)) if given.json else in_words(result, kind)]
     if processes.is_rank_zero:
         print_result(*report)
     processes.close()
 
 
-def read_mask_prob(text: str) -> MaskProb:
-    """Parse a mask rate, or a range such as [0, 1]."""
-    try:
-        config = parse_config([f"--masking.mask_prob={text}"], verb="train")
-    except UserError as error:
-        raise UserError(str(error).replace("masking.mask_prob", "--mask_prob")) from error
-    if isinstance(config.masking.mask_prob, dict):
-        raise UserError(f"--mask_prob {text}: a schedule over a run cannot be evaluated; give a number or [LOW, HIGH]")
-    return config.masking.mask_prob
+def read_masking(rate: float | None, bounds: list[float] | None) -> MaskingConfig | None:
+    """The masking that the flags ask for; None: that of the run."""
+    values = {"mask_prob": rate, "mask_prob_range": bounds}
+    given = {name: Setting(name, value, FLAG) for name, value in values.items() if value is not None}
+    if len(given) > 1:
+        raise UserError("--mask_prob and --mask_prob_range: give one of them")
+    problems = Problems()
+    masking = validate(MaskingConfig, "", given, problems)
+    problems.raise_if_any()
+    return masking if given else None
 
 
 def in_json(result: "Evaluation") -> dict[str, float | None]:

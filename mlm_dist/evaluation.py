@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from mlm_dist.config import Config, MaskingConfig, MaskProb
+from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, Verify, token_dtype
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
 from mlm_dist.data.preparation import encode_in_order, find_or_prepare, read_all
@@ -143,7 +143,7 @@ def evaluate_text(
     path: Path | None,
     processes: Processes,
     batch_size: int,
-    mask_prob: MaskProb | None = None,
+    masking: MaskingConfig | None = None,
 ) -> Evaluation:
     """Evaluate a trained model on all of a text, in fp32, with the rows shared by the ranks.
 
@@ -157,16 +157,16 @@ def evaluate_text(
             of the run.
         processes: all ranks.
         batch_size: rows per forward pass of a rank.
-        mask_prob: replaces the masking of the run by masked tokens, always by the mask token. With a range of [0, 1],
-            the loss is an upper bound on the negative log-likelihood of the text, in nats per token.
+        masking: replaces the masking of the run. With a `mask_prob_range` of [0, 1], the loss is an upper bound on the
+            negative log-likelihood of the text, in nats per token.
 
     Raises:
         UserError: there is no such corpus or text, it is empty, or the corpus has another tokenizer than the run.
     """
     with processes.raise_on_all_ranks():
         tokens = find_tokens(config, tokenizer, path, "once" if processes.is_local_rank_zero else "never")
-    masking = config.masking if mask_prob is None else MaskingConfig(mask_prob)
-    batches = text_batches(tokens, dataclasses.replace(config, masking=masking), tokenizer, processes, batch_size)
+    config = dataclasses.replace(config, masking=masking or config.masking)
+    batches = text_batches(tokens, config, tokenizer, processes, batch_size)
     result = evaluate_batches(encoder, batches, processes, torch.float32)
     assert result is not None  # nothing asks it to stop
     if not result.tokens:

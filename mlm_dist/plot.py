@@ -8,7 +8,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.output import print_result
 
 if TYPE_CHECKING:
-    from mlm_dist.plots.answers import Answers
+    from mlm_dist.plots.model_outputs import ModelOutputs
 
 
 def build_parser() -> ArgumentParser:
@@ -53,50 +53,50 @@ def main(arguments: list[str]) -> None:
     if len(given.run) > 1:
         for flag in ("attention", "neighbours", "fill"):
             if getattr(given, flag) not in (None, []):
-                raise UserError(f"--{flag} is for one run, and {len(given.run)} are given")
+                raise UserError(f"--{flag} works for a single run, but {len(given.run)} are given")
         if not given.out:
-            raise UserError(f"{len(given.run)} runs are given: say with --out where to put their picture")
+            raise UserError(f"{len(given.run)} runs are given: set --out to a folder for their plot")
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.plots.attention import lay_out_attention, size_of_attention  # noqa: PLC0415
     from mlm_dist.plots.curves import SIZE, lay_out_curves  # noqa: PLC0415
     from mlm_dist.plots.neighbours import lay_out_neighbours, size_of_neighbours  # noqa: PLC0415
     from mlm_dist.plots.report import write_report  # noqa: PLC0415
-    from mlm_dist.plots.writing import draw, writing_into  # noqa: PLC0415
+    from mlm_dist.plots.writing import output_folder, save_plot  # noqa: PLC0415
     from mlm_dist.run.history import read_histories  # noqa: PLC0415
 
     histories = read_histories(given.run)
     # Before anything is written, because it may raise a UserError.
-    answers = ask(given) if len(histories) == 1 else None
+    outputs = outputs_of_run(given) if len(histories) == 1 else None
     out = given.out or given.run[0] / "plots"
-    with writing_into(out):
-        paths = draw(out / "curves", SIZE, lay_out_curves, histories)
-        if answers and (attention := answers.attention):
-            paths += draw(out / "attention", size_of_attention(attention), lay_out_attention, attention)
-        if answers and (words := answers.neighbourhoods):
-            paths += draw(out / "neighbours", size_of_neighbours(words), lay_out_neighbours, words)
-        if answers:
-            paths += write_report(given.run[0], histories[0], answers.sentences, answers.note, out / "report.html")
+    with output_folder(out):
+        paths = save_plot(out / "curves", SIZE, lay_out_curves, histories)
+        if outputs and (attention := outputs.attention):
+            paths += save_plot(out / "attention", size_of_attention(attention), lay_out_attention, attention)
+        if outputs and (words := outputs.neighbourhoods):
+            paths += save_plot(out / "neighbours", size_of_neighbours(words), lay_out_neighbours, words)
+        if outputs:
+            paths += write_report(given.run[0], histories[0], outputs.sentences, outputs.note, out / "report.html")
     print_result(*map(str, paths))
 
 
-def ask(given: Namespace) -> "Answers":
+def outputs_of_run(given: Namespace) -> "ModelOutputs":
     """Load the model of the run and compute its outputs for the plots and the report.
 
-    If it cannot be loaded and no flag requires it, the answers are empty, with the reason as their note.
+    If it cannot be loaded and no flag requires it, the outputs are empty, with the reason as their note.
 
     Raises:
         UserError: the model cannot be loaded although a flag requires it, or it cannot process the texts or words.
     """
     from mlm_dist import load  # noqa: PLC0415
-    from mlm_dist.plots.answers import Answers, answer  # noqa: PLC0415
+    from mlm_dist.plots.model_outputs import ModelOutputs, compute_outputs  # noqa: PLC0415
 
     try:
         model = load(given.run[0], given.device)
     except UserError as error:
         if given.attention is not None or given.neighbours or given.fill or given.device != "auto":
             raise
-        return Answers(None, [], [], str(error))
-    return answer(model, given.attention, given.neighbours, given.fill)
+        return ModelOutputs(None, [], [], str(error))
+    return compute_outputs(model, given.attention, given.neighbours, given.fill)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import hold_out
@@ -41,6 +42,20 @@ Result = subprocess.CompletedProcess[str]
 def flags(**overrides: object) -> list[str]:
     """Command-line flags of a config; `train__max_iters=3` stands for `--train.max_iters 3`."""
     return [f"--{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+
+
+Rate = float | tuple[float, float] | list[float]
+
+
+def at_rate(rate: Rate) -> MaskingConfig:
+    """The masking at a constant rate, on a schedule `(start, end)`, or at rates sampled from `[low, high]`."""
+    match rate:
+        case (start, end) if isinstance(rate, tuple):
+            return MaskingConfig(mask_prob=start, mask_prob_end=end)
+        case list():
+            return MaskingConfig(mask_prob_range=rate)
+        case _:
+            return MaskingConfig(mask_prob=rate)
 
 
 def tiny_flags(corpus: Path, run_dir: Path, **overrides: object) -> list[str]:

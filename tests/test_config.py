@@ -1,20 +1,21 @@
 """The typed config: its bounds, its shares for ranks, and its way to YAML and back."""
 
-import dataclasses
 import math
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from mlm_dist.config import Config, ModelConfig, TrainConfig, find_problems, positive_keys
-from mlm_dist.config_reading import known_keys, parse_config, read_config
+from mlm_dist.config import Config, MaskingConfig, ModelConfig, TrainConfig
+from mlm_dist.config_keys import describe_type, leaf_types
+from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.errors import UserError
 from tests.conftest import flags
 
-LEAVES = {key: kind for key, kind in known_keys().items() if not dataclasses.is_dataclass(kind)}
-INTEGERS = [key for key, kind in LEAVES.items() if kind in (int, int | None)]
-FLOATS = [key for key, kind in LEAVES.items() if kind is float]
+INTEGERS = [key for key, kind in leaf_types().items() if describe_type(kind).startswith("a whole number")]
+FLOATS = [key for key, kind in leaf_types().items() if describe_type(kind).startswith("a number")]
+POSITIVE = [key for key in INTEGERS if describe_type(leaf_types()[key]).startswith("a whole number, at least 1")]
 
 
 def complaint(arguments: list[str]) -> str:
@@ -23,11 +24,8 @@ def complaint(arguments: list[str]) -> str:
     return str(caught.value)
 
 
-def config_with(key: str, value: object) -> Config:
-    config = Config()
-    section, _, name = key.rpartition(".")
-    setattr(getattr(config, section) if section else config, name, value)
-    return config
+def complaint_about(key: str, value: object) -> str:
+    return complaint([f"--{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...')}"])
 
 
 def yaml_of(key: str, value: str) -> str:
@@ -36,7 +34,7 @@ def yaml_of(key: str, value: str) -> str:
 
 
 def test_the_defaults_have_no_problems():
-    assert find_problems(Config()) == []
+    assert parse_config([], verb="train") == Config()
 
 
 def test_sections_are_not_shared_between_configs():
@@ -59,20 +57,20 @@ def test_the_entries_of_a_vocabulary_are_not_known_as_long_as_its_size_is_null()
 
 
 @pytest.mark.parametrize("value", [0, -1])
-@pytest.mark.parametrize("key", positive_keys(Config()))
+@pytest.mark.parametrize("key", POSITIVE)
 def test_a_size_below_1_is_refused_by_name(key, value):
-    assert find_problems(config_with(key, value)) == [f"{key} is {value}: it must be at least 1"]
+    assert complaint_about(key, value).startswith(f"--{key} is {value}: it must be a whole number, at least 1")
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", FLOATS)
 def test_a_float_may_be_neither_negative_nor_nan_nor_infinite(key, value):
-    assert key in "".join(find_problems(config_with(key, value)))
+    assert f"--{key} is " in complaint_about(key, value)
 
 
 @pytest.mark.parametrize("key", INTEGERS)
 def test_a_whole_number_may_not_be_negative(key):
-    assert key in "".join(find_problems(config_with(key, -1)))
+    assert f"--{key} is -1: it must be a whole number" in complaint_about(key, -1)
 
 
 @pytest.mark.parametrize("key", ["optim.lr", "train.max_iters"])
@@ -100,30 +98,31 @@ def test_an_empty_path_is_refused(key):
 @pytest.mark.parametrize(
     ("key", "value", "bound"),
     [
-        ("masking.mask_prob", 0.0, "between 0 and 1"),
-        ("masking.mask_prob", 1.0, "between 0 and 1"),
-        ("masking.mask_prob", 1.5, "between 0 and 1"),
-        ("masking.mask_prob", -0.1, "between 0 and 1"),
-        ("masking.mask_prob", {"from": 0.3}, "{from: A, to: B}, both between 0 and 1"),
-        ("masking.mask_prob", {"from": 0.3, "to": 1.0}, "{from: A, to: B}, both between 0 and 1"),
-        ("masking.mask_prob", {"from": 0.3, "to": 0.1, "by": 0.1}, "{from: A, to: B}, both between 0 and 1"),
-        ("masking.mask_prob", [0.5], "[LOW, HIGH] with 0 <= LOW < HIGH <= 1"),
-        ("masking.mask_prob", [0.5, 0.5], "[LOW, HIGH] with 0 <= LOW < HIGH <= 1"),
-        ("masking.mask_prob", [0.5, 1.1], "[LOW, HIGH] with 0 <= LOW < HIGH <= 1"),
-        ("masking.mask_prob", [-0.1, 0.5], "[LOW, HIGH] with 0 <= LOW < HIGH <= 1"),
-        ("model.dropout", 1.0, "at least 0 and below 1"),
-        ("model.dropout", -0.1, "at least 0 and below 1"),
-        ("data.val_fraction", 1.0, "at least 0 and below 1"),
-        ("data.val_fraction", -0.5, "at least 0 and below 1"),
-        ("optim.lr", 0.0, "above 0"),
-        ("optim.decay_fraction", 1.1, "between 0 and 1"),
-        ("optim.weight_decay", -0.01, "0 or more"),
-        ("optim.grad_clip", -1.0, "0 or more"),
-        ("model.vocab_size", 2, "at least 3"),
+        ("masking.mask_prob", 0.0, "a number, above 0 and below 1"),
+        ("masking.mask_prob", 1.0, "a number, above 0 and below 1"),
+        ("masking.mask_prob", 1.5, "a number, above 0 and below 1"),
+        ("masking.mask_prob", -0.1, "a number, above 0 and below 1"),
+        ("masking.mask_prob_end", 1.0, "a number, above 0 and below 1, or null"),
+        ("masking.mask_prob_range", [0.5], "a list of 2 values, each a number, at least 0 and"),
+        ("masking.mask_prob_range", [0.5, 1.1], "a list of 2 values, each a number, at least 0 and"),
+        (
+            "masking.mask_prob_range",
+            [-0.1, 0.5],
+            "a list of 2 values, each a number, at least 0 and",
+        ),
+        ("model.dropout", 1.0, "a number, at least 0 and below 1"),
+        ("model.dropout", -0.1, "a number, at least 0 and below 1"),
+        ("data.val_fraction", 1.0, "a number, at least 0 and below 1"),
+        ("data.val_fraction", -0.5, "a number, at least 0 and below 1"),
+        ("optim.lr", 0.0, "a number, above 0"),
+        ("optim.decay_fraction", 1.1, "a number, at least 0 and at most 1"),
+        ("optim.weight_decay", -0.01, "a number, at least 0"),
+        ("optim.grad_clip", -1.0, "a number, at least 0"),
+        ("model.vocab_size", 2, "a whole number, at least 3, or null"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
-    assert find_problems(config_with(key, value)) == [f"{key} is {value}: it must be {bound}"]
+    assert complaint_about(key, value).startswith(f"--{key} is {value}: it must be {bound}")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +130,8 @@ def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
     [
         ("masking.mask_prob", 0.001),
         ("masking.mask_prob", 0.999),
-        ("masking.mask_prob", [0.0, 1.0]),
-        ("masking.mask_prob", {"from": 0.001, "to": 0.999}),
+        ("masking.mask_prob_range", [0.0, 1.0]),
+        ("masking.mask_prob_end", 0.999),
         ("model.dropout", 0.0),
         ("data.val_fraction", 0.0),
         ("optim.weight_decay", 0.0),
@@ -145,34 +144,50 @@ def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
     ],
 )
 def test_a_value_at_its_bound_is_taken(key, value):
-    assert find_problems(config_with(key, value)) == []
+    parse_config([f"--{key}={value}"], verb="train")
 
 
-@pytest.mark.parametrize("value", [0.3, [0.0, 1.0], {"from": 0.3, "to": 0.15}], ids=str)
-def test_the_mask_probability_is_a_number_a_range_or_a_course_in_a_file_and_on_the_command_line(value, tmp_path):
+@pytest.mark.parametrize(
+    ("old", "now"),
+    [
+        ("[0, 1]", MaskingConfig(mask_prob_range=[0.0, 1.0])),
+        ("{from: 0.3, to: 0.15}", MaskingConfig(mask_prob=0.3, mask_prob_end=0.15)),
+    ],
+)
+def test_the_mask_rates_of_earlier_versions_are_still_read(old, now, tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text(yaml.safe_dump({"masking": {"mask_prob": value}}))
-    for arguments in (
-        ["--config", str(file)],
-        [f"--masking.mask_prob={yaml.safe_dump(value, default_flow_style=True)}"],
-    ):
+    file.write_text(f"masking:\n  mask_prob: {old}\n")
+    for arguments in (["--config", str(file)], [f"--masking.mask_prob={old}"]):
         config = parse_config(arguments, "train")
-        assert config.masking.mask_prob == value
-        file.write_text(config.to_yaml())
-        assert parse_config(["--config", str(file)], "train") == config
+        assert config.masking == now
+        written = tmp_path / "written.yaml"
+        written.write_text(config.to_yaml())
+        assert read_config(written) == config
 
 
-@pytest.mark.parametrize("value", ["[a, 1]", "{from: a, to: b}", "{from: 0.1, to: [1]}", "much", "", "null", "true"])
-def test_a_mask_probability_that_is_none_of_these_is_refused(value, tmp_path):
+@pytest.mark.parametrize(
+    "value", ["[a, 1]", "{from: a, to: b}", "{from: 0.1}", "{from: 0.1, to: [1]}", "much", "", "null", "true"]
+)
+def test_a_mask_rate_that_is_none_of_these_is_refused(value, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(f"masking:\n  mask_prob: {value}\n")
     for arguments in (["--config", str(file)], [f"--masking.mask_prob={value}"]):
-        assert "masking.mask_prob: " in complaint(arguments)
+        assert "masking.mask_prob" in complaint(arguments)
 
 
-def test_a_range_needs_tokens_that_are_really_hidden():
-    message = complaint(["--masking.mask_prob=[0, 1]", "--masking.replacement=80/10/10"])
-    assert message == "masking.mask_prob is a range: masking.replacement must be mask, for the weights count on it"
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"masking__replacement": "80/10/10"},
+            "masking.mask_prob_range needs masking.replacement mask",
+        ),
+        ({"masking__mask_prob_end": 0.1}, "masking.mask_prob_end and masking.mask_prob_range exclude each other"),
+        ({"masking__mask_prob_range": "[0.5, 0.5]"}, "masking.mask_prob_range is [0.5, 0.5]: LOW must be below HIGH"),
+    ],
+)
+def test_a_range_of_mask_rates_is_refused_where_it_makes_no_sense(settings, message):
+    assert complaint(flags(**{"masking__mask_prob_range": "[0, 1]"} | settings)).startswith(message)
 
 
 def test_a_seed_that_torch_cannot_take_is_refused():
@@ -191,8 +206,29 @@ def test_the_batch_has_to_be_divisible_by_the_micro_batch():
 
 def test_all_problems_are_named_at_once():
     message = complaint(flags(model__heads=0, optim__lr=0, masking__mask_prob=2, seed=-4))
-    for problem in ("model.heads is 0", "optim.lr is 0", "masking.mask_prob is 2", "seed is -4"):
-        assert problem in message
+    lines = [line.partition(":")[0] for line in message.split("\n")]
+    assert lines == ["--seed is -4", "--model.heads is 0", "--masking.mask_prob is 2", "--optim.lr is 0"]
+
+
+def test_mistakes_in_values_of_files_and_flags_in_keys_and_between_keys_are_named_at_once(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("train:\n  max_iters: many\n  warmup: 3\n")
+    lines = complaint(["--config", str(file), *flags(model__heads=7, optim__lr=0, optim__name="sgd", lr=1)]).split("\n")
+    assert sorted(lines) == [
+        "--lr: unknown key; did you mean optim.lr?",
+        "--optim.lr is 0: it must be a number, above 0",
+        '--optim.name is "sgd": it must be one of adamw, muon',
+        f'{file}: train.max_iters is "many": it must be a whole number, at least 1',
+        f"{file}: train.warmup: unknown key; did you mean optim.warmup_iters?",
+        "model.embedding_dim 256 is not a multiple of model.heads 7: 4 heads fit",
+    ]
+
+
+def test_a_wrong_value_is_refused_from_python_too():
+    with pytest.raises(ValidationError):
+        TrainConfig(batch_size=0)
+    with pytest.raises(ValidationError):
+        TrainConfig(batch_sise=3)
 
 
 def test_the_batch_is_shared_by_the_ranks():
@@ -247,7 +283,7 @@ def test_yaml_holds_every_key():
         for name, value in content.items()
         for key in (value if isinstance(value, dict) else [""])
     }
-    assert written == set(LEAVES)
+    assert written == leaf_types().keys()
 
 
 def test_a_run_directorys_config_that_is_damaged_is_named(tmp_path: Path):

@@ -25,7 +25,7 @@ def test_the_figures_of_held_out_text_are_printed(run_dir: Path) -> None:
 
 
 def test_the_bound_of_a_generator_is_over_all_tokens(run_dir: Path) -> None:
-    arguments = ("--run", run_dir, "--data", SAMPLE_TEXT, "--mask_prob", "[0, 1]")
+    arguments = ("--run", run_dir, "--data", SAMPLE_TEXT, "--mask_prob_range", "0", "1")
     told = json.loads(verb("evaluate", *arguments, "--json").stdout)
     words = verb("evaluate", *arguments).stdout
     assert f"{told['loss']:.4f} nats per token\n" in words
@@ -77,10 +77,11 @@ def test_lines_in_json(run_dir: Path) -> None:
         (["--within_word"], "--within_word goes with --lines"),
         (["--lines", "-", "--data", "x"], "--lines and --data: give one of them"),
         (["--batch_size", "0"], "--batch_size is 0: it must be at least 1"),
-        (["--mask_prob", "15"], "error: --mask_prob is 15.0: it must be between 0 and 1"),
-        (["--mask_prob", "[1, 0]"], "--mask_prob is [1.0, 0.0]: it must be [LOW, HIGH] with 0 <="),
-        (["--mask_prob", "much"], "error: --mask_prob: 'much' is not a number, a course"),
-        (["--mask_prob", "{from: 0.3, to: 0.1}"], "a schedule over a run cannot be evaluated"),
+        (["--mask_prob", "15"], "error: --mask_prob is 15.0: it must be a number, above 0 and below 1"),
+        (["--mask_prob_range", "1", "0"], "mask_prob_range is [1.0, 0.0]: LOW must be below HIGH"),
+        (["--mask_prob_range", "0", "2"], "error: --mask_prob_range is [0.0, 2.0]: it must be a list of 2 values"),
+        (["--mask_prob", "much"], "error: argument --mask_prob: invalid float value: 'much'"),
+        (["--mask_prob", "0.3", "--mask_prob_range", "0", "1"], "--mask_prob and --mask_prob_range: give one of them"),
         (["--mask_prob", "0.3", "--lines", "-"], "--mask_prob and --lines: give one of them"),
     ],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import mlm_dist
-from mlm_dist.config import MaskingConfig, MaskProb
+from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import hold_out
@@ -20,15 +20,15 @@ from mlm_dist.evaluation import Evaluation, encode_texts, evaluate_batches, eval
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.run.metrics import read_events
-from tests.conftest import tiny_flags, verb
+from tests.conftest import at_rate, tiny_flags, verb
 
 TEXT = "Aunt Zoë went up the stairs.\nThe ferry came in under the harbour wall, and nobody saw it.\n"
 
 
 def evaluate(
-    model: TrainedModel, path: Path | None, processes: Processes, batch_size: int, mask_prob: MaskProb | None = None
+    model: TrainedModel, path: Path | None, processes: Processes, batch_size: int, masking: MaskingConfig | None = None
 ) -> Evaluation:
-    return evaluate_text(model.encoder, model.config, model.tokenizer, path, processes, batch_size, mask_prob)
+    return evaluate_text(model.encoder, model.config, model.tokenizer, path, processes, batch_size, masking)
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +163,10 @@ def test_with_a_range_the_loss_is_the_bound_that_all_orders_of_writing_come_to(m
 
 def test_another_share_can_be_hidden_than_the_run_has_hidden(model: TrainedModel) -> None:
     processes = Processes("cpu")
-    assert evaluate(model, SAMPLE_TEXT, processes, 64, 0.15) == evaluate(model, SAMPLE_TEXT, processes, 64)
-    half, every = (evaluate(model, SAMPLE_TEXT, processes, 64, share) for share in (0.5, [0.0, 1.0]))
+    assert evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(0.15)) == evaluate(model, SAMPLE_TEXT, processes, 64)
+    half, every = (evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(rate)) for rate in (0.5, [0.0, 1.0]))
     tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
     maskable = int((tokens != model.tokenizer.end_id).sum())
     assert half.tokens == pytest.approx(maskable / 2, rel=0.01)
     assert every.tokens == maskable
-    assert every.loss == pytest.approx(evaluate(model, SAMPLE_TEXT, processes, 7, [0.0, 1.0]).loss, rel=1e-6)
+    assert every.loss == pytest.approx(evaluate(model, SAMPLE_TEXT, processes, 7, at_rate([0.0, 1.0])).loss, rel=1e-6)

@@ -1,7 +1,8 @@
 """Imports go only downward.
 
 Verbs -> huggingface, benchmarks -> plots -> mlm_dist -> inference -> training -> evaluation, run ->
-model, data, distributed -> precision, config_reading, command_line -> config, files, foreign_names -> errors, output.
+model, data, distributed -> precision, config_reading, command_line -> config_keys -> config, files, foreign_names ->
+errors, output.
 """
 
 import ast
@@ -17,6 +18,7 @@ PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
     {"errors", "output"},
     {"config", "files", "foreign_names"},
+    {"config_keys"},
     {"config_reading", "command_line", "precision"},
     {"data", "model", "distributed"},
     {"evaluation", "run"},

@@ -1,4 +1,4 @@
-"""Pictures and pages of runs as a person makes them."""
+"""Plots and reports of runs as a user creates them."""
 
 import shutil
 from pathlib import Path
@@ -8,20 +8,20 @@ import pytest
 
 from tests.conftest import verb
 
-PICTURES = ["curves.png", "curves.svg", "attention.png", "attention.svg", "neighbours.png", "neighbours.svg"]
+PLOTS = ["curves.png", "curves.svg", "attention.png", "attention.svg", "neighbours.png", "neighbours.svg"]
 PAGE = "report.html"
 
 
 @pytest.fixture
 def run(run_dir: Path, tmp_path: Path) -> Path:
-    """The tiny run, to be written into."""
+    """A copy of the tiny run that a test may write into."""
     return Path(shutil.copytree(run_dir, tmp_path / "tiny"))
 
 
-def test_a_run_gets_its_pictures_and_its_page(run: Path) -> None:
+def test_a_run_gets_its_plots_and_its_report(run: Path) -> None:
     result = verb("plot", "--run", run, "--attention", "The [MASK] lamp", "--neighbours", "the", "ferryman")
     assert (result.returncode, result.stderr) == (0, "")
-    written = [run / "plots" / name for name in [*PICTURES, PAGE]]
+    written = [run / "plots" / name for name in [*PLOTS, PAGE]]
     assert result.stdout.splitlines() == [str(path) for path in written]
     assert sorted((run / "plots").iterdir()) == sorted(written)
     for path in written:
@@ -32,7 +32,7 @@ def test_a_run_gets_its_pictures_and_its_page(run: Path) -> None:
     assert "He was a very <mark>MASK</mark> man." in (run / "plots" / PAGE).read_text(encoding="utf-8")
 
 
-def test_several_runs_are_laid_over_each_other(run: Path, tmp_path: Path) -> None:
+def test_several_runs_are_plotted_in_the_same_axes(run: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other" / "tiny")
     result = verb("plot", "--run", run, "--run", other, "--out", tmp_path / "out")
     assert (result.returncode, result.stderr) == (0, "")
@@ -42,7 +42,7 @@ def test_several_runs_are_laid_over_each_other(run: Path, tmp_path: Path) -> Non
     assert ">other/tiny<" in curves
 
 
-def test_the_page_has_the_sentences_that_were_given(run: Path, tmp_path: Path) -> None:
+def test_the_report_shows_the_given_texts(run: Path, tmp_path: Path) -> None:
     result = verb("plot", "--run", run, "--out", tmp_path / "a" / "b", "--fill", "A [MASK]", "<&>[MASK]")
     assert result.returncode == 0, result.stderr
     page = (tmp_path / "a" / "b" / PAGE).read_text(encoding="utf-8")
@@ -51,49 +51,52 @@ def test_the_page_has_the_sentences_that_were_given(run: Path, tmp_path: Path) -
     assert page.count('class="candidate"') == 10
 
 
-def test_a_run_without_weights_yet_has_curves_and_a_page_that_says_so(run: Path) -> None:
+def test_a_run_without_parameters_has_curves_and_a_report_that_gives_the_reason(run: Path) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "model.pth").unlink()
     result = verb("plot", "--run", run)
     assert result.returncode == 0, result.stderr
     assert "holds neither model.pth nor a checkpoint yet" in (run / "plots" / PAGE).read_text(encoding="utf-8")
-    for question in (["--attention", "The"], ["--neighbours", "the"], ["--fill", "A [MASK]"]):
-        result = verb("plot", "--run", run, *question)
+    for flags in (["--attention", "The"], ["--neighbours", "the"], ["--fill", "A [MASK]"]):
+        result = verb("plot", "--run", run, *flags)
         assert result.returncode == 2
         assert "holds neither model.pth nor a checkpoint yet" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["--run", "nowhere"], "nowhere is no run directory: metrics.jsonl: No such file or directory"),
         (["--run", "tests"], "tests is no run directory: metrics.jsonl: No such file or directory"),
-        (["--run", "RUN", "--attention", "a" * 400], "tokens and the model sees 16 at once: give less text"),
+        (["--run", "RUN", "--attention", "a" * 400], "tokens, but the context window is 16: use a shorter text"),
         (["--run", "RUN", "--neighbours", "the", ""], "--neighbours: a word is empty"),
         (["--run", "RUN", "--fill", "no mask"], "there is no [MASK] in the text: no mask"),
         (["--run", "RUN", "--out", "setup.cfg"], "setup.cfg cannot be written: File exists"),
-        (["--run", "RUN", "OTHER"], "2 runs are given: say with --out where to put their picture"),
+        (["--run", "RUN", "OTHER"], "2 runs are given: set --out to a folder for their plot"),
         (["--run", "RUN", "RUN", "--out", "OUT"], "is given twice"),
-        (["--run", "RUN", "OTHER", "--out", "OUT", "--attention", ""], "--attention is for one run, and 2 are given"),
-        (["--run", "RUN", "OTHER", "--out", "OUT", "--neighbours", "the"], "--neighbours is for one run"),
-        (["--run", "RUN", "OTHER", "--out", "OUT", "--fill", "[MASK]"], "--fill is for one run"),
+        (
+            ["--run", "RUN", "OTHER", "--out", "OUT", "--attention", ""],
+            "--attention works for a single run, but 2 are given",
+        ),
+        (["--run", "RUN", "OTHER", "--out", "OUT", "--neighbours", "the"], "--neighbours works for a single run"),
+        (["--run", "RUN", "OTHER", "--out", "OUT", "--fill", "[MASK]"], "--fill works for a single run"),
         (["--runs", "RUN"], "--run"),
         ([], "--run"),
     ],
 )
-def test_mistakes_are_one_line_and_nothing_is_written(
-    run: Path, tmp_path: Path, arguments: list[str], complaint: str
+def test_a_user_error_is_reported_in_one_line_and_nothing_is_written(
+    run: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
-    places = {"RUN": run, "OTHER": tmp_path, "OUT": tmp_path / "out"}
-    result = verb("plot", *[places.get(argument, argument) for argument in arguments])
+    paths = {"RUN": run, "OTHER": tmp_path, "OUT": tmp_path / "out"}
+    result = verb("plot", *[paths.get(argument, argument) for argument in arguments])
     assert result.returncode == 2
-    assert complaint in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_metrics_without_a_line_are_said(run: Path) -> None:
+def test_empty_metrics_are_reported(run: Path) -> None:
     (run / "metrics.jsonl").write_text("")
     result = verb("plot", "--run", run)
     assert result.returncode == 2

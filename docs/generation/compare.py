@@ -9,11 +9,11 @@ from mlm_dist.errors import UserError
 from mlm_dist.files import new_folder, refuse_existing
 from mlm_dist.output import print_log
 from ngrams import NgramModel, Ngrams
-from passages import Passage, documents, held_out_passages
+from passages import Passage, documents, validation_passages
 from quality import COPIED, Row, measure, table
 from verbs import generate, nll_bound
 
-WAYS = {
+SAMPLING = {
     "random order": ["--order", "random"],
     "random order, top-p 0.9": ["--order", "random", "--top_p", "0.9"],
     "by confidence": ["--order", "confidence"],
@@ -25,16 +25,19 @@ def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = OneLineParser(
         prog="python docs/generation/compare.py",
-        description="Have runs and n-gram models write texts, and compare them with each other and with held-out text.",
+        description="Generate texts with trained models and n-gram models, and compare them with each other and with "
+        "validation text.",
     )
-    parser.add_argument("--judge", type=named_path, required=True, metavar="DIR", help="what train_judge.py wrote")
-    parser.add_argument("--corpus", type=named_path, required=True, metavar="DIR", help="a corpus that prepare wrote")
+    parser.add_argument(
+        "--judge", type=named_path, required=True, metavar="DIR", help="folder of the judge, from train_judge.py"
+    )
+    parser.add_argument("--corpus", type=named_path, required=True, metavar="DIR", help="a prepared corpus")
     parser.add_argument(
         "--runs", type=named_path, nargs="*", default=[], metavar="RUN_DIR", help="folders of training runs"
     )
-    parser.add_argument("--samples", type=int, default=64, metavar="N", help="texts of each (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=64, metavar="N", help="tokens of a text (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="of the texts (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=64, metavar="N", help="texts per set (default: %(default)s)")
+    parser.add_argument("--length", type=int, default=64, metavar="N", help="tokens per text (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="seed of the texts (default: %(default)s)")
     parser.add_argument(
         "--out", type=named_path, required=True, metavar="DIR", help="folder for samples.jsonl and table.md"
     )
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> None:
     if given.samples < 1:
         raise UserError(f"--samples is {given.samples}: it must be at least 1")
     if len({run.name for run in given.runs}) < len(given.runs):
-        raise UserError("--runs: two folders have the same name, by which the table tells them apart: rename one")
+        raise UserError("--runs: two folders have the same name, which identifies a run in the table: rename one")
     if given.length < COPIED:
         raise UserError(f"--length is {given.length}: it must be at least {COPIED}")
     refuse_existing(given.out)
@@ -57,17 +60,17 @@ def main(arguments: list[str]) -> None:
     judge, corpus = Judge.load(given.judge), Corpus.open(given.corpus)
     tokenizer = corpus.tokenizer
     training_text = Ngrams(corpus.train, tokenizer.vocab_size, tokenizer.end_id, COPIED)
-    passages = {"held-out text": held_out_passages(corpus, given.samples, given.length, given.seed)}
+    passages = {"validation text": validation_passages(corpus, given.samples, given.length, given.seed)}
     nats: dict[str, float] = {}
     for name, order in ORDERS.items():
         model = NgramModel(training_text, order, tokenizer.ids_without_text)
         nats[name] = model.nats(documents(corpus, "val"))
-        drawn = [model.write(given.length, [given.seed, sample]) for sample in range(given.samples)]
-        passages[name] = [Passage(tokenizer.decode(tokens), tokens) for tokens in drawn]
+        sampled = [model.generate(given.length, [given.seed, sample]) for sample in range(given.samples)]
+        passages[name] = [Passage(tokenizer.decode(tokens), tokens) for tokens in sampled]
     for run in given.runs:
-        for way, flags in WAYS.items():
-            passages[f"{run.name}, {way}"] = generate(run, flags, given.samples, given.length, given.seed)
-        nats[f"{run.name}, {next(iter(WAYS))}"] = nll_bound(run, given.corpus)
+        for method, flags in SAMPLING.items():
+            passages[f"{run.name}, {method}"] = generate(run, flags, given.samples, given.length, given.seed)
+        nats[f"{run.name}, {next(iter(SAMPLING))}"] = nll_bound(run, given.corpus)
     rows = {name: Row(nats.get(name), measure(texts, judge, training_text)) for name, texts in passages.items()}
     with new_folder(given.out) as folder, (folder / "samples.jsonl").open("w", encoding="utf-8") as file:
         for name, texts in passages.items():

@@ -23,7 +23,7 @@ logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
 BLOCK = 128  # tokens per row, including `<|endoftext|>` at its start
-ROWS_AT_A_TIME = 64
+ROWS_PER_PASS = 64
 
 
 class Judge:
@@ -45,7 +45,7 @@ class Judge:
 
         Args:
             texts: to train the tokenizer on.
-            vocab_size: upper bound on the vocabulary size; short texts give fewer entries.
+            vocab_size: upper bound on the vocabulary size; short texts give a smaller one.
             width: of the embeddings and of every layer. Each head has a width of 32.
             layers: number of layers, each of attention and feed-forward.
         """
@@ -58,7 +58,7 @@ class Judge:
             n_layer=layers,
             n_head=width // 32,
             activation_function="gelu_pytorch_tanh",  # GPT-2's own activation, in a fused implementation
-            resid_pdrop=0.0,  # so that the model is the same in training and in use
+            resid_pdrop=0.0,  # no dropout
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             bos_token_id=tokenizer.token_to_id(END_OF_TEXT),
@@ -71,13 +71,15 @@ class Judge:
         """Read what `save` wrote.
 
         Raises:
-            UserError: the folder holds no judge, or a damaged one.
+            UserError: the folder contains no judge, or a damaged one.
         """
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_FILE))
             return cls(tokenizer, GPT2LMHeadModel.from_pretrained(folder, local_files_only=True))
         except Exception as error:  # `tokenizers` raises nothing more specific
-            raise UserError(f"{folder} holds no whole judge: train one with docs/generation/train_judge.py") from error
+            raise UserError(
+                f"{folder} contains no complete judge: train one with docs/generation/train_judge.py"
+            ) from error
 
     def save(self, folder: Path) -> None:
         """Write the judge into a folder. Existing files are replaced only once the new ones are complete."""
@@ -100,13 +102,13 @@ class Judge:
         rows that overlap by half, so that every later token is predicted from at least half a row.
         """
         totals = [0.0] * len(texts)
-        windows = [(number, *window) for number, text in enumerate(texts) if text for window in self._windows(text)]
-        for start in range(0, len(windows), ROWS_AT_A_TIME):
-            numbers, rows, news = zip(*windows[start : start + ROWS_AT_A_TIME], strict=True)
+        windows = [(i, *window) for i, text in enumerate(texts) if text for window in self._windows(text)]
+        for start in range(0, len(windows), ROWS_PER_PASS):
+            indices, rows, firsts = zip(*windows[start : start + ROWS_PER_PASS], strict=True)
             with torch.no_grad():
                 losses = self.losses(self._padded(rows))
-            for number, row, new, of_row in zip(numbers, rows, news, losses, strict=True):
-                totals[number] += float(of_row[new : len(row)].double().sum())
+            for i, row, first, row_losses in zip(indices, rows, firsts, losses, strict=True):
+                totals[i] += float(row_losses[first : len(row)].double().sum())
         return totals
 
     def losses(self, rows: torch.Tensor) -> torch.Tensor:
@@ -115,7 +117,7 @@ class Judge:
         return F.cross_entropy(logits.transpose(1, 2), rows[:, 1:], reduction="none")
 
     def _windows(self, text: str) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
-        """Yield rows of a text's tokens, without the end token, each with the index of its first token that is new."""
+        """Yield rows of a text's tokens, without the end token, each with the index of its first new token."""
         ids = self.encode(text)
         size = BLOCK - 1
         step = size // 2

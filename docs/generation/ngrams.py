@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.integer[Any]]
-Numbers = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
@@ -23,7 +23,7 @@ class Table(NamedTuple):
         lefts: number of distinct tokens that precede each n-gram; 0 for the longest n-grams, where it is unknown.
     """
 
-    keys: Numbers
+    keys: Indices
     counts: Counts
     lefts: Counts
 
@@ -45,42 +45,45 @@ class Ngrams:
         self.vocab_size = vocab_size
         self.tables: list[Table] = []
         # Index of the n-gram at each position. There is a single 0-gram, with index 0.
-        numbers: Numbers = np.zeros(len(text) + 1, dtype=np.int64)
+        indices: Indices = np.zeros(len(text) + 1, dtype=np.int64)
         for n in range(1, longest + 1):
             last = text[n - 1 :]
-            places = np.flatnonzero((numbers[: len(last)] != NEVER_SEEN) & (last != end_id))
+            positions = np.flatnonzero((indices[: len(last)] != NEVER_SEEN) & (last != end_id))
             keys, firsts, found, counts = np.unique(
-                self._keys(numbers[places], last[places]), return_index=True, return_inverse=True, return_counts=True
+                self._keys(indices[positions], last[positions]),
+                return_index=True,
+                return_inverse=True,
+                return_counts=True,
             )
             if self.tables:  # each distinct n-gram adds one preceding token to the (n-1)-gram that it ends with
-                suffixes = numbers[places[firsts] + 1]
+                suffixes = indices[positions[firsts] + 1]
                 self.tables[-1].lefts[:] = np.bincount(suffixes, minlength=len(self.tables[-1].keys))
-            numbers = np.full(len(last), NEVER_SEEN)
-            numbers[places] = found
+            indices = np.full(len(last), NEVER_SEEN)
+            indices[positions] = found
             self.tables.append(Table(keys, counts.astype(np.int32), np.zeros(len(keys), dtype=np.int32)))
 
-    def find(self, tokens: Ids) -> Iterator[Numbers]:
+    def find(self, tokens: Ids) -> Iterator[Indices]:
         """Look up the n-grams that begin at each position of other tokens, for n = 0, 1, and so on.
 
         Yields:
             (len(tokens) - n + 1,) indices of the n-grams, `NEVER_SEEN` for those that are not in the text.
         """
-        numbers: Numbers = np.zeros(len(tokens) + 1, dtype=np.int64)
-        yield numbers
+        indices: Indices = np.zeros(len(tokens) + 1, dtype=np.int64)
+        yield indices
         for n, table in enumerate(self.tables[: len(tokens)], start=1):
             last = tokens[n - 1 :]
-            keys = self._keys(numbers[: len(last)], last)
-            places = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
-            seen = (numbers[: len(last)] != NEVER_SEEN) & (table.keys[places] == keys)
-            numbers = np.where(seen, places, NEVER_SEEN)
-            yield numbers
+            keys = self._keys(indices[: len(last)], last)
+            positions = np.searchsorted(table.keys, keys).clip(max=len(table.keys) - 1)
+            seen = (indices[: len(last)] != NEVER_SEEN) & (table.keys[positions] == keys)
+            indices = np.where(seen, positions, NEVER_SEEN)
+            yield indices
 
-    def number(self, ngram: Ids) -> int:
+    def index(self, ngram: Ids) -> int:
         """The index of one n-gram, or `NEVER_SEEN`."""
-        *_, numbers = self.find(ngram)
-        return int(numbers[0])
+        *_, indices = self.find(ngram)
+        return int(indices[0])
 
-    def _keys(self, prefixes: Numbers, last: Ids) -> Numbers:
+    def _keys(self, prefixes: Indices, last: Ids) -> Indices:
         return prefixes * self.vocab_size + last
 
 
@@ -97,7 +100,7 @@ class Order(NamedTuple):
     counts: Floats
     totals: Floats
     rest: Floats
-    starts: Numbers
+    starts: Indices
 
 
 class NgramModel:
@@ -129,13 +132,13 @@ class NgramModel:
     def probabilities(self, tokens: Ids) -> Floats:
         """The probability of each token of a document, given the tokens before it."""
         result = self.uniform[tokens]
-        numbers = self.ngrams.find(tokens)
-        contexts = next(numbers)
-        for n, (order, found) in enumerate(zip(self.orders, numbers, strict=False)):
-            place = contexts[: len(found)]
-            known = np.flatnonzero(place != NEVER_SEEN)
-            known = known[order.totals[place[known]] > 0]
-            context, ngram = place[known], found[known]
+        indices = self.ngrams.find(tokens)
+        contexts = next(indices)
+        for n, (order, found) in enumerate(zip(self.orders, indices, strict=False)):
+            context = contexts[: len(found)]
+            known = np.flatnonzero(context != NEVER_SEEN)
+            known = known[order.totals[context[known]] > 0]
+            context, ngram = context[known], found[known]
             own = np.where(ngram == NEVER_SEEN, 0.0, order.counts[ngram]) / order.totals[context]
             result[known + n] = own + order.rest[context] * result[known + n]
             contexts = found
@@ -150,14 +153,14 @@ class NgramModel:
         result = self.uniform.copy()
         seen_by_each = zip(range(len(context) + 1), self.orders, self.ngrams.tables, strict=False)
         for seen, order, table in seen_by_each:
-            number = self.ngrams.number(context[len(context) - seen :])
-            if number != NEVER_SEEN and order.totals[number] > 0:
-                after = slice(order.starts[number], order.starts[number + 1])
-                result *= order.rest[number]
-                result[table.keys[after] % self.ngrams.vocab_size] += order.counts[after] / order.totals[number]
+            index = self.ngrams.index(context[len(context) - seen :])
+            if index != NEVER_SEEN and order.totals[index] > 0:
+                after = slice(order.starts[index], order.starts[index + 1])
+                result *= order.rest[index]
+                result[table.keys[after] % self.ngrams.vocab_size] += order.counts[after] / order.totals[index]
         return result
 
-    def write(self, length: int, seed: Sequence[int]) -> list[int]:
+    def generate(self, length: int, seed: Sequence[int]) -> list[int]:
         """Sample tokens from left to right.
 
         The first tokens, sampled with less than a full context, are dropped.
@@ -165,23 +168,23 @@ class NgramModel:
         generator = np.random.default_rng(seed)
         tokens: list[int] = []
         for _ in range(len(self.orders) - 1 + length):
-            likely = self.next_probabilities(np.array(tokens, dtype=np.int64))
-            tokens.append(int(generator.choice(len(likely), p=likely)))
+            probabilities = self.next_probabilities(np.array(tokens, dtype=np.int64))
+            tokens.append(int(generator.choice(len(probabilities), p=probabilities)))
         return tokens[-length:]
 
 
-def discounted(contexts: Numbers, counts: Counts, number: int) -> Order:
+def discounted(contexts: Indices, counts: Counts, context_count: int) -> Order:
     """Subtract the discount from the counts of n-grams.
 
     Args:
         contexts: index of the context of each n-gram, ascending.
         counts: of each n-gram.
-        number: count of contexts.
+        context_count: number of contexts.
     """
     once, twice = (counts == 1).sum(), (counts == 2).sum()
-    discount = once / (once + 2 * twice) if once else 0.5  # so that unseen tokens stay possible without any count of 1
-    totals: Floats = np.bincount(contexts, weights=counts, minlength=number).astype(float)
-    kinds = np.bincount(contexts, weights=counts > 0, minlength=number)
-    rest = np.divide(discount * kinds, totals, out=np.ones(number), where=totals > 0)
-    starts = np.searchsorted(contexts, np.arange(number + 1))
+    discount = once / (once + 2 * twice) if once else 0.5  # without a count of 1, unseen tokens stay possible
+    totals: Floats = np.bincount(contexts, weights=counts, minlength=context_count).astype(float)
+    distinct = np.bincount(contexts, weights=counts > 0, minlength=context_count)
+    rest = np.divide(discount * distinct, totals, out=np.ones(context_count), where=totals > 0)
+    starts = np.searchsorted(contexts, np.arange(context_count + 1))
     return Order((counts - discount).clip(min=0.0), totals, rest, starts)

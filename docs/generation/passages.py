@@ -28,17 +28,18 @@ def document_texts(corpus: Corpus, split: Split) -> list[str]:
     return [corpus.tokenizer.decode(tokens.tolist()) for tokens in documents(corpus, split)]
 
 
-def held_out_passages(corpus: Corpus, count: int, length: int, seed: int) -> list[Passage]:
+def validation_passages(corpus: Corpus, count: int, length: int, seed: int) -> list[Passage]:
     """Sample passages of `length` tokens from the validation text. No passage crosses the end of a document.
 
     Raises:
         UserError: the validation text has fewer than `count` such passages.
     """
-    places = [(tokens, start) for tokens in documents(corpus, "val") for start in range(len(tokens) - length + 1)]
-    if len(places) < count:
+    starts = [(tokens, start) for tokens in documents(corpus, "val") for start in range(len(tokens) - length + 1)]
+    if len(starts) < count:
         raise UserError(
-            f"{corpus.folder} holds out {len(places)} passages of {length} tokens, not {count}: ask for less"
+            f"{corpus.folder} has {len(starts)} validation passages of {length} tokens, but --samples is {count}: "
+            f"lower it"
         )
-    drawn = np.random.default_rng(seed).choice(len(places), count, replace=False)
-    found = [places[number][0][places[number][1] :][:length].tolist() for number in drawn]
-    return [Passage(corpus.tokenizer.decode(tokens), tokens) for tokens in found]
+    sampled = [starts[i] for i in np.random.default_rng(seed).choice(len(starts), count, replace=False)]
+    passages = [tokens[start : start + length].tolist() for tokens, start in sampled]
+    return [Passage(corpus.tokenizer.decode(tokens), tokens) for tokens in passages]

@@ -24,7 +24,7 @@ REPEATED = 4  # tokens of an n-gram that counts as repeated
 COPIED = 8  # tokens of an n-gram that counts as copied
 
 
-class Figures(NamedTuple):
+class Metrics(NamedTuple):
     """Metrics of a set of texts.
 
     Attributes:
@@ -46,13 +46,13 @@ class Row(NamedTuple):
     """A row of the table: nats per token of the validation text, if known, and metrics of texts."""
 
     nats: float | None
-    figures: Figures
+    metrics: Metrics
 
 
-def measure(passages: Sequence[Passage], judge: "Judge", training_text: Ngrams) -> Figures:
+def measure(passages: Sequence[Passage], judge: "Judge", training_text: Ngrams) -> Metrics:
     """Compute the metrics of a set of texts. Only sets with the same number and length of texts are comparable."""
     texts = [passage.tokens for passage in passages]
-    return Figures(
+    return Metrics(
         tuple(distinct(texts, n) for n in (1, 2, 3)),
         repeated_tokens(texts),
         repeated_ngrams(texts),
@@ -74,8 +74,8 @@ def distinct(texts: Sequence[Ids], n: int) -> float:
 
 def repeated_tokens(texts: Sequence[Ids]) -> float:
     """The fraction of tokens that are among the 32 before them (rep/l, Welleck et al. 2019, arXiv 1908.04319)."""
-    again = [token in text[max(0, place - NEAR) : place] for text in texts for place, token in enumerate(text)]
-    return sum(again) / len(again)
+    repeated = [token in text[max(0, i - NEAR) : i] for text in texts for i, token in enumerate(text)]
+    return sum(repeated) / len(repeated)
 
 
 def repeated_ngrams(texts: Sequence[Ids]) -> float:
@@ -91,18 +91,18 @@ def copied(texts: Sequence[Ids], training_text: Ngrams) -> float:
 
 def table(rows: Mapping[str, Row]) -> str:
     """The rows as a Markdown table."""
-    heads = ["", "NLL", "distinct-1", "-2", "-3", "rep/32", "seq-rep-4", "judge's perplexity", "copied 8-grams"]
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    for name, (nats, figures) in rows.items():
+    titles = ["", "NLL", "distinct-1", "-2", "-3", "rep/32", "seq-rep-4", "judge's perplexity", "copied 8-grams"]
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]
+    for name, (nats, metrics) in rows.items():
         lines.append(
             [
                 name,
                 "" if nats is None else f"{nats:.3f}",
-                *[f"{share:.3f}" for share in figures.distinct],
-                f"{figures.repeated_tokens:.1%}",
-                f"{figures.repeated_ngrams:.2%}",
-                f"{figures.perplexity:.1f}",
-                f"{figures.copied:.1%}",
+                *[f"{fraction:.3f}" for fraction in metrics.distinct],
+                f"{metrics.repeated_tokens:.1%}",
+                f"{metrics.repeated_ngrams:.2%}",
+                f"{metrics.perplexity:.1f}",
+                f"{metrics.copied:.1%}",
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

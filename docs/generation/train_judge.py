@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 SEED = 1337
 ROWS = 16
 LEARNING_RATE = 1.5e-3
-WARM_UP = 100
+WARMUP = 100
 LOG_INTERVAL = 50
 SAVE_INTERVAL = 500
 
@@ -27,12 +27,12 @@ def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = OneLineParser(
         prog="python docs/generation/train_judge.py",
-        description="Train a small causal language model, with a vocabulary of its own, to judge generated text.",
+        description="Train a small causal language model with its own vocabulary, which judges generated text.",
     )
-    parser.add_argument("--corpus", type=named_path, required=True, metavar="DIR", help="a corpus that prepare wrote")
+    parser.add_argument("--corpus", type=named_path, required=True, metavar="DIR", help="a prepared corpus")
     parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="folder for the judge")
     parser.add_argument(
-        "--steps", type=int, default=2500, metavar="N", help=f"of {ROWS} rows each (default: %(default)s)"
+        "--steps", type=int, default=2500, metavar="N", help=f"training steps of {ROWS} rows (default: %(default)s)"
     )
     return parser
 
@@ -49,15 +49,15 @@ def main(arguments: list[str]) -> None:
     from judge import Judge  # noqa: PLC0415
 
     corpus = Corpus.open(given.corpus)
-    texts, held_out = document_texts(corpus, "train"), document_texts(corpus, "val")
+    texts, validation = document_texts(corpus, "train"), document_texts(corpus, "val")
     torch.manual_seed(SEED)
     judge = Judge.untrained(texts)
     train(judge, texts, given.steps, given.out)
-    nats, size = sum(judge.nats(held_out)), sum(len(text.encode()) for text in held_out)
-    own, corpus_tokens = sum(len(judge.encode(text)) for text in held_out), sum(map(len, documents(corpus, "val")))
+    nats, size = sum(judge.nats(validation)), sum(len(text.encode()) for text in validation)
+    own, corpus_tokens = sum(len(judge.encode(text)) for text in validation), sum(map(len, documents(corpus, "val")))
     print_log(
-        f"held out: {nats / size:.4f} nats a byte, {nats / own:.4f} a token of its own, {nats / corpus_tokens:.4f} a "
-        f"token of the corpus"
+        f"validation loss: {nats / size:.4f} nats per byte, {nats / own:.4f} per token of the judge, "
+        f"{nats / corpus_tokens:.4f} per token of the corpus"
     )
 
 
@@ -71,24 +71,24 @@ def train(judge: "Judge", texts: list[str], steps: int, out: Path) -> None:
     from mlm_dist.precision import autocast, choose_dtype  # noqa: PLC0415
 
     ids = torch.from_numpy(np.concatenate([[judge.end_id, *judge.encode(text)] for text in texts]))
-    print_log(f"vocabulary {judge.tokenizer.get_vocab_size()}, {len(ids):,} tokens to train on")
+    print_log(f"vocabulary {judge.tokenizer.get_vocab_size()}, {len(ids):,} training tokens")
     optimizer = torch.optim.AdamW(judge.model.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
-    schedule = get_cosine_schedule_with_warmup(optimizer, min(WARM_UP, steps), steps)
+    schedule = get_cosine_schedule_with_warmup(optimizer, min(WARMUP, steps), steps)
     cpu = torch.device("cpu")
     precision = choose_dtype("auto", cpu)
     first, rest = torch.full((ROWS, 1), judge.end_id), torch.arange(BLOCK - 1)
-    began = time.monotonic()
+    start = time.monotonic()
     for step in range(1, steps + 1):
-        places = torch.randint(len(ids) - BLOCK, (ROWS, 1))
+        starts = torch.randint(len(ids) - BLOCK, (ROWS, 1))
         with autocast(cpu, precision):
-            loss = judge.losses(torch.cat([first, ids[places + rest]], 1)).mean()
+            loss = judge.losses(torch.cat([first, ids[starts + rest]], 1)).mean()
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(judge.model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if step % LOG_INTERVAL == 0:
-            print_log(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - began:.0f} s")
+            print_log(f"step {step}/{steps}  loss {loss.item():.4f}  {time.monotonic() - start:.0f} s")
         if step % SAVE_INTERVAL == 0 or step == steps:
             judge.save(out)
 

@@ -1,1 +1,1 @@
-"""Benchmarks of this package and its peers, each in processes of its own, in alternating runs."""
+"""Benchmarks of this package and its peers, each in its own processes, in alternating runs."""

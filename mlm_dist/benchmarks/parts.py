@@ -11,7 +11,6 @@ import torch
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import TOKENIZER, Corpus
-from mlm_dist.data.mask_rate import mean_rate
 from mlm_dist.data.preparation import SAMPLE_TEXT, CorpusWriter, encode_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import find_documents
@@ -19,8 +18,8 @@ from mlm_dist.data.tokenizer import Tokenizer
 
 TEXT_BYTES = 16 << 20
 SAMPLE_VOCABULARY = 2000
-RANDOM = "random tokens"
-MATRIX = {"cpu": 4096, "cuda": 8192}
+RANDOM_NAME = "random tokens"
+MATRIX_SIZE = {"cpu": 4096, "cuda": 8192}
 
 
 def step_flops(config: Config) -> float:
@@ -32,16 +31,16 @@ def step_flops(config: Config) -> float:
     """
     model = config.model
     width, tokens = model.embedding_dim, config.train.batch_size * model.block_size
-    predicted = tokens * mean_rate(config.masking.mask_prob)
+    predicted = tokens * config.masking.mean_rate
     keys_and_values = 2 * tokens * 2 * width**2
-    all_else = 2 * 10 * width**2 + 4 * model.block_size * width
-    blocks = model.blocks * keys_and_values + ((model.blocks - 1) * tokens + predicted) * all_else
+    everything_else = 2 * 10 * width**2 + 4 * model.block_size * width
+    blocks = model.blocks * keys_and_values + ((model.blocks - 1) * tokens + predicted) * everything_else
     return 3 * (blocks + 2 * predicted * width * model.entries)
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
     """FLOP/s of a large square matrix product, the fastest of `rounds` products after a warm-up."""
-    size = MATRIX[device.type]
+    size = MATRIX_SIZE[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 
     def product() -> None:
@@ -77,13 +76,13 @@ def random_corpus(folder: Path, config: Config) -> None:
     writer = CorpusWriter(folder, tokenizer)
     count = 4 * config.train.batch_size * config.model.block_size
     tokens = np.random.default_rng(0).integers(0, tokenizer.end_id, count, dtype=np.uint32)
-    writer.add(0, RANDOM, "train", tokens)
+    writer.add(0, RANDOM_NAME, "train", tokens)
     writer.finish().write(folder)
 
 
 def is_random(corpus: Corpus) -> bool:
     """Whether a corpus consists of random tokens."""
-    return bool(corpus.manifest.documents[0]["name"] == RANDOM)
+    return bool(corpus.manifest.documents[0]["name"] == RANDOM_NAME)
 
 
 def texts_of(corpus: Corpus) -> list[str]:
@@ -104,17 +103,17 @@ def encoding_rates(corpus: Corpus, rounds: int) -> dict[str, float]:
     size = sum(len(text.encode()) for text in texts)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for number, text in enumerate(texts):
-            (folder / f"{number:03}.txt").write_text(text, encoding="utf-8")
+        for i, text in enumerate(texts):
+            (folder / f"{i:03}.txt").write_text(text, encoding="utf-8")
         documents = hold_out(find_documents([folder]), 0.05)
 
         def prepare() -> None:
             with tempfile.TemporaryDirectory() as out:
                 encode_corpus(documents, Path(out), tokenizer)
 
-        def bare() -> None:
+        def encode() -> None:
             for text in texts:
                 tokenizer.encoding.encode_ordinary(text)
 
-        ours, theirs = zip(*((seconds(prepare), seconds(bare)) for _ in range(rounds)), strict=True)
-    return {"prepare": size / statistics.median(ours), "tiktoken": size / statistics.median(theirs)}
+        prepare_times, tiktoken_times = zip(*((seconds(prepare), seconds(encode)) for _ in range(rounds)), strict=True)
+    return {"prepare": size / statistics.median(prepare_times), "tiktoken": size / statistics.median(tiktoken_times)}

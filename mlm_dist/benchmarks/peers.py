@@ -1,4 +1,4 @@
-"""What a user would run instead, with the same shapes: a plain implementation by hand, and transformers."""
+"""What a user would run instead, with the same shapes: the naive first version of this project, and transformers."""
 
 from typing import Any, Literal
 
@@ -7,15 +7,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlm_dist.config import Config, ModelConfig
-from mlm_dist.data.mask_rate import mean_rate
 from mlm_dist.model.encoder import Head
 
-Peer = Literal["seed", "transformers"]
+PeerName = Literal["naive", "transformers"]
 
 IGNORED = -100
 
 
-class SeedBlock(nn.Module):
+class NaiveBlock(nn.Module):
     """Attention heads, computed one after the other, then feed-forward."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -35,14 +34,14 @@ class SeedBlock(nn.Module):
         return out
 
 
-class SeedEncoder(nn.Module):
-    """A plain encoder: it computes logits at every position, although the loss ignores most of them."""
+class NaiveEncoder(nn.Module):
+    """A naive encoder: it computes logits at every position, although the loss ignores most of them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(config.entries, config.embedding_dim)
         self.position_embedding = nn.Embedding(config.block_size, config.embedding_dim)
-        self.blocks = nn.Sequential(*(SeedBlock(config) for _ in range(config.blocks)))
+        self.blocks = nn.Sequential(*(NaiveBlock(config) for _ in range(config.blocks)))
         self.norm = nn.LayerNorm(config.embedding_dim)
         self.output = nn.Linear(config.embedding_dim, config.entries)
 
@@ -77,16 +76,14 @@ class TransformersEncoder(nn.Module):
         return loss
 
 
-ENCODERS: dict[Peer, type[nn.Module]] = {"seed": SeedEncoder, "transformers": TransformersEncoder}
+ENCODERS: dict[PeerName, type[nn.Module]] = {"naive": NaiveEncoder, "transformers": TransformersEncoder}
 
 
-def mask_from_the_global_generator(
-    tokens: torch.Tensor, config: Config, mask_id: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def mask_with_global_generator(tokens: torch.Tensor, config: Config, mask_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and labels as the peers make them: tokens masked independently, 80/10/10, by the global generator."""
-    drawn = torch.rand(tokens.shape, device=tokens.device) < mean_rate(config.masking.mask_prob)
+    drawn = torch.rand(tokens.shape, device=tokens.device) < config.masking.mean_rate
     labels = tokens.masked_fill(~drawn, IGNORED)
-    lot = torch.rand(tokens.shape, device=tokens.device)
-    inputs = tokens.masked_fill(drawn & (lot < 0.8), mask_id)
-    random = torch.randint_like(tokens, config.model.entries)
-    return torch.where(drawn & (lot >= 0.9), random, inputs), labels
+    uniform = torch.rand(tokens.shape, device=tokens.device)
+    inputs = tokens.masked_fill(drawn & (uniform < 0.8), mask_id)
+    random_tokens = torch.randint_like(tokens, config.model.entries)
+    return torch.where(drawn & (uniform >= 0.9), random_tokens, inputs), labels

@@ -1,4 +1,4 @@
-"""Starting the processes of contenders, sending them commands in turns, and ending them."""
+"""Starting the processes of candidates, sending them commands in turns, and ending them."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from typing import Any
 from mlm_dist.config import Config
 from mlm_dist.errors import RunError, UserError
 
-SERVE = "from mlm_dist.benchmarks.contender import serve; serve()"
+SERVE = "from mlm_dist.benchmarks.candidate import serve; serve()"
 WARM_UP = "run 1"
-GROUP = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Runner:
-    """A contender that waits for commands: one process, or one per rank.
+    """A candidate that waits for commands: one process, or one per rank.
 
     Args:
         name: `mlm_dist` or the name of a peer.
@@ -29,19 +29,18 @@ class Runner:
         threads: of each process; None for torch's default.
 
     Raises:
-        UserError: the contender refuses the config.
-        RunError: the contender ended before it was ready.
+        UserError: the candidate refuses the config.
+        RunError: the candidate ended before it was ready.
     """
 
     def __init__(self, name: str, config: Config, world_size: int | None = None, threads: int | None = None) -> None:
         self.name = name
-        # Created here and not by the processes, which write checkpoints into it, so that it is removed even if they are
-        # killed.
+        # Created here, not by the processes that write checkpoints into it: they may be killed before they remove it.
         self._folder = tempfile.TemporaryDirectory()
         folder = Path(self._folder.name)
         (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         self._errors = [folder / f"stderr-{rank}" for rank in range(world_size or 1)]
-        environment = {key: value for key, value in os.environ.items() if key not in GROUP}
+        environment = {key: value for key, value in os.environ.items() if key not in GROUP_VARIABLES}
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
         if world_size:
@@ -57,10 +56,10 @@ class Runner:
             )
             for rank, errors in enumerate(self._errors)
         ]
-        self._answers()
+        self._receive()
 
-    def ask(self, question: str) -> list[Any]:
-        """Send a command to all ranks and wait for their answers, one per rank.
+    def send(self, command: str) -> list[Any]:
+        """Send a command to all ranks and wait for their replies, one per rank.
 
         Raises:
             UserError: a rank refuses, because of a user error.
@@ -69,15 +68,15 @@ class Runner:
         for rank in self._ranks:
             assert rank.stdin is not None
             try:
-                rank.stdin.write(f"{question}\n")
+                rank.stdin.write(f"{command}\n")
                 rank.stdin.flush()
             except BrokenPipeError:
-                pass  # the process has ended; `_answers` reports it
-        return self._answers()
+                pass  # the process has ended; `_receive` reports it
+        return self._receive()
 
-    def slowest(self, question: str) -> float:
-        """Send a command to all ranks and return the largest answer."""
-        return float(max(self.ask(question)))
+    def max_over_ranks(self, command: str) -> float:
+        """Send a command to all ranks and return the largest reply."""
+        return float(max(self.send(command)))
 
     def end(self) -> None:
         """End the processes."""
@@ -86,22 +85,24 @@ class Runner:
             rank.communicate()
         self._folder.cleanup()
 
-    def _answers(self) -> list[Any]:
-        answers = []
-        for number, rank in enumerate(self._ranks):
+    def _receive(self) -> list[Any]:
+        replies = []
+        for i, rank in enumerate(self._ranks):
             assert rank.stdout is not None
             line = rank.stdout.readline()
-            answer = json.loads(line) if line else {"died": self._last_words(number)}
-            if isinstance(answer, dict) and answer.keys() & {"refused", "died"}:
+            reply = json.loads(line) if line else {"died": self._last_error_line(i)}
+            if isinstance(reply, dict) and reply.keys() & {"user_error", "died"}:
                 self.end()
-                raise UserError(answer["refused"]) if line else RunError(f"{self.name} ended: {answer['died']}")
-            answers.append(answer)
-        return answers
+                if line:
+                    raise UserError(reply["user_error"])
+                raise RunError(f"the {self.name} process ended: {reply['died']}")
+            replies.append(reply)
+        return replies
 
-    def _last_words(self, number: int) -> str:
-        self._ranks[number].wait()
-        lines = self._errors[number].read_text(encoding="utf-8").strip().splitlines()
-        return lines[-1] if lines else f"it ended with exit code {self._ranks[number].returncode}"
+    def _last_error_line(self, i: int) -> str:
+        self._ranks[i].wait()
+        lines = self._errors[i].read_text(encoding="utf-8").strip().splitlines()
+        return lines[-1] if lines else f"exit code {self._ranks[i].returncode}"
 
 
 @contextmanager
@@ -113,20 +114,20 @@ def running(runners: Sequence[Runner]) -> Iterator[Sequence[Runner]]:
         yield runners
 
 
-def take_turns(runners: Sequence[Runner], question: str, rounds: int) -> list[list[float]]:
+def take_turns(runners: Sequence[Runner], command: str, rounds: int) -> list[list[float]]:
     """Send a command to the runners in turns, `rounds` times, so that a disturbance of the machine affects all of them.
 
     Each runs an untimed step first, because its caches and memory pages were evicted during the turns of the others.
 
     Returns:
-        For each runner, the answer of the slowest rank in each round.
+        For each runner, the reply of the slowest rank in each round.
     """
-    answers: list[list[float]] = [[] for _ in runners]
+    replies: list[list[float]] = [[] for _ in runners]
     for _ in range(rounds):
-        for runner, own in zip(runners, answers, strict=True):
-            runner.ask(WARM_UP)
-            own.append(runner.slowest(question))
-    return answers
+        for runner, own_replies in zip(runners, replies, strict=True):
+            runner.send(WARM_UP)
+            own_replies.append(runner.max_over_ranks(command))
+    return replies
 
 
 def free_port() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mlm_dist.benchmarks.parts import encoding_rates, matrix_ceiling, random_corpus, step_flops
-from mlm_dist.benchmarks.peers import Peer
+from mlm_dist.benchmarks.peers import PeerName
 from mlm_dist.benchmarks.runner import WARM_UP, Runner, running, take_turns
 from mlm_dist.config import Config, DataConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus
@@ -19,10 +19,10 @@ from mlm_dist.distributed import choose_device
 from mlm_dist.precision import choose_dtype
 from mlm_dist.run.machine import describe_machine
 
-OURS = "mlm_dist"
-STEPS_A_TURN = {"cpu": 2, "cuda": 20}  # a GPU queues many before it is synchronized, as in training
-MOST_PROCESSES = 8
-MISSING_VOCABULARY = 50258  # of the random corpus: GPT-2's, the default of `prepare`, and [MASK]
+MLM_DIST = "mlm_dist"
+STEPS_PER_TURN = {"cpu": 2, "cuda": 20}  # a GPU queues many before it is synchronized, as in training
+MAX_PROCESSES = 8
+RANDOM_VOCAB_SIZE = 50258  # of the random corpus: GPT-2's, the default of `prepare`, plus [MASK]
 
 Results = dict[str, Any]
 
@@ -36,49 +36,49 @@ class Suite:
         corpus: of the config.
         peers: to compare with.
         rows: per step in the comparison with peers.
-        rounds: number of turns of each contender; medians are reported.
-        tell: called with a line of progress.
+        rounds: number of turns of each candidate; medians are reported.
+        log: called with a line of progress.
     """
 
     config: Config
     corpus: Corpus
-    peers: list[Peer]
+    peers: list[PeerName]
     rows: int
     rounds: int
-    tell: Callable[[str], None]
+    log: Callable[[str], None]
 
     def measure(self) -> Results:
         """Run all measurements, which takes minutes.
 
         Raises:
             UserError: the config does not fit the corpus or the machine.
-            RunError: a contender failed.
+            RunError: a candidate failed.
         """
         start = time.perf_counter()
         device = choose_device(self.config.device)
         dtype = choose_dtype(self.config.precision, device)
         results: Results = {"machine": describe_machine(device, dtype), "config": dataclasses.asdict(self.config)}
-        self.tell("the machine's matrix products")
+        self.log("matrix-product throughput")
         results["ceiling_flops"] = matrix_ceiling(device, dtype, self.rounds)
-        self.tell(f"a step of {self.config.train.batch_size} rows")
+        self.log(f"a step of {self.config.train.batch_size} rows")
         results["step"] = self.measure_step(device, results["ceiling_flops"])
-        self.tell(f"steps of {self.rows} rows, in turns: {', '.join([OURS, *self.peers])}")
+        self.log(f"steps of {self.rows} rows, alternating: {', '.join([MLM_DIST, *self.peers])}")
         results["peers"] = self.measure_peers(device)
         if len(sizes := world_sizes(device, self.config.train.batch_size)) > 1:
-            self.tell(f"{' and '.join(map(str, sizes))} processes, in turns")
+            self.log(f"steps on {' and '.join(map(str, sizes))} processes, alternating")
             results["scaling"] = self.measure_scaling(device, sizes)
-        self.tell("encoding")
+        self.log("encoding rate")
         results["encoding"] = encoding_rates(self.corpus, self.rounds)
         return results | {"seconds": time.perf_counter() - start}
 
     def measure_step(self, device: torch.device, ceiling: float) -> Results:
         """Measure a step of the recipe on one process: time, parts, memory, the input path, and the cost of a save."""
-        with running([Runner(OURS, self.config)]) as (runner,):
-            runner.ask(WARM_UP)
-            times = [runner.slowest(f"run {STEPS_A_TURN[device.type]}") for _ in range(self.rounds)]
-            splits = [runner.ask("split")[0] for _ in range(self.rounds)]
-            reading = statistics.median(runner.slowest("read") for _ in range(self.rounds))
-            peak = runner.slowest("peak_memory")
+        with running([Runner(MLM_DIST, self.config)]) as (runner,):
+            runner.send(WARM_UP)
+            times = [runner.max_over_ranks(f"run {STEPS_PER_TURN[device.type]}") for _ in range(self.rounds)]
+            parts = [runner.send("step_parts")[0] for _ in range(self.rounds)]
+            reading = statistics.median(runner.max_over_ranks("read") for _ in range(self.rounds))
+            peak = runner.max_over_ranks("peak_memory")
             stall = measure_stall(runner, self.rounds)
         step, flops = statistics.median(times), step_flops(self.config)
         tokens = self.config.train.batch_size * self.config.model.block_size
@@ -89,7 +89,7 @@ class Suite:
             "peak_memory": peak,
             "flops": flops,
             "share_of_ceiling": flops / step / ceiling,
-            "parts": {part: statistics.median(split[part] for split in splits) for part in splits[0]},
+            "parts": {part: statistics.median(measured[part] for measured in parts) for part in parts[0]},
             "input_tokens_per_second": tokens / reading,
             "checkpoint": stall,
         }
@@ -97,38 +97,40 @@ class Suite:
     def measure_peers(self, device: torch.device) -> list[Results]:
         """Measure steps of this package and of the peers, in turns."""
         config = with_batch_size(self.config, self.rows)
-        with running([Runner(name, config) for name in (OURS, *self.peers)]) as runners:
-            times = take_turns(runners, f"run {STEPS_A_TURN[device.type]}", self.rounds)
-            peaks = [runner.slowest("peak_memory") for runner in runners]
+        with running([Runner(name, config) for name in (MLM_DIST, *self.peers)]) as runners:
+            times = take_turns(runners, f"run {STEPS_PER_TURN[device.type]}", self.rounds)
+            peaks = [runner.max_over_ranks("peak_memory") for runner in runners]
         return [
             {
                 "name": runner.name,
                 "rows": self.rows,
-                **spread(own),
-                "tokens_per_second": self.rows * config.model.block_size / statistics.median(own),
-                "speed_up": statistics.median(own) / statistics.median(times[0]),
+                **spread(own_times),
+                "tokens_per_second": self.rows * config.model.block_size / statistics.median(own_times),
+                "speed_up": statistics.median(own_times) / statistics.median(times[0]),
                 "peak_memory": peak,
                 "memory_ratio": peaks[0] / peak,
             }
-            for runner, own, peak in zip(runners, times, peaks, strict=True)
+            for runner, own_times, peak in zip(runners, times, peaks, strict=True)
         ]
 
     def measure_scaling(self, device: torch.device, sizes: list[int]) -> list[Results]:
         """Measure the same global batch on one and more processes, in turns. On a CPU, each has one thread."""
         threads = 1 if device.type == "cpu" else None
-        with running([Runner(OURS, self.config, size if size > 1 else None, threads) for size in sizes]) as runners:
-            times = take_turns(runners, f"run {STEPS_A_TURN[device.type]}", 2 * self.rounds)
-            exchanges = [statistics.median(runner.slowest("all_reduce") for _ in range(5)) for runner in runners]
-        medians = [statistics.median(own) for own in times]
+        with running([Runner(MLM_DIST, self.config, size if size > 1 else None, threads) for size in sizes]) as runners:
+            times = take_turns(runners, f"run {STEPS_PER_TURN[device.type]}", 2 * self.rounds)
+            all_reduces = [
+                statistics.median(runner.max_over_ranks("all_reduce") for _ in range(5)) for runner in runners
+            ]
+        medians = [statistics.median(own_times) for own_times in times]
         return [
             {
                 "processes": size,
-                **spread(own),
+                **spread(own_times),
                 "speed_up": medians[0] / median,
                 "efficiency": medians[0] / median / size,
-                "all_reduce": exchange,
+                "all_reduce": all_reduce,
             }
-            for size, own, median, exchange in zip(sizes, times, medians, exchanges, strict=True)
+            for size, own_times, median, all_reduce in zip(sizes, times, medians, all_reduces, strict=True)
         ]
 
 
@@ -139,19 +141,19 @@ def spread(times: list[float]) -> Results:
 
 def measure_stall(runner: Runner, rounds: int) -> Results:
     """Seconds for which training is blocked by saving a checkpoint, and by which the next step is slower."""
-    alone, waits, beside = [], [], []
+    before, waits, after = [], [], []
     for _ in range(rounds):
-        alone.append(runner.slowest("run 1"))
-        waits.append(runner.slowest("save"))
-        beside.append(runner.slowest("run 1"))
-        runner.ask("finish_saving")
-    return {"wait": statistics.median(waits), "slower": statistics.median(beside) - statistics.median(alone)}
+        before.append(runner.max_over_ranks("run 1"))
+        waits.append(runner.max_over_ranks("save"))
+        after.append(runner.max_over_ranks("run 1"))
+        runner.send("finish_saving")
+    return {"wait": statistics.median(waits), "slower": statistics.median(after) - statistics.median(before)}
 
 
 def world_sizes(device: torch.device, batch_size: int) -> list[int]:
     """The world sizes 1, 2, 4 and 8 for which there are enough GPUs or cores, and that divide the batch size."""
-    most = min(MOST_PROCESSES, torch.cuda.device_count() if device.type == "cuda" else usable_cores())
-    return [size for size in (1, 2, 4, 8) if size <= most and batch_size % size == 0]
+    maximum = min(MAX_PROCESSES, torch.cuda.device_count() if device.type == "cuda" else usable_cores())
+    return [size for size in (1, 2, 4, 8) if size <= maximum and batch_size % size == 0]
 
 
 def with_batch_size(config: Config, rows: int) -> Config:
@@ -174,7 +176,7 @@ def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
     path = Path(config.data.path)
     if config.data.path == DataConfig().path and not (path / MANIFEST).exists():
         path = folder / "random"
-        config = config.with_vocab_size(MISSING_VOCABULARY)
+        config = config.with_vocab_size(RANDOM_VOCAB_SIZE)
         random_corpus(path, config)
     else:
         path = find_or_prepare(config.data, config.model.vocab_size)

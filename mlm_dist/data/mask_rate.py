@@ -10,7 +10,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.config import MaskProb, is_range
+from mlm_dist.config import MaskingConfig
 from mlm_dist.data.randomness import BITS, GOLDEN, derive_key, hash32
 from mlm_dist.data.sampler import Selection
 
@@ -21,7 +21,7 @@ class MaskRate:
     """The mask rate of each row, as a function of step, epoch and row.
 
     Args:
-        mask_prob: `masking.mask_prob`.
+        masking: its keys `mask_prob`, `mask_prob_end` and `mask_prob_range`.
         seed: of the samples.
         batch_size: rows of a global batch.
         max_iters: steps of the run. A schedule ends at the last one.
@@ -31,9 +31,9 @@ class MaskRate:
         highest: the highest rate of the run.
     """
 
-    def __init__(self, mask_prob: MaskProb, seed: int, batch_size: int, max_iters: int) -> None:
-        self.is_sampled = is_range(mask_prob)
-        self.start, self.end = endpoints(mask_prob)
+    def __init__(self, masking: MaskingConfig, seed: int, batch_size: int, max_iters: int) -> None:
+        self.is_sampled = masking.is_sampled
+        self.start, self.end = masking.endpoints
         self.highest = max(self.start, self.end)
         self.seed = seed
         self.last_step = max(1, max_iters - 1)
@@ -62,18 +62,3 @@ class MaskRate:
 
     def _rate(self, quantiles: Rates) -> Rates:
         return np.minimum(self.start + (self.end - self.start) * quantiles, self.highest)
-
-
-def endpoints(mask_prob: MaskProb) -> tuple[float, float]:
-    """The rates at the start and the end of a schedule, or the bounds of a range."""
-    if isinstance(mask_prob, dict):
-        return mask_prob["from"], mask_prob["to"]
-    if isinstance(mask_prob, list):
-        low, high = mask_prob
-        return low, high
-    return mask_prob, mask_prob
-
-
-def mean_rate(mask_prob: MaskProb) -> float:
-    """The mean rate over a whole run."""
-    return sum(endpoints(mask_prob)) / 2

@@ -146,7 +146,7 @@ class Masker:
     ) -> "Masker":
         """Build the masker of a config for rows of `block_size` tokens in global batches of `batch_size` rows."""
         masking = config.masking
-        rate = MaskRate(masking.mask_prob, seed, batch_size, config.train.max_iters)
+        rate = MaskRate(masking, seed, batch_size, config.train.max_iters)
         return cls(rate, masking.replacement, masking.unit, block_size, tokenizer, seed, device)
 
     def max_masked(self, micro_batch_size: int, world_size: int) -> int:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import mlm_dist
-from mlm_dist.config import Config, MaskingConfig, is_range
-from mlm_dist.data.mask_rate import endpoints
+from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
@@ -110,20 +109,19 @@ def training_figures(model: TrainedModel) -> dict[str, str]:
 
 def describe(masking: MaskingConfig) -> str:
     """Describe which tokens were masked."""
-    low, high = (f"{rate:.1%}" for rate in endpoints(masking.mask_prob))
-    share = {
-        list: f"of each row another share, from {low} to {high}",
-        dict: f"{low} at first to {high} at last",
-        float: low,
-    }[type(masking.mask_prob)]
-    return share if masking.unit == "token" else f"{share}, whole {masking.unit}s"
+    low, high = (f"{rate:.1%}" for rate in masking.endpoints)
+    if masking.is_sampled:
+        rate = f"a rate sampled per row, from {low} to {high}"
+    else:
+        rate = low if masking.mask_prob_end is None else f"{low} at the start to {high} at the end of the run"
+    return rate if masking.unit == "token" else f"{rate}, whole {masking.unit}s"
 
 
 def evaluation_figures(event: Event | None, masking: MaskingConfig) -> dict[str, str]:
     """Table rows on the results of an evaluation."""
     if event is None:
         return {"held-out loss": "not measured"}
-    unit = "token, each hidden one standing for several" if is_range(masking.mask_prob) else "hidden token"
+    unit = "token, each hidden one standing for several" if masking.is_sampled else "hidden token"
     return {
         "held-out loss": f"{event['val_loss']:.4f} nats for each {unit}, at step {event['step']:,.0f}",
         "held-out accuracy": f"{event['val_accuracy']:.1%}",

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-INCHES_A_TOKEN = 0.19
-LARGEST = 80.0  # inches; larger plots get smaller labels instead
-GAP, TITLE, COLOR_BAR = 0.2, 0.5, 1.1  # inches: between maps, above a map, and beside all maps
-LONGEST_AT_A_GLANCE = 24  # tokens
-POINTS_AN_INCH = 72
+INCHES_PER_TOKEN = 0.19
+MAX_INCHES = 80.0  # of all maps in a row or column; more tokens get smaller labels instead
+GAP, TITLE, COLOR_BAR = 0.2, 0.5, 1.1  # inches: between maps, above each map, and beside all maps
+MAX_TOKENS_FOR_SHARED_LABELS = 24
+POINTS_PER_INCH = 72
 
 
 class Attention(NamedTuple):
@@ -45,15 +45,15 @@ def attend(model: TrainedModel, text: str) -> Attention:
         raise UserError("--attention: the text is empty")
     if len(ids) > block_size:
         raise UserError(
-            f"--attention: the text has {len(ids)} tokens and the model sees {block_size} at once: give less text"
+            f"--attention: the text has {len(ids)} tokens, but the context window is {block_size}: use a shorter text"
         )
     inputs: list[torch.Tensor] = []
 
-    def note_input(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+    def record_input(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         inputs.append(arguments[0])
 
     attentions: list[Any] = [block.attention for block in model.encoder.blocks]
-    hooks = [attention.register_forward_pre_hook(note_input) for attention in attentions]
+    hooks = [attention.register_forward_pre_hook(record_input) for attention in attentions]
     try:
         model.encoder.encode(torch.tensor([ids], device=model.device))
     finally:
@@ -69,39 +69,39 @@ def attend(model: TrainedModel, text: str) -> Attention:
 def size_of_attention(attention: Attention) -> tuple[float, float]:
     """Width and height of the plot, in inches."""
     blocks, heads, length, _ = attention.maps.shape
-    side = length * inches_a_token(attention)
-    labels = 0.65 * inches_a_token(attention) * max(map(len, attention.tokens))
-    beside, below = (heads, blocks) if has_labels_everywhere(attention) else (1, 1)
+    side = length * inches_per_token(attention)
+    labels = 0.65 * inches_per_token(attention) * max(map(len, attention.tokens))
+    beside, below = (heads, blocks) if has_labels_on_every_map(attention) else (1, 1)
     return heads * (side + GAP) + beside * labels + COLOR_BAR, blocks * (side + TITLE) + below * labels
 
 
-def inches_a_token(attention: Attention) -> float:
+def inches_per_token(attention: Attention) -> float:
     """Width of a token in a map, in inches."""
     blocks, heads, length, _ = attention.maps.shape
     widest: int = length * max(blocks, heads)
-    return min(INCHES_A_TOKEN, LARGEST / widest)
+    return min(INCHES_PER_TOKEN, MAX_INCHES / widest)
 
 
-def has_labels_everywhere(attention: Attention) -> bool:
-    """Whether every map has labels, and not only those at the edge.
+def has_labels_on_every_map(attention: Attention) -> bool:
+    """Whether every map has labels, not only those at the edge.
 
     Maps of long texts are so large that each is read by itself.
     """
-    return len(attention.tokens) > LONGEST_AT_A_GLANCE
+    return len(attention.tokens) > MAX_TOKENS_FOR_SHARED_LABELS
 
 
 def lay_out_attention(figure: "Figure", attention: Attention) -> None:
     """Plot the maps, one row per block, all with the same colour scale."""
     blocks, heads, *_ = attention.maps.shape
     grid: Any = figure.subplots(blocks, heads, squeeze=False)
-    everywhere, largest = has_labels_everywhere(attention), attention.maps.max()
+    label_every_map, largest = has_labels_on_every_map(attention), attention.maps.max()
     for block, row in enumerate(grid):
         for head, axes in enumerate(row):
             image = axes.imshow(attention.maps[block, head], cmap="Blues", vmin=0, vmax=largest, interpolation="none")
             axes.set_title(f"block {block}, head {head}", fontsize="medium")
             axes.spines[:].set_visible(False)
-            label_axis(axes.yaxis, attention if everywhere or head == 0 else None)
-            label_axis(axes.xaxis, attention if everywhere or block == blocks - 1 else None, rotation=90)
+            label_axis(axes.yaxis, attention if label_every_map or head == 0 else None)
+            label_axis(axes.xaxis, attention if label_every_map or block == blocks - 1 else None, rotation=90)
     figure.colorbar(
         image,
         ax=grid,
@@ -116,7 +116,7 @@ def label_axis(axis: "Axis", attention: Attention | None, **style: Any) -> None:
     """Label an axis with the tokens, or remove its labels if there is no attention to label."""
     axis.set_tick_params(length=0)
     if attention:
-        size = 0.7 * POINTS_AN_INCH * inches_a_token(attention)
+        size = 0.7 * POINTS_PER_INCH * inches_per_token(attention)
         axis.set_ticks(range(len(attention.tokens)), attention.tokens, fontsize=size, **style)
     else:
         axis.set_ticks([])

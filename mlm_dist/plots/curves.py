@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from mlm_dist.files import replacing
-from mlm_dist.plots.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, picture, render, shortened
+from mlm_dist.plots.style import BLUE, GREY, PALETTE, VERMILLION, new_figure, render, shortened
 from mlm_dist.run.history import Column, History, read_history
 
 if TYPE_CHECKING:
@@ -25,23 +25,23 @@ PANELS: list[Any] = [
 HEIGHTS = [3.0, 2.2, 1.7]
 LABELS = {"lr": "learning rate", "grad_norm": "gradient norm", "tokens_per_second": "tokens per second"}
 
-MEAN_OVER = 1 / 20  # of a run's points
-EARLY = 1 / 10  # of the longest run; losses before this may lie outside the axes
-WORTH_CUTTING = 1.5  # the drop at the start is cut off if showing it would extend the loss axis by this factor
-HIGHEST_OUTLIER = 2.0  # times the 98th percentile; values above this may lie outside the axes
-MOST_MARKERS = 25
-MOST_WRITTEN_OUT = 50_000  # steps and tokens; axes beyond this are labelled in k, M, G
-LONGEST_NAME = 90
-LEGEND_WIDTH = 120  # characters
+MEAN_WINDOW = 1 / 20  # of a run's points
+EARLY_FRACTION = 1 / 10  # of the longest run; losses before this may lie outside the axes
+CUT_FACTOR = 1.5  # the drop at the start is cut off if showing it would extend the loss axis by this factor
+OUTLIER_FACTOR = 2.0  # times the 98th percentile; values above this may lie outside the axes
+MAX_MARKERS = 25
+MAX_PLAIN_LABEL = 50_000  # steps and tokens; axes beyond this are labelled in k, M, G
+MAX_NAME_LENGTH = 90  # in characters
+LEGEND_WIDTH = 120  # in characters
 
 Dashes = Literal["-", "--", ":"]
 
 
-class Look(NamedTuple):
+class LineStyle(NamedTuple):
     """The line style of a run: the colours of its training and validation metrics, and the dashes of both."""
 
     training: str
-    held_out: str
+    validation: str
     dashes: Dashes
 
 
@@ -54,31 +54,31 @@ def draw_curves(metrics: Path, file: Path) -> None:
     """
     history = read_history(metrics, metrics.parent.resolve().name)
     file.parent.mkdir(exist_ok=True)
-    with picture(*SIZE) as figure:
+    with new_figure(*SIZE) as figure:
         lay_out_curves(figure, [history])
-        drawn = render(figure, "png")
-    with replacing(file, shared=True) as content:  # the `plot` command may write it at the same time
-        content.write(drawn)
+        png = render(figure, "png")
+    with replacing(file, shared=True) as content:  # the `plot` command may write this file at the same time
+        content.write(png)
 
 
 def lay_out_curves(figure: "Figure", histories: Sequence[History]) -> None:
     """Plot losses against steps, tokens and time, and below them learning rate, gradient norm and throughput."""
     panels = figure.subplot_mosaic(PANELS, height_ratios=HEIGHTS)
     for against in ("step", "tokens", "seconds"):
-        draw_losses(panels[against], histories, against)
+        plot_losses(panels[against], histories, against)
     for key in LABELS:
-        draw_figure(panels[key], histories, key)
-    add_legend_of_kinds(panels["step"], histories)
-    names = [shortened(history.name, LONGEST_NAME) for history in histories]
+        plot_metric(panels[key], histories, key)
+    add_loss_legend(panels["step"], histories)
+    names = [shortened(history.name, MAX_NAME_LENGTH) for history in histories]
     if len(names) == 1:
         figure.suptitle(names[0])
     else:
-        lines = [new_line(look.training, look.dashes, 2) for look in looks(len(names))]
+        lines = [new_line(style.training, style.dashes, 2) for style in line_styles(len(names))]
         columns = max(1, LEGEND_WIDTH // (8 + max(map(len, names))))
         figure.legend(lines, names, loc="outside upper center", ncols=min(columns, len(names)))
 
 
-def draw_losses(axes: "Axes", histories: Sequence[History], against: str) -> None:
+def plot_losses(axes: "Axes", histories: Sequence[History], against: str) -> None:
     """Plot training losses, faint, with their running mean, and validation losses.
 
     Args:
@@ -88,36 +88,37 @@ def draw_losses(axes: "Axes", histories: Sequence[History], against: str) -> Non
     """
     seconds = [second for history in histories for second in history.training["seconds"]]
     scale, unit = unit_of_time(seconds) if against == "seconds" else (1.0, "")
-    for history, look in zip(histories, looks(len(histories)), strict=True):
+    for history, style in zip(histories, line_styles(len(histories)), strict=True):
         training, evaluations = history.training, history.evaluations
         x, losses = training[against] / scale, training["loss"]
-        axes.plot(x, losses, color=look.training, linewidth=0.8, alpha=0.35)
-        axes.plot(x, running_mean(losses), look.dashes, color=look.training, linewidth=1.2, marker=dot(x))
+        axes.plot(x, losses, color=style.training, linewidth=0.8, alpha=0.35)
+        axes.plot(x, running_mean(losses), style.dashes, color=style.training, linewidth=1.2, marker=point_marker(x))
         axes.plot(
             evaluations[against] / scale,
             evaluations["val_loss"],
-            look.dashes,
-            color=look.held_out,
+            style.dashes,
+            color=style.validation,
             linewidth=2,
             marker="o",
             markersize=4,
-            markevery=max(1, len(evaluations["step"]) // MOST_MARKERS),
+            markevery=max(1, len(evaluations["step"]) // MAX_MARKERS),
         )
-    cut_off_the_start(axes, histories)
-    axes.set_ylabel("loss (nats a token)" if against == "step" else "loss")
+    limit_loss_axis(axes, histories)
+    axes.set_ylabel("loss (nats per token)" if against == "step" else "loss")
     axes.yaxis.set_major_formatter("{x:g}")
-    finish_axes(axes, against, f"time in training ({unit})" if unit else against)
+    finish_axes(axes, against, f"training time ({unit})" if unit else against)
 
 
-def draw_figure(axes: "Axes", histories: Sequence[History], key: str) -> None:
+def plot_metric(axes: "Axes", histories: Sequence[History], key: str) -> None:
     """Plot one metric of `LABELS` against the step."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
-    for history, look in zip(histories, looks(len(histories)), strict=True):
+    for history, style in zip(histories, line_styles(len(histories)), strict=True):
         steps = history.training["step"]
-        axes.plot(steps, history.training[key], look.dashes, color=look.training, linewidth=1, marker=dot(steps))
+        marker = point_marker(steps)
+        axes.plot(steps, history.training[key], style.dashes, color=style.training, linewidth=1, marker=marker)
     values = finite([history.training[key] for history in histories])
-    top = min(values.max(), HIGHEST_OUTLIER * np.quantile(values, 0.98)) if values.size else 0
+    top = min(values.max(), OUTLIER_FACTOR * np.quantile(values, 0.98)) if values.size else 0
     axes.set_ylim(0, 1.05 * top or 1)
     axes.set_ylabel(LABELS[key])
     axes.yaxis.set_major_formatter(EngFormatter() if key == "tokens_per_second" else "{x:g}")
@@ -136,39 +137,39 @@ def finish_axes(axes: "Axes", against: str, label: str) -> None:
     if against == "seconds":
         axes.xaxis.set_major_formatter("{x:g}")
     else:
-        axes.xaxis.set_major_formatter(EngFormatter() if right > MOST_WRITTEN_OUT else "{x:,.0f}")
+        axes.xaxis.set_major_formatter(EngFormatter() if right > MAX_PLAIN_LABEL else "{x:,.0f}")
     if not any(np.isfinite(line.get_xydata()).all(axis=1).any() for line in axes.lines):
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=GREY)
 
 
-def cut_off_the_start(axes: "Axes", histories: Sequence[History]) -> None:
+def limit_loss_axis(axes: "Axes", histories: Sequence[History]) -> None:
     """Limit the loss axis so that the steep drop of the first losses does not squash the rest.
 
-    The last loss of every run stays visible, even if the run has only begun.
+    The last loss of every run stays visible, even if the run has only just started.
     """
     curves = [(h.training["step"], running_mean(h.training["loss"])) for h in histories]
     curves += [(h.evaluations["step"], h.evaluations["val_loss"]) for h in histories]
-    begun = EARLY * max(step for steps, _ in curves for step in steps)
+    early_steps = EARLY_FRACTION * max(step for steps, _ in curves for step in steps)
     losses = finite([values for _, values in curves])
-    later = finite([np.append(values[steps >= begun], values[-1:]) for steps, values in curves])
+    later = finite([np.append(values[steps >= early_steps], values[-1:]) for steps, values in curves])
     if not later.size:
         return
     bottom, top, highest = losses.min(), later.max(), losses.max()
-    if highest - bottom > WORTH_CUTTING * (top - bottom) > 0:
+    if highest - bottom > CUT_FACTOR * (top - bottom) > 0:
         margin = 0.05 * (top - bottom)
         axes.set_ylim(bottom - margin, top + margin)
         axes.text(0, 1.01, f"↑ from {highest:.1f}", transform=axes.transAxes, va="bottom", color=GREY, fontsize="small")
 
 
-def add_legend_of_kinds(axes: "Axes", histories: Sequence[History]) -> None:
+def add_loss_legend(axes: "Axes", histories: Sequence[History]) -> None:
     """Add a legend above the axes that distinguishes training from validation lines."""
-    (look,) = looks(1) if len(histories) == 1 else [Look(GREY, GREY, "-")]
-    lines, kinds = [new_line(look.training, "-", 1.2)], ["training"]
+    (style,) = line_styles(1) if len(histories) == 1 else [LineStyle(GREY, GREY, "-")]
+    lines, labels = [new_line(style.training, "-", 1.2)], ["training"]
     if any(history.evaluations["step"].size for history in histories):
-        lines.append(new_line(look.held_out, "-", 2, marker="o", markersize=4))
-        kinds.append("held out")
-    axes.legend(lines, kinds, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+        lines.append(new_line(style.validation, "-", 2, marker="o", markersize=4))
+        labels.append("validation")
+    axes.legend(lines, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
 
 
 def new_line(color: str, dashes: Dashes, width: float, **marker: Any) -> "Line2D":
@@ -178,18 +179,17 @@ def new_line(color: str, dashes: Dashes, width: float, **marker: Any) -> "Line2D
     return Line2D([], [], color=color, linestyle=dashes, linewidth=width, **marker)
 
 
-def looks(count: int) -> list[Look]:
+def line_styles(count: int) -> list[LineStyle]:
     """Line styles for this many runs.
 
     A single run has one colour for training and one for validation. Several runs have one colour each, and other dashes
     once the colours are used up.
     """
     if count == 1:
-        return [Look(BLUE, VERMILLION, "-")]
-    colors = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+        return [LineStyle(BLUE, VERMILLION, "-")]
     dashes: tuple[Dashes, ...] = ("-", "--", ":")
-    styles = itertools.cycle(itertools.product(dashes, colors))
-    return [Look(color, color, line) for line, color in itertools.islice(styles, count)]
+    styles = itertools.cycle(itertools.product(dashes, PALETTE))
+    return [LineStyle(color, color, line) for line, color in itertools.islice(styles, count)]
 
 
 def running_mean(values: Column) -> Column:
@@ -197,10 +197,10 @@ def running_mean(values: Column) -> Column:
 
     The window is cut off at the end. Near the start it shrinks on both sides, so that the mean follows a steep drop.
     """
-    count, places = len(values), np.arange(len(values))
-    half = int(count * MEAN_OVER / 2)
-    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, count)
-    last = np.minimum(last, 2 * places + 1)  # near the start, as many values after as before
+    count, indices = len(values), np.arange(len(values))
+    half = int(count * MEAN_WINDOW / 2)
+    first, last = np.maximum(indices - half, 0), np.minimum(indices + half + 1, count)
+    last = np.minimum(last, 2 * indices + 1)  # near the start, as many values after as before
     known = np.isfinite(values)
     sums = np.append(0, np.cumsum(np.where(known, values, 0)))
     counts = np.append(0, np.cumsum(known))
@@ -222,6 +222,6 @@ def finite(arrays: Sequence[Column]) -> Column:
     return values[np.isfinite(values)]
 
 
-def dot(values: Column) -> str:
+def point_marker(values: Column) -> str:
     """The marker of a line: a line of a single point is invisible without one."""
     return "o" if len(values) == 1 else ""

@@ -12,9 +12,9 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mlm_dist.files import LARGEST_NOTE, read_text, replacing
-from mlm_dist.plots.curves import LABELS, add_legend_of_kinds, draw_figure, draw_losses, unit_of_time
+from mlm_dist.plots.curves import LABELS, add_loss_legend, plot_losses, plot_metric, unit_of_time
 from mlm_dist.plots.sentences import Sentence
-from mlm_dist.plots.style import BLUE, INK, SKY, picture, printable, render
+from mlm_dist.plots.style import BLUE, INK, SKY, new_figure, printable, render
 from mlm_dist.run.history import Column, History
 from mlm_dist.run.machine import read_machine
 from mlm_dist.run.run_dir import RunDir
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
 ROWS = 10
 CHART = (4.8, 3.2)  # inches: about the width of a phone, so that the text stays readable on one
-INK_IN_THE_DARK = "#d6d6d6"
+INK_IN_DARK_MODE = "#d6d6d6"
 UNKNOWN = "–"
 
 
-class Figure(NamedTuple):
+class Metric(NamedTuple):
     """A metric of the run: its name, its value, and a remark."""
 
     name: str
@@ -40,7 +40,7 @@ class Chart(NamedTuple):
     """A plot: its title, and an SVG as a data URI."""
 
     title: str
-    address: str
+    uri: str
 
 
 def write_report(run: Path, history: History, sentences: Sequence[Sentence], note: str, file: Path) -> list[Path]:
@@ -67,8 +67,8 @@ def write_report(run: Path, history: History, sentences: Sequence[Sentence], not
     page = environment.get_template("report.html").render(
         name=printable(history.name),
         state=state_of(run_dir),
-        figures=figures_of(history),
-        charts=draw_charts(history),
+        metrics=metrics_of(history),
+        charts=plot_charts(history),
         rows=losses_at_round_steps(history),
         sentences=sentences,
         note=note,
@@ -92,20 +92,21 @@ def state_of(run_dir: RunDir) -> str:
     return "not finished"
 
 
-def figures_of(history: History) -> list[Figure]:
+def metrics_of(history: History) -> list[Metric]:
     """The metrics of the run so far."""
     training, evaluations = history.training, history.evaluations
     tokens, seconds, loss = last(training["tokens"]), last(training["seconds"]), last(evaluations["val_loss"])
-    evaluated = last(evaluations["step"])
+    steps, evaluated = last(np.append(evaluations["step"], training["step"])), last(evaluations["step"])
+    accuracy = last(evaluations["val_accuracy"])
     when = "no evaluation" if math.isnan(evaluated) else f"at step {evaluated:,.0f}"
     return [
-        Figure("steps", number(last(np.append(evaluations["step"], training["step"])), ",.0f"), "as far as recorded"),
-        Figure("tokens", amount(tokens), "of training text, all epochs"),
-        Figure("held-out loss", number(loss, ".3f"), f"nats a token, {when}"),
-        Figure("accuracy", number(last(evaluations["val_accuracy"]), ".1%"), f"of hidden tokens guessed, {when}"),
-        Figure("perplexity", perplexity(loss), f"of hidden tokens, {when}"),
-        Figure("training time", duration(seconds), "without evaluations"),
-        Figure("throughput", amount(tokens / seconds if seconds else math.nan), "tokens per second, on average"),
+        Metric("steps", format_number(steps, ",.0f"), "recorded so far"),
+        Metric("tokens", format_amount(tokens), "of training text, all epochs"),
+        Metric("validation loss", format_number(loss, ".3f"), f"nats per token, {when}"),
+        Metric("accuracy", format_number(accuracy, ".1%"), f"of masked tokens predicted correctly, {when}"),
+        Metric("perplexity", format_perplexity(loss), f"of masked tokens, {when}"),
+        Metric("training time", format_duration(seconds), "without evaluations"),
+        Metric("throughput", format_amount(tokens / seconds if seconds else math.nan), "tokens per second, on average"),
     ]
 
 
@@ -117,27 +118,27 @@ def losses_at_round_steps(history: History) -> list[list[str]]:
     training, evaluations = history.training, history.evaluations
     timeline = evaluations if evaluations["step"].size else training
     steps = timeline["step"]
-    wanted = np.append(np.arange(0, steps[-1], round_distance(steps[-1] / ROWS)), steps[-1])
+    wanted = np.append(np.arange(0, steps[-1], round_interval(steps[-1] / ROWS)), steps[-1])
     rows = []
     for index in np.unique(np.abs(wanted[:, None] - steps).argmin(axis=1)):
         step = steps[index]
         loss = value_at(evaluations, "val_loss", step)
         row = [
-            number(step, ",.0f"),
-            amount(timeline["tokens"][index]),
-            number(value_at(training, "loss", step), ".3f"),
-            number(loss, ".3f"),
-            number(value_at(evaluations, "val_accuracy", step), ".1%"),
-            perplexity(loss),
+            format_number(step, ",.0f"),
+            format_amount(timeline["tokens"][index]),
+            format_number(value_at(training, "loss", step), ".3f"),
+            format_number(loss, ".3f"),
+            format_number(value_at(evaluations, "val_accuracy", step), ".1%"),
+            format_perplexity(loss),
         ]
         rows.append(row)
     return rows
 
 
-def round_distance(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `least`."""
-    power = 10.0 ** math.floor(math.log10(max(least, 1)))
-    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= least)
+def round_interval(minimum: float) -> float:
+    """The smallest of 1, 2, 5, 10, 20, 50, ... that is at least `minimum`."""
+    power = 10.0 ** math.floor(math.log10(max(minimum, 1)))
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= minimum)
 
 
 def value_at(columns: dict[str, Column], key: str, step: float) -> float:
@@ -145,33 +146,33 @@ def value_at(columns: dict[str, Column], key: str, step: float) -> float:
     return last(columns[key][columns["step"] == step])
 
 
-def draw_charts(history: History) -> list[Chart]:
+def plot_charts(history: History) -> list[Chart]:
     """Plot each curve as a chart of its own."""
     charts: dict[str, Callable[[Axes], None]] = {
-        "Loss": partial(draw_losses, histories=[history], against="step"),
-        "Loss over tokens": partial(draw_losses, histories=[history], against="tokens"),
-        "Loss over time": partial(draw_losses, histories=[history], against="seconds"),
+        "Loss": partial(plot_losses, histories=[history], against="step"),
+        "Loss over tokens": partial(plot_losses, histories=[history], against="tokens"),
+        "Loss over time": partial(plot_losses, histories=[history], against="seconds"),
     }
-    charts |= {label.capitalize(): partial(draw_figure, histories=[history], key=key) for key, label in LABELS.items()}
-    drawn = []
-    for number, (title, draw) in enumerate(charts.items()):
-        with picture(*CHART) as figure:
+    charts |= {label.capitalize(): partial(plot_metric, histories=[history], key=key) for key, label in LABELS.items()}
+    plotted = []
+    for i, (title, plot) in enumerate(charts.items()):
+        with new_figure(*CHART) as figure:
             axes = figure.subplots()
-            draw(axes)
-            if number == 0:
-                add_legend_of_kinds(axes, [history])
+            plot(axes)
+            if i == 0:
+                add_loss_legend(axes, [history])
             figure.patch.set_visible(False)
             axes.patch.set_visible(False)
-            drawn.append(Chart(title, as_address(render(figure, "svg").decode())))
-    return drawn
+            plotted.append(Chart(title, as_data_uri(render(figure, "svg").decode())))
+    return plotted
 
 
-def as_address(svg: str) -> str:
+def as_data_uri(svg: str) -> str:
     """A plot as a data URI. In the reader's dark mode, its text and its blue are lighter."""
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(BLUE.lower(), "var(--blue)")
     style = (
         f":root {{ color: {INK}; --blue: {BLUE} }} "
-        f"@media (prefers-color-scheme: dark) {{ :root {{ color: {INK_IN_THE_DARK}; --blue: {SKY} }} }}"
+        f"@media (prefers-color-scheme: dark) {{ :root {{ color: {INK_IN_DARK_MODE}; --blue: {SKY} }} }}"
     )
     svg = svg.replace(">", f"><style>{style}</style>", 1)
     return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
@@ -191,26 +192,26 @@ def last(values: Column) -> float:
     return float(values[-1]) if values.size else math.nan
 
 
-def number(value: float, form: str) -> str:
+def format_number(value: float, spec: str) -> str:
     """A formatted number, or a dash if it is not finite."""
-    return format(value, form) if math.isfinite(value) else UNKNOWN
+    return format(value, spec) if math.isfinite(value) else UNKNOWN
 
 
-def amount(value: float) -> str:
+def format_amount(value: float) -> str:
     """A number with few digits: 446, 4.6 k, 7.3 M."""
     from matplotlib.ticker import EngFormatter  # noqa: PLC0415
 
-    return EngFormatter(places=1)(value) if value >= 1000 and math.isfinite(value) else number(value, ".0f")
+    return EngFormatter(places=1)(value) if value >= 1000 and math.isfinite(value) else format_number(value, ".0f")
 
 
-def perplexity(loss: float) -> str:
+def format_perplexity(loss: float) -> str:
     """The exponential of a loss, formatted."""
     with np.errstate(over="ignore"):
         value = float(np.exp(loss))
-    return number(value, ",.0f" if value >= 100 else ".1f")
+    return format_number(value, ",.0f" if value >= 100 else ".1f")
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration, formatted in a unit in which it has few digits."""
     unit, symbol = unit_of_time([seconds])
     return f"{seconds / unit:.3g} {symbol}" if math.isfinite(seconds) else UNKNOWN

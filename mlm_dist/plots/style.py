@@ -11,17 +11,10 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito ("Color Universal Design", 2008), which colour-blind readers can distinguish. Its yellow
 # is missing, because it is too pale for a line on white.
-BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#000000",
-)
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK = PALETTE
 GREY = "#888888"
-INK = "#222222"  # of text and axes
+INK = "#222222"  # colour of text and axes
 
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
@@ -43,7 +36,7 @@ PIXELS_PER_INCH = 120
 
 
 @contextmanager
-def picture(width: float, height: float) -> Iterator["Figure"]:
+def new_figure(width: float, height: float) -> Iterator["Figure"]:
     """Yield an empty figure of a size in inches, to be plotted into and rendered inside the block."""
     # Imported here, because the import is slow and a run plots only at its end.
     from matplotlib import style  # noqa: PLC0415
@@ -57,7 +50,7 @@ def render(figure: "Figure", kind: Literal["png", "svg"]) -> bytes:
     """The content of a file with the figure."""
     content = io.BytesIO()
     with warnings.catch_warnings():
-        # A character that no local font has is a box in a PNG. In an SVG it shows if the reader has a font for it.
+        # In a PNG, a character that no local font has is a box. An SVG is rendered with the fonts of the reader.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         metadata = dict.fromkeys(("Creator", "Date", "Format", "Type")) if kind == "svg" else None
         figure.savefig(content, format=kind, dpi=PIXELS_PER_INCH, metadata=metadata)
@@ -69,7 +62,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def shortened(text: str, longest: int) -> str:
-    """Shorten a text to at most `longest` printable characters by replacing its middle with an ellipsis."""
-    text, half = printable(text), longest // 2
-    return text if len(text) <= longest else f"{text[:half]}…{text[len(text) - longest + half + 1 :]}"
+def shortened(text: str, max_length: int) -> str:
+    """Shorten a text to at most `max_length` printable characters by replacing its middle with an ellipsis."""
+    text, half = printable(text), max_length // 2
+    return text if len(text) <= max_length else f"{text[:half]}…{text[len(text) - max_length + half + 1 :]}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from mlm_dist.errors import UserError
 from mlm_dist.files import replacing
-from mlm_dist.plots.style import picture, render
+from mlm_dist.plots.style import new_figure, render
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,7 +16,7 @@ Content = TypeVar("Content")
 
 
 @contextmanager
-def writing_into(folder: Path) -> Iterator[None]:
+def output_folder(folder: Path) -> Iterator[None]:
     """Create a folder for the files that the block writes. An OSError becomes a `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,7 +25,7 @@ def writing_into(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} cannot be written: {error.strerror}") from error
 
 
-def draw(
+def save_plot(
     stem: Path, size: tuple[float, float], lay_out: Callable[["Figure", Content], None], content: Content
 ) -> list[Path]:
     """Plot into a PNG and an SVG.
@@ -40,13 +40,13 @@ def draw(
         The paths of the files.
     """
     paths = []
-    with picture(*size) as figure:
+    with new_figure(*size) as figure:
         lay_out(figure, content)
         for kind in ("png", "svg"):
             path = stem.with_name(f"{stem.name}.{kind}")
-            drawn = render(figure, kind)
-            with replacing(path, shared=True) as file:  # the run itself may write it at the same time
-                file.write(drawn)
+            rendered = render(figure, kind)
+            with replacing(path, shared=True) as file:  # the run itself may write this file at the same time
+                file.write(rendered)
             paths.append(path)
             figure.set_layout_engine("none")  # the layout is known by now, and computing it again is slow
     return paths

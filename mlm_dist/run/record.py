@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from mlm_dist.config import Config
+from mlm_dist.config_reading import Setting, current_spelling
 from mlm_dist.data.corpus import Corpus
 
 Values = Mapping[str, Any]
@@ -64,7 +65,11 @@ def fixed_values(config: Config) -> dict[str, Any]:
 
 
 def differences(before: Values, now: Values) -> list[str]:
-    """One phrase for each key that differs between two records: its name, the old and the new value."""
+    """One phrase for each key that differs between two records: its name, the old and the new value.
+
+    A key that only one of them has does not count: it is of another version.
+    """
+    before = {new.key: new.value for key, value in before.items() for new in current_spelling(Setting(key, value, ""))}
     return [
         f"{DIGESTS.get(key, key)} {show(key, before[key])} and not {show(key, value)}"
         for key, value in now.items()

@@ -1,4 +1,4 @@
-"""The figures that need no training step."""
+"""Measurements without a training step."""
 
 import dataclasses
 from pathlib import Path
@@ -20,7 +20,7 @@ def small(**model: int) -> Config:
 
 
 @pytest.mark.parametrize("model", [{}, {"blocks": 1}, {"block_size": 64}, {"embedding_dim": 64}, {"vocab_size": 99}])
-def test_the_formula_counts_what_torch_counts(model: dict[str, int]) -> None:
+def test_the_formula_counts_the_same_flops_as_torch(model: dict[str, int]) -> None:
     config = small(**model)
     length = config.model.block_size
     encoder, tokens = Encoder(config.model), torch.zeros(12, length, dtype=torch.long)
@@ -29,12 +29,12 @@ def test_the_formula_counts_what_torch_counts(model: dict[str, int]) -> None:
     assert counter.get_total_flops() == pytest.approx(step_flops(config), rel=1e-6)
 
 
-def test_the_ceiling_is_above_what_a_small_product_reaches() -> None:
+def test_the_matrix_ceiling_is_between_1_gflops_and_1_pflops() -> None:
     ceiling = matrix_ceiling(torch.device("cpu"), torch.float32, rounds=1)
     assert 1e9 < ceiling < 1e15
 
 
-def test_without_texts_the_corpus_is_of_random_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_texts_the_corpus_consists_of_random_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config, corpus = open_corpus(small(), tmp_path)
     assert is_random(corpus)
@@ -44,7 +44,7 @@ def test_without_texts_the_corpus_is_of_random_tokens(tmp_path: Path, monkeypatc
     assert "Ferry" in texts_of(corpus)[0]
 
 
-def test_a_corpus_that_was_asked_for_is_taken(corpus: Corpus, tmp_path: Path) -> None:
+def test_the_corpus_of_the_config_is_used(corpus: Corpus, tmp_path: Path) -> None:
     config = small()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=str(corpus.folder)))
     _, opened = open_corpus(config, tmp_path)
@@ -53,7 +53,7 @@ def test_a_corpus_that_was_asked_for_is_taken(corpus: Corpus, tmp_path: Path) ->
     assert "".join(texts_of(opened)).startswith("The Keeper of Hollin")
 
 
-def test_a_vocabulary_size_of_null_is_the_corpus_or_gpt2s_where_there_is_none(
+def test_a_null_vocabulary_size_becomes_that_of_the_corpus_or_of_gpt2_without_a_corpus(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -63,13 +63,13 @@ def test_a_vocabulary_size_of_null_is_the_corpus_or_gpt2s_where_there_is_none(
     assert open_corpus(config, tmp_path)[0].model.vocab_size == 300
 
 
-def test_random_corpora_are_as_large_as_the_config_needs(tmp_path: Path) -> None:
+def test_a_random_corpus_contains_at_least_one_batch(tmp_path: Path) -> None:
     config = dataclasses.replace(small(), train=TrainConfig(batch_size=1000))
     random_corpus(tmp_path / "random", config)
     assert len(Corpus.open(tmp_path / "random").rows("train", 16)) >= 1000
 
 
-def test_encoding_is_measured_in_bytes_a_second(corpus: Corpus) -> None:
+def test_encoding_rates_are_in_bytes_per_second(corpus: Corpus) -> None:
     rates = encoding_rates(corpus, rounds=1)
     assert rates.keys() == {"prepare", "tiktoken"}
     assert all(1e4 < rate < 1e9 for rate in rates.values())

@@ -42,12 +42,12 @@ def batches(
 
 DIALS = [
     BERT,
-    MaskingConfig(mask_prob={"from": 0.4, "to": 0.1}),
-    MaskingConfig(mask_prob=[0.0, 1.0]),
-    MaskingConfig(mask_prob=[0.1, 0.5], unit="word"),
+    MaskingConfig(mask_prob=0.4, mask_prob_end=0.1),
+    MaskingConfig(mask_prob_range=[0.0, 1.0]),
+    MaskingConfig(mask_prob_range=[0.1, 0.5], unit="word"),
     MaskingConfig(unit="word"),
     MaskingConfig(unit="span"),
-    MaskingConfig(mask_prob=[0.1, 0.5], unit="span"),
+    MaskingConfig(mask_prob_range=[0.1, 0.5], unit="span"),
 ]
 
 

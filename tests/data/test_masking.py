@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlm_dist.config import Config, MaskingConfig, MaskProb
+from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.mask_rate import MaskRate
 from mlm_dist.data.masking import MaskedBatch, Masker
@@ -17,6 +17,7 @@ from mlm_dist.data.sampler import Selection
 from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, Tokenizer
 from mlm_dist.data.tokenizer import MASK as MASK_TOKEN
 from mlm_dist.data.words import WordTable
+from tests.conftest import Rate, at_rate
 
 CPU = torch.device("cpu")
 T = 64
@@ -41,7 +42,7 @@ class Mask:
 
 
 def masker(
-    mask_prob: MaskProb = 0.15,
+    mask_prob: Rate = 0.15,
     replacement: Literal["mask", "80/10/10"] = "mask",
     block_size: int = T,
     seed: int = 1,
@@ -50,7 +51,7 @@ def masker(
     tokenizer: Tokenizer = TOKENIZER,
     batch_size: int = ROWS,
 ) -> Mask:
-    rate = MaskRate(mask_prob, seed, batch_size, max_iters=11)
+    rate = MaskRate(at_rate(mask_prob), seed, batch_size, max_iters=11)
     return Mask(Masker(rate, replacement, unit, block_size, tokenizer, seed, device))
 
 
@@ -92,7 +93,8 @@ def test_rows_hide_the_asked_share_on_average(tokens: torch.Tensor, mask_prob: f
 
 
 @pytest.mark.parametrize(
-    ("mask_prob", "block_size", "count"), [(0.5, 64, 32), (0.15, 20, 3), (0.07, 100, 7), (0.29, 100, 29), (1.0, 16, 16)]
+    ("mask_prob", "block_size", "count"),
+    [(0.5, 64, 32), (0.15, 20, 3), (0.07, 100, 7), (0.29, 100, 29), (0.9999, 16, 16)],
 )
 def test_a_share_that_is_a_whole_number_is_that_number_in_every_row(
     mask_prob: float, block_size: int, count: int
@@ -357,7 +359,7 @@ def test_masks_on_the_gpu_are_those_on_the_cpu(replacement: Literal["mask", "80/
 
 
 def test_a_course_hides_less_and_less_in_one_shape() -> None:
-    tokens, mask = some_tokens(2000), masker({"from": 0.5, "to": 0.25}, batch_size=2000)
+    tokens, mask = some_tokens(2000), masker((0.5, 0.25), batch_size=2000)
     counts = [mask(tokens, torch.arange(2000), 0, step).loss_weights.sum(1) for step in (0, 5, 10)]
     assert [count.mean().item() for count in counts] == [32, pytest.approx(24, abs=0.1), 16]
     assert mask(tokens, torch.arange(2000), 0, 10).loss_weights.shape == (2000, 32)
@@ -395,7 +397,7 @@ def test_a_range_hides_no_more_than_its_shape_has_room_for(mask_prob: list[float
 
 
 @pytest.mark.parametrize("mask_prob", [1e-12, [0.0, 1e-12]], ids=str)
-def test_the_smallest_share_has_a_place_too(mask_prob: MaskProb) -> None:
+def test_the_smallest_share_has_a_place_too(mask_prob: Rate) -> None:
     batch = masker(mask_prob, batch_size=8)(some_tokens(8), torch.arange(8), 0)
     assert batch.loss_weights.shape == (8, 1)
 
@@ -458,17 +460,17 @@ def lettered(row: str) -> torch.Tensor:
     ("unit", "mask_prob", "digest"),
     [
         ("token", 0.15, {"mask": 136684920852, "80/10/10": 145981174741}),
-        ("token", {"from": 0.5, "to": 0.25}, {"mask": 142732274574, "80/10/10": 136445903108}),
+        ("token", (0.5, 0.25), {"mask": 142732274574, "80/10/10": 136445903108}),
         ("token", [0.0, 1.0], {"mask": 130494629795, "80/10/10": 147078591542}),
         ("word", 0.15, {"mask": 148584130203, "80/10/10": 127761203019}),
-        ("word", {"from": 0.5, "to": 0.25}, {"mask": 135393460819, "80/10/10": 141686242347}),
+        ("word", (0.5, 0.25), {"mask": 135393460819, "80/10/10": 141686242347}),
         ("word", [0.1, 0.5], {"mask": 127789187139, "80/10/10": 125016822780}),
     ],
     ids=str,
 )
 def test_masks_of_tokens_and_words_keep_their_bits(
     unit: Literal["token", "word"],
-    mask_prob: MaskProb,
+    mask_prob: Rate,
     digest: dict[str, int],
     replacement: Literal["mask", "80/10/10"],
 ) -> None:
@@ -531,7 +533,7 @@ def test_of_a_range_spans_weigh_every_token_alike_wherever_it_is(row: str, mask_
     assert ((means - 1).abs() < 0.02).all()
 
 
-@pytest.mark.parametrize("mask_prob", [1e-12, 0.07, 0.15, 0.29, 5 / 24, 0.77, 1.0])
+@pytest.mark.parametrize("mask_prob", [1e-12, 0.07, 0.15, 0.29, 5 / 24, 0.77, 0.9999])
 @pytest.mark.parametrize("block_size", [1, 5, 24, 100])
 def test_spans_fill_the_places_they_have_and_need_no_more(block_size: int, mask_prob: float) -> None:
     # Words of four tokens, the longest that are hidden whole, and some of rows full of ends.
@@ -548,7 +550,7 @@ def test_spans_fill_the_places_they_have_and_need_no_more(block_size: int, mask_
     assert ((words.sum(2) == 0) | (words.sum(2) == size)).all()  # nothing that the window hides is left out
     most = torch.minimum((mask_prob * count - 1e-9).ceil().clamp(min=1) + 3, count)
     assert (chosen.sum(1) <= most).all()
-    if mask_prob == 1.0:
+    if mask_prob == 0.9999:
         assert torch.equal(chosen, maskable)
     if (block_size, mask_prob) == (24, 5 / 24):
         assert chosen.sum(1).max() == mask.masker.slots == 8
@@ -586,7 +588,7 @@ def words_of(tokenizer: Tokenizer, tokens: torch.Tensor) -> list[list[list[int]]
 @pytest.mark.parametrize("mask_prob", [0.15, 0.6, [0.0, 1.0], [0.1, 0.5]], ids=str)
 @pytest.mark.parametrize("unit", ["word", "span"])
 def test_words_are_hidden_whole_or_not_at_all(
-    of_pieces: Tokenizer, unit: Literal["word", "span"], mask_prob: MaskProb
+    of_pieces: Tokenizer, unit: Literal["word", "span"], mask_prob: Rate
 ) -> None:
     tokens = word_rows(of_pieces, 500)
     batch = masker(mask_prob, unit=unit, tokenizer=of_pieces, batch_size=500)(tokens, torch.arange(500), 0)

@@ -1,4 +1,4 @@
-"""The picture in docs/schedules.md is drawn by the script that the page names, and is small."""
+"""docs/schedules.py plots the figure in docs/schedules.md, and its file is small."""
 
 import sys
 from pathlib import Path
@@ -7,14 +7,14 @@ import matplotlib.image
 
 from tests.conftest import REPOSITORY, start
 
-MOST_BYTES = 100_000
+MAX_BYTES = 100_000
 
 
-def test_the_script_draws_the_picture_of_the_page(tmp_path: Path) -> None:
+def test_the_script_plots_the_figure_of_the_page(tmp_path: Path) -> None:
     file = tmp_path / "schedules.png"
     result = start([sys.executable, "docs/schedules.py", str(file)])
     assert result.returncode == 0, result.stderr
-    there = REPOSITORY / "docs" / "schedules.png"
-    assert matplotlib.image.imread(file).shape == matplotlib.image.imread(there).shape
-    assert max(file.stat().st_size, there.stat().st_size) < MOST_BYTES
+    in_docs = REPOSITORY / "docs" / "schedules.png"
+    assert matplotlib.image.imread(file).shape == matplotlib.image.imread(in_docs).shape
+    assert max(file.stat().st_size, in_docs.stat().st_size) < MAX_BYTES
     assert "(schedules.png)" in (REPOSITORY / "docs" / "schedules.md").read_text(encoding="utf-8")

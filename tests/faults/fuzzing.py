@@ -353,11 +353,11 @@ def commands(case: Path) -> dict[str, tuple[Callable[[list[str]], None], list[st
 
 def read_metrics(arguments: list[str]) -> None:
     """What `plot` does with metrics but for the drawing, which takes a second."""
-    from mlm_dist.plots.report import figures_of, losses_at_round_steps
+    from mlm_dist.plots.report import losses_at_round_steps, metrics_of
     from mlm_dist.run.history import read_histories
 
     (history,) = read_histories([Path(arguments[0])])
-    print(figures_of(history), losses_at_round_steps(history))
+    print(metrics_of(history), losses_at_round_steps(history))
 
 
 def adapt(file: Path) -> None:

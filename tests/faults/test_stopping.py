@@ -103,7 +103,7 @@ def test_a_stop_file_stops_a_run_and_is_gone_when_it_goes_on(corpus_folder, unbr
 
 
 def test_a_generators_run_goes_on_with_the_rates_that_it_would_have_drawn(corpus_folder, tmp_path):
-    settings = {"train__max_iters": 90, "masking__mask_prob": "[0, 1]"}
+    settings = {"train__max_iters": 90, "masking__mask_prob_range": "[0, 1]"}
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     complete(train_command(corpus_folder, whole, **settings))
     command = train_command(corpus_folder, stopped, **settings)

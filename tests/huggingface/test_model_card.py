@@ -144,18 +144,22 @@ def test_what_the_config_says_is_told(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mask_prob", "unit", "told"),
-    [
-        ("[0, 1]", "token", "of each row another share, from 0.0% to 100.0%, always by the mask token"),
-        ("{from: 0.3, to: 0.15}", "word", "30.0% at first to 15.0% at last, whole words, always by the mask token"),
+    ("mask_prob", "unit", "described"),
+    [  # in the spelling of earlier versions, which is read too
+        ("[0, 1]", "token", "a rate sampled per row, from 0.0% to 100.0%, always by the mask token"),
+        (
+            "{from: 0.3, to: 0.15}",
+            "word",
+            "30.0% at the start to 15.0% at the end of the run, whole words, always by the mask token",
+        ),
     ],
 )
-def test_where_the_masking_dial_stood_is_told(copy: Path, mask_prob: str, unit: str, told: str) -> None:
+def test_the_card_describes_the_masking(copy: Path, mask_prob: str, unit: str, described: str) -> None:
     config = (copy / "config.yaml").read_text(encoding="utf-8")
     config = config.replace("mask_prob: 0.15", f"mask_prob: {mask_prob}").replace("unit: token", f"unit: {unit}")
     (copy / "config.yaml").write_text(config, encoding="utf-8")
     found = figures(card_of(copy))
-    assert found["tokens that were hidden"] == told
+    assert found["tokens that were hidden"] == described
     assert ("each token," in found["held-out loss"]) == (mask_prob == "[0, 1]")
 
 

@@ -1,4 +1,4 @@
-"""A real browser without a window, and a server that notes what is asked of it."""
+"""A headless browser, and a server that records the requests that it receives."""
 
 import functools
 import html
@@ -18,7 +18,7 @@ LIGHT, DARK = "--blink-settings=preferredColorScheme=1", "--blink-settings=prefe
 
 
 class Visit(NamedTuple):
-    """What became of a page: its document, what it wrote on the console, and the paths that were asked for."""
+    """The result of opening a page: its document, its console messages, and the requested paths."""
 
     document: str
     console: list[str]
@@ -31,14 +31,14 @@ def find_browser() -> str | None:
 
 @contextmanager
 def serving(folder: Path, requests: list[str]) -> Iterator[str]:
-    """Serve a folder, and note in `requests` the path of each request; gives the address."""
+    """Serve a folder and yield its URL. The path of each request is appended to `requests`."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             requests.append(self.path)
 
         def log_error(self, *_: object) -> None:
-            pass  # the request is noted all the same
+            pass  # the request is recorded by log_message
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -50,15 +50,15 @@ def serving(folder: Path, requests: list[str]) -> Iterator[str]:
 
 
 def visit(folder: Path, page: str, profile: Path, *flags: str) -> Visit:
-    """Open a page of a folder in the browser until it is loaded."""
+    """Open a page of a folder in the browser and wait until it is loaded."""
     requests: list[str] = []
     browser = find_browser()
     assert browser
-    with serving(folder, requests) as address:
+    with serving(folder, requests) as url:
         command = [
             *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--enable-logging=stderr"),
             *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *(f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--dump-dom", *flags, f"{address}/{page}"),
+            *(f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--dump-dom", *flags, f"{url}/{page}"),
         ]
         result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 0, result.stderr
@@ -66,7 +66,7 @@ def visit(folder: Path, page: str, profile: Path, *flags: str) -> Visit:
     return Visit(result.stdout, console, requests)
 
 
-MEASURING = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">
+OUTER_PAGE = """<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">
 <iframe src="PAGE" style="width: WIDTHpx; height: 5000px; border: 0"></iframe><pre></pre>
 <script>
 document.querySelector("iframe").onload = event => {
@@ -86,10 +86,10 @@ document.querySelector("iframe").onload = event => {
 
 
 def measure(folder: Path, page: str, width: int, profile: Path, *flags: str) -> dict[str, Any]:
-    """What a page measures in a window so many pixels wide: a frame in another page, since its own has no scripts."""
-    around = MEASURING.replace("PAGE", page).replace("WIDTH", str(width))
-    (folder / "around.html").write_text(around, encoding="utf-8")
-    document = visit(folder, "around.html", profile, *flags).document
+    """Measure a page in a frame of a width in pixels. The frame is in another page, because the page has no scripts."""
+    outer = OUTER_PAGE.replace("PAGE", page).replace("WIDTH", str(width))
+    (folder / "outer.html").write_text(outer, encoding="utf-8")
+    document = visit(folder, "outer.html", profile, *flags).document
     found = re.search(r"<pre>(.*?)</pre>", document, re.DOTALL)
     assert found and found[1], document
     measured: dict[str, Any] = json.loads(html.unescape(found[1]))

@@ -7,8 +7,8 @@ import torch
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import LAYER_NORM_EPS
-from mlm_dist.plots.attention import Attention, attend, inches_a_token, lay_out_attention, size_of_attention
-from mlm_dist.plots.style import picture, render
+from mlm_dist.plots.attention import Attention, attend, inches_per_token, lay_out_attention, size_of_attention
+from mlm_dist.plots.style import new_figure, render
 
 TEXT = "The [MASK] lamp"
 
@@ -20,7 +20,7 @@ def attention(model: TrainedModel) -> Attention:
 
 @torch.no_grad()
 def block_inputs(model: TrainedModel) -> list[torch.Tensor]:
-    """What each block's attention reads, normalised by hand: (1, T, C) each."""
+    """The normalised input of each block's attention, computed from the definition: (1, T, C) each."""
     ids = model.tokenizer.encode_with_masks(TEXT)
     encoder: Any = model.encoder
     x = encoder.token_embedding.weight[ids][None] + encoder.position_embedding.weight[: len(ids)]
@@ -40,69 +40,67 @@ def test_there_is_a_map_for_each_head_of_each_block(model: TrainedModel, attenti
     assert attention.tokens.count("[MASK]") == 1
 
 
-def test_a_tokens_attention_adds_up_to_1(attention: Attention) -> None:
+def test_the_attention_of_a_token_sums_to_1(attention: Attention) -> None:
     assert attention.maps.min() >= 0
     assert attention.maps.sum(-1) == pytest.approx(1, abs=1e-5)
 
 
 @torch.no_grad()
-def test_the_maps_are_softmax_of_queries_times_keys(model: TrainedModel, attention: Attention) -> None:
-    for number, (block, x) in enumerate(zip(model.encoder.blocks, block_inputs(model), strict=True)):
+def test_the_maps_are_the_softmax_of_queries_times_keys(model: TrainedModel, attention: Attention) -> None:
+    for i, (block, x) in enumerate(zip(model.encoder.blocks, block_inputs(model), strict=True)):
         weight: Any = block.attention.query_key_value.weight  # type: ignore[union-attr]
         for head in range(2):
             rows = slice(8 * head, 8 * head + 8)
             query, key = x[0] @ weight[:16][rows].T, x[0] @ weight[16:32][rows].T
             expected = (query @ key.T / 8**0.5).softmax(-1)
-            torch.testing.assert_close(
-                torch.tensor(attention.maps[number, head]).float(), expected, atol=1e-5, rtol=1e-4
-            )
+            torch.testing.assert_close(torch.tensor(attention.maps[i, head]).float(), expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_by_the_maps_the_model_computes_what_it_computes(model: TrainedModel, attention: Attention) -> None:
-    for number, (block, x) in enumerate(zip(model.encoder.blocks, block_inputs(model), strict=True)):
+def test_the_maps_reproduce_the_output_of_each_attention(model: TrainedModel, attention: Attention) -> None:
+    for i, (block, x) in enumerate(zip(model.encoder.blocks, block_inputs(model), strict=True)):
         module: Any = block.attention
-        maps = torch.tensor(attention.maps[number]).float()
+        maps = torch.tensor(attention.maps[i]).float()
         joined = torch.cat([maps[head] @ module.head(head).value(x[0]) for head in range(2)], dim=-1)
         torch.testing.assert_close(module.projection(joined), module(x)[0], atol=1e-5, rtol=1e-4)
 
 
-def test_the_model_is_left_as_it_was(model: TrainedModel, attention: Attention) -> None:
+def test_the_model_is_not_changed(model: TrainedModel, attention: Attention) -> None:
     assert not any(module._forward_pre_hooks for module in model.encoder.modules())
     assert (attend(model, TEXT).maps == attention.maps).all()
 
 
-def test_a_text_may_be_as_long_as_the_model_sees_and_not_longer(model: TrainedModel) -> None:
+def test_a_text_must_fit_the_context_window(model: TrainedModel) -> None:
     assert attend(model, "~" * 16).maps.shape[-1] == 16
-    with pytest.raises(UserError, match="the text has 17 tokens and the model sees 16 at once: give less text"):
+    with pytest.raises(UserError, match="the text has 17 tokens, but the context window is 16: use a shorter text"):
         attend(model, "~" * 17)
 
 
-def test_a_text_without_tokens_is_said(model: TrainedModel) -> None:
+def test_an_empty_text_is_reported(model: TrainedModel) -> None:
     with pytest.raises(UserError, match="the text is empty"):
         attend(model, "")
 
 
-def drawn(attention: Attention) -> tuple[list[str], tuple[float, float]]:
+def plot(attention: Attention) -> tuple[list[str], tuple[float, float]]:
     size = size_of_attention(attention)
-    with picture(*size) as figure:
+    with new_figure(*size) as figure:
         lay_out_attention(figure, attention)
         svg = ElementTree.fromstring(render(figure, "svg"))
     return ["".join(text.itertext()) for text in svg.iter("{http://www.w3.org/2000/svg}text")], size
 
 
-def test_each_head_is_named_and_the_tokens_stand_at_the_edges(attention: Attention) -> None:
-    texts, _ = drawn(attention)
+def test_each_head_has_a_title_and_the_tokens_label_the_edges(attention: Attention) -> None:
+    texts, _ = plot(attention)
     assert [text for text in texts if text.startswith("block")] == [
         f"block {block}, head {head}" for block in range(2) for head in range(2)
     ]
-    assert texts.count("[MASK]") == 4  # beside two maps and below two
+    assert texts.count("[MASK]") == 4  # beside two maps and below two maps
 
 
-def test_the_maps_of_a_long_text_have_labels_each_that_can_be_read() -> None:
-    tokens = [f"token{number}" for number in range(40)]
+def test_each_map_of_a_long_text_has_readable_labels() -> None:
+    tokens = [f"token{i}" for i in range(40)]
     attention = Attention(tokens, torch.eye(40).repeat(2, 2, 1, 1).numpy())
-    texts, size = drawn(attention)
+    texts, size = plot(attention)
     assert texts.count("token7") == 8
-    assert inches_a_token(attention) > 0.1
+    assert inches_per_token(attention) > 0.1
     assert max(size) < 100

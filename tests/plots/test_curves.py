@@ -10,79 +10,79 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mlm_dist.plots.curves import SIZE, draw_curves, lay_out_curves, looks, running_mean
-from mlm_dist.plots.style import picture, render
+from mlm_dist.plots.curves import SIZE, draw_curves, lay_out_curves, line_styles, running_mean
+from mlm_dist.plots.style import new_figure, render
 from mlm_dist.run.history import read_histories
 
 
-def test_a_run_is_drawn(run_dir: Path) -> None:
-    picture = matplotlib.image.imread(run_dir / "plots/curves.png")
-    height, width, _ = picture.shape
+def test_a_run_is_plotted(run_dir: Path) -> None:
+    image = matplotlib.image.imread(run_dir / "plots/curves.png")
+    height, width, _ = image.shape
     assert height > 800
     assert width > 800
-    assert picture[..., :3].std() > 0.05  # something is drawn on the white
+    assert image[..., :3].std() > 0.05  # the image is not just white
 
 
-def test_a_run_without_evaluations_or_with_a_single_line_is_drawn(tmp_path: Path) -> None:
+def test_a_run_with_a_single_event_is_plotted(tmp_path: Path) -> None:
     event = {"step": 1, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 5.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(event) + "\n")
     draw_curves(tmp_path / "metrics.jsonl", tmp_path / "plots/curves.png")
     assert (tmp_path / "plots/curves.png").stat().st_size > 1000
 
 
-def test_a_number_that_was_not_finite_leaves_a_gap(tmp_path: Path) -> None:
-    events = [{"step": n, "loss": None if n == 2 else 2.0, "lr": 1e-3, "tokens_per_second": 5.0} for n in (1, 2, 3)]
+def test_a_run_with_a_value_that_is_not_finite_is_plotted(tmp_path: Path) -> None:
+    events = [{"step": i, "loss": None if i == 2 else 2.0, "lr": 1e-3, "tokens_per_second": 5.0} for i in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     draw_curves(tmp_path / "metrics.jsonl", tmp_path / "plots/curves.png")
 
 
-def write_run(folder: Path, steps: int, fall: Callable[[int], float], every: int = 10, evaluate: int = 50) -> Path:
-    """A run's metrics, of 1000 tokens and half a second a step."""
+def write_run(folder: Path, steps: int, loss: Callable[[int], float], every: int = 10, evaluate: int = 50) -> Path:
+    """Write the metrics of a run with 1000 tokens and half a second per step."""
     folder.mkdir(parents=True)
-    lines = [{"step": 0, "val_loss": fall(0), "val_accuracy": 0.0}]
+    lines = [{"step": 0, "val_loss": loss(0), "val_accuracy": 0.0}]
     for step in range(every, steps + 1, every):
         speed = {"tokens": 1000 * step, "seconds": step / 2, "tokens_per_second": 2000.0}
-        lines.append({"step": step, "loss": fall(step), "lr": 1e-3, "grad_norm": 0.5} | speed)
+        lines.append({"step": step, "loss": loss(step), "lr": 1e-3, "grad_norm": 0.5} | speed)
         if step % evaluate == 0:
-            lines.append({"step": step, "val_loss": fall(step), "val_accuracy": 0.1})
+            lines.append({"step": step, "val_loss": loss(step), "val_accuracy": 0.1})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
 def quick_then_slow(step: int) -> float:
-    """The course of a loss: from 11 down to 7 in fifty steps, and then slowly to 5."""
+    """A loss that falls from 11 to 7 in 50 steps, and then slowly to 5."""
     return max(11 - step / 12.5, 7 - max(step - 50, 0) / 1000)
 
 
-def drawn(figure: Figure, *runs: Path) -> dict[str, Axes]:
-    """The panels of the curves of runs, by name."""
+def plot(figure: Figure, *runs: Path) -> dict[str, Axes]:
+    """Plot the curves of runs; return the panels by name."""
     lay_out_curves(figure, read_histories(runs))
     return {str(axes.get_label()): axes for axes in figure.axes}
 
 
 @pytest.fixture
 def figure() -> Iterator[Figure]:
-    with picture(*SIZE) as figure:
+    with new_figure(*SIZE) as figure:
         yield figure
 
 
-def test_losses_stand_against_steps_tokens_and_time(tmp_path: Path, figure: Figure) -> None:
-    panels = drawn(figure, write_run(tmp_path / "run", 2000, quick_then_slow))
+def test_losses_are_plotted_against_steps_tokens_and_time(tmp_path: Path, figure: Figure) -> None:
+    panels = plot(figure, write_run(tmp_path / "run", 2000, quick_then_slow))
     for name, last in (("step", 2000), ("tokens", 2_000_000), ("seconds", 1000 / 60)):
-        raw, mean, held_out = panels[name].lines
-        assert raw.get_xdata()[-1] == mean.get_xdata()[-1] == held_out.get_xdata()[-1] == pytest.approx(last)
-        assert held_out.get_ydata()[-1] == raw.get_ydata()[-1] == pytest.approx(5.05)
-    assert panels["seconds"].get_xlabel() == "time in training (min)"
+        raw, mean, validation = panels[name].lines
+        assert raw.get_xdata()[-1] == mean.get_xdata()[-1] == validation.get_xdata()[-1] == pytest.approx(last)
+        assert validation.get_ydata()[-1] == raw.get_ydata()[-1] == pytest.approx(5.05)
+    assert panels["seconds"].get_xlabel() == "training time (min)"
 
 
-def test_learning_rate_gradient_norm_and_throughput_are_drawn(tmp_path: Path, figure: Figure) -> None:
-    panels = drawn(figure, write_run(tmp_path / "run", 200, quick_then_slow))
+def test_learning_rate_gradient_norm_and_throughput_are_plotted(tmp_path: Path, figure: Figure) -> None:
+    panels = plot(figure, write_run(tmp_path / "run", 200, quick_then_slow))
     values = {name: panels[name].lines[0].get_ydata()[-1] for name in ("lr", "grad_norm", "tokens_per_second")}
     assert values == {"lr": 1e-3, "grad_norm": 0.5, "tokens_per_second": 2000}
 
 
-def test_the_fall_at_the_start_does_not_squash_the_rest(tmp_path: Path, figure: Figure) -> None:
-    panels = drawn(figure, write_run(tmp_path / "run", 2000, quick_then_slow))
+def test_the_drop_at_the_start_does_not_squash_the_rest(tmp_path: Path, figure: Figure) -> None:
+    panels = plot(figure, write_run(tmp_path / "run", 2000, quick_then_slow))
     for name in ("step", "tokens", "seconds"):
         bottom, top = panels[name].get_ylim()
         assert 4.5 < bottom < 5.05
@@ -90,21 +90,21 @@ def test_the_fall_at_the_start_does_not_squash_the_rest(tmp_path: Path, figure: 
         assert "↑ from 11.0" in [text.get_text() for text in panels[name].texts]
 
 
-def test_a_steady_fall_is_shown_from_its_start(tmp_path: Path, figure: Figure) -> None:
-    panels = drawn(figure, write_run(tmp_path / "run", 2000, lambda step: 11 - step / 500))
+def test_a_steady_decrease_is_shown_from_its_start(tmp_path: Path, figure: Figure) -> None:
+    panels = plot(figure, write_run(tmp_path / "run", 2000, lambda step: 11 - step / 500))
     assert panels["step"].get_ylim()[1] > 11
     assert not panels["step"].texts
 
 
-def test_a_run_that_has_only_begun_can_be_seen_beside_a_long_one(tmp_path: Path, figure: Figure) -> None:
+def test_a_run_that_has_just_started_is_visible_beside_a_long_one(tmp_path: Path, figure: Figure) -> None:
     long = write_run(tmp_path / "long", 2000, quick_then_slow)
-    panels = drawn(figure, long, write_run(tmp_path / "new", 20, quick_then_slow))
+    panels = plot(figure, long, write_run(tmp_path / "new", 20, quick_then_slow))
     assert panels["step"].get_ylim()[1] > quick_then_slow(20)
 
 
-def test_several_runs_have_a_colour_each_and_their_names_above_the_lines(tmp_path: Path, figure: Figure) -> None:
+def test_several_runs_have_one_colour_each_and_a_legend_above_the_panels(tmp_path: Path, figure: Figure) -> None:
     runs = [write_run(tmp_path / folder / "run", 200, quick_then_slow) for folder in ("a", "b", "_$c$")]
-    panels = drawn(figure, *runs)
+    panels = plot(figure, *runs)
     colors = [line.get_color() for line in panels["step"].lines]
     assert len(set(colors)) == 3
     render(figure, "png")
@@ -118,7 +118,7 @@ def test_several_runs_have_a_colour_each_and_their_names_above_the_lines(tmp_pat
 @pytest.mark.parametrize("steps", [1, 40, 5000, 200_000])
 def test_tick_labels_are_plain_and_do_not_overlap(tmp_path: Path, figure: Figure, steps: int) -> None:
     every = max(1, steps // 100)
-    panels = drawn(figure, write_run(tmp_path / "run", steps, quick_then_slow, every, every * 10))
+    panels = plot(figure, write_run(tmp_path / "run", steps, quick_then_slow, every, every * 10))
     render(figure, "png")
     for name, axes in panels.items():
         for axis in (axes.xaxis, axes.yaxis):
@@ -131,27 +131,27 @@ def test_tick_labels_are_plain_and_do_not_overlap(tmp_path: Path, figure: Figure
             assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes)), name
 
 
-def test_a_run_with_a_step_a_nan_and_nothing_else_is_drawn_without_a_warning(tmp_path: Path) -> None:
-    for number, events in enumerate(
+def test_a_run_with_hardly_any_values_is_plotted_without_a_warning(tmp_path: Path) -> None:
+    for i, events in enumerate(
         (
             [{"step": 0, "val_loss": 10.8, "val_accuracy": 0.0}],
             [{"step": 1, "loss": None, "lr": 0.0}],
             [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None}, {"step": 2, "val_loss": None}],
         )
     ):
-        folder = tmp_path / str(number)
+        folder = tmp_path / str(i)
         folder.mkdir()
         (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-        with warnings.catch_warnings(), picture(*SIZE) as figure:
+        with warnings.catch_warnings(), new_figure(*SIZE) as figure:
             warnings.simplefilter("error")
-            panels = drawn(figure, folder)
+            panels = plot(figure, folder)
             assert render(figure, "png").startswith(b"\x89PNG")
         assert [text.get_text() for text in panels["grad_norm"].texts] == ["not recorded"]
 
 
-def test_the_mean_follows_what_it_smooths() -> None:
+def test_the_running_mean_follows_its_values() -> None:
     rising = np.arange(100.0)
-    np.testing.assert_allclose(running_mean(rising)[:97], rising[:97])  # the last have fewer after than before them
+    np.testing.assert_allclose(running_mean(rising)[:97], rising[:97])  # at the end, the window is cut off
     noise = np.random.default_rng(0).normal(size=1000)
     assert running_mean(noise)[50:].std() < 0.2
     assert running_mean(noise)[0] == noise[0]
@@ -160,13 +160,13 @@ def test_the_mean_follows_what_it_smooths() -> None:
     assert running_mean(np.array([])).size == 0
 
 
-def test_the_mean_leaves_out_what_is_no_number() -> None:
+def test_the_running_mean_ignores_nan() -> None:
     values = np.ones(100)
     values[50] = np.nan
     assert np.isfinite(running_mean(values)).all()
     np.testing.assert_equal(running_mean(np.full(3, np.nan)), np.full(3, np.nan))
 
 
-def test_more_runs_than_colours_have_other_dashes() -> None:
-    assert len(set(looks(21))) == 21
-    assert len(looks(30)) == 30
+def test_more_runs_than_colours_differ_in_their_dashes() -> None:
+    assert len(set(line_styles(21))) == 21
+    assert len(line_styles(30)) == 30

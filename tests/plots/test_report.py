@@ -1,4 +1,4 @@
-"""The page about a run, and in a real browser where there is one."""
+"""The report of a run, also in a real browser if one is installed."""
 
 import base64
 import dataclasses
@@ -17,7 +17,7 @@ import pytest
 from mlm_dist import load
 from mlm_dist.config_reading import read_config
 from mlm_dist.inference.model import TrainedModel
-from mlm_dist.plots.report import amount, duration, losses_at_round_steps, write_report
+from mlm_dist.plots.report import format_amount, format_duration, losses_at_round_steps, write_report
 from mlm_dist.plots.sentences import Sentence, fill_sentences
 from mlm_dist.run.history import History, read_history
 from mlm_dist.run.metrics import read_events
@@ -30,17 +30,17 @@ needs_browser = pytest.mark.skipif(find_browser() is None, reason="needs chromiu
 
 
 class Page(HTMLParser):
-    """The elements of a page with the text in each."""
+    """The elements of a page, each with its text."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
         self.open: list[list[str]] = []
         self.elements: list[list[str]] = []
-        self.addresses: list[str] = []
+        self.urls: list[str] = []
         self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.addresses += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.urls += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
         self.elements.append([tag, ""])
         if tag not in ("meta", "link", "img"):
             self.open.append(self.elements[-1])
@@ -58,7 +58,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def nasty_run(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny run, with a name and a config that have to be escaped."""
+    """The tiny run, with a name and a config that must be escaped."""
     run = tmp_path_factory.mktemp("runs") / NASTY.replace("/", "")
     shutil.copytree(run_dir, run)
     config = read_config(run / "config.yaml")
@@ -69,7 +69,7 @@ def nasty_run(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(nasty_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with its page."""
+    """A folder that contains the report of the nasty run."""
     folder = tmp_path_factory.mktemp("page")
     sentences = fill_sentences(load(nasty_run, "cpu"), [SENTENCE])
     write_report(nasty_run, history_of(nasty_run), sentences, "", folder / "report.html")
@@ -90,27 +90,27 @@ def history_of(run: Path) -> History:
     return read_history(run / "metrics.jsonl", run.name)
 
 
-def expected_figures(run: Path) -> list[str]:
-    """The figures that a reader is to find, from the run's own lines."""
+def expected_values(run: Path) -> list[str]:
+    """The values that the report must show, computed from the metrics of the run."""
     events = read_events(run / "metrics.jsonl")
     training = [event for event in events if "loss" in event][-1]
     evaluation = [event for event in events if "val_loss" in event][-1]
     return [
         "30",
-        amount(30 * 16 * 16),
+        format_amount(30 * 16 * 16),
         f"{evaluation['val_loss']:.3f}",
         f"{evaluation['val_accuracy']:.1%}",
         f"{math.exp(evaluation['val_loss']):,.0f}",
         f"{training['seconds']:.3g} s",
-        amount(training["tokens"] / training["seconds"]),
+        format_amount(training["tokens"] / training["seconds"]),
     ]
 
 
-def test_the_page_has_the_figures_of_the_run(nasty_run: Path, source: str) -> None:
-    assert re.findall(r'class="value">(.*?)<', source) == expected_figures(nasty_run)
+def test_the_page_shows_the_metrics_of_the_run(nasty_run: Path, source: str) -> None:
+    assert re.findall(r'class="value">(.*?)<', source) == expected_values(nasty_run)
 
 
-def test_texts_stand_there_as_they_are_and_are_no_markup(nasty_run: Path, page: Page) -> None:
+def test_texts_are_escaped(nasty_run: Path, page: Page) -> None:
     assert page.texts("h1") == page.texts("title") == [nasty_run.name]
     assert "<i>&amp;MASK😀" in [text.strip() for text in page.texts("div")]
     assert "".join(page.texts("pre")) == (nasty_run / "config.yaml").read_text(encoding="utf-8")
@@ -118,40 +118,40 @@ def test_texts_stand_there_as_they_are_and_are_no_markup(nasty_run: Path, page: 
     assert not {"b", "i", "script"} & {tag for tag, _ in page.elements}
 
 
-def test_the_page_needs_nothing_else(source: str, page: Page) -> None:
-    assert all(address.startswith("data:") for address in page.addresses)
-    assert "data:," in page.addresses  # an icon, for which a browser with a window would ask otherwise
+def test_the_page_is_self_contained(source: str, page: Page) -> None:
+    assert all(url.startswith("data:") for url in page.urls)
+    assert "data:," in page.urls  # an empty icon; without it, a browser with a window requests one
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in source
     assert not re.search(r"https?://|url\(|@import|<script|\bon\w+=", source)
 
 
-def test_the_curves_are_whole_pictures_that_need_nothing_else(page: Page) -> None:
+def test_the_curves_are_self_contained_svgs(page: Page) -> None:
     head = "data:image/svg+xml;base64,"
-    pictures = [base64.b64decode(text.removeprefix(head)) for text in page.addresses if text.startswith(head)]
-    assert len(pictures) == 6
-    for svg in pictures:
+    svgs = [base64.b64decode(text.removeprefix(head)) for text in page.urls if text.startswith(head)]
+    assert len(svgs) == 6
+    for svg in svgs:
         texts = [
             "".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
         ]
-        assert {"step", "tokens", "time in training (s)"} & set(texts)
+        assert {"step", "tokens", "training time (s)"} & set(texts)
         outside = svg.replace(b'"http://www.w3.org/2000/svg"', b"").replace(b'"http://www.w3.org/1999/xlink"', b"")
         assert b"http" not in outside
-        assert b"#222222" not in svg.split(b"</style>", 1)[1]  # the ink is the reader's
+        assert b"#222222" not in svg.split(b"</style>", 1)[1]  # text has the reader's colour
 
 
-def test_the_candidates_of_the_model_are_there(model: TrainedModel, page: Page) -> None:
+def test_the_page_shows_the_predictions_of_the_model(model: TrainedModel, page: Page) -> None:
     (candidates,) = model.fill(SENTENCE, 5).masks
     assert page.texts("span") == [f"{100 * candidate.probability:.1f} %" for candidate in candidates]
     assert len(page.texts("code")) == 5
 
 
-def test_the_machine_is_told(nasty_run: Path, page: Page) -> None:
+def test_the_page_shows_the_machine(nasty_run: Path, page: Page) -> None:
     machine = json.loads((nasty_run / "machine.json").read_text(encoding="utf-8"))
     assert dict(zip(page.texts("dt"), page.texts("dd"), strict=True)) == {key: str(machine[key]) for key in machine}
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]"])
-def test_a_run_that_did_not_record_machine_and_config_says_so(
+def test_a_page_without_machine_and_config_marks_them_as_not_recorded(
     run_dir: Path, tmp_path: Path, content: str | None
 ) -> None:
     shutil.copy(run_dir / "metrics.jsonl", tmp_path)
@@ -167,7 +167,9 @@ def test_a_run_that_did_not_record_machine_and_config_says_so(
     ("files", "state"),
     [({"DONE": ""}, "finished"), ({"STOPPED": "SIG<TERM>\n"}, "stopped by SIG<TERM>"), ({}, "not finished")],
 )
-def test_the_page_says_how_far_the_run_is(run_dir: Path, tmp_path: Path, files: dict[str, str], state: str) -> None:
+def test_the_page_shows_whether_the_run_is_finished(
+    run_dir: Path, tmp_path: Path, files: dict[str, str], state: str
+) -> None:
     shutil.copy(run_dir / "metrics.jsonl", tmp_path)
     for name, content in files.items():
         (tmp_path / name).write_text(content)
@@ -180,7 +182,7 @@ def write_metrics(folder: Path, *events: dict[str, Any]) -> History:
     return history_of(folder)
 
 
-def test_the_table_has_the_evaluations_at_round_steps(tmp_path: Path) -> None:
+def test_the_table_lists_evaluations_at_round_steps(tmp_path: Path) -> None:
     steps = [{"step": step, "loss": 8 - step / 1000, "tokens": 64 * step} for step in range(10, 4451, 10)]
     evaluations = [
         {"step": step, "val_loss": 9 - step / 1000, "val_accuracy": step / 1e4} for step in range(0, 4451, 50)
@@ -191,7 +193,7 @@ def test_the_table_has_the_evaluations_at_round_steps(tmp_path: Path) -> None:
     assert rows[4] == ["2,000", "128.0 k", "6.000", "7.000", "20.0%", "1,097"]
 
 
-def test_the_table_of_a_run_without_evaluations_has_its_training_losses(tmp_path: Path) -> None:
+def test_the_table_of_a_run_without_evaluations_lists_training_losses(tmp_path: Path) -> None:
     steps = [{"step": step, "loss": None if step == 20 else 7.5} for step in range(1, 31)]
     rows = losses_at_round_steps(write_metrics(tmp_path, *steps))
     assert [row[0] for row in rows] == ["1", "5", "10", "15", "20", "25", "30"]
@@ -203,30 +205,32 @@ def test_the_table_of_a_run_without_evaluations_has_its_training_losses(tmp_path
     "event",
     [{"step": 0, "val_loss": 10.8, "val_accuracy": 0.0}, {"step": 1, "loss": None}, {"step": 9, "val_loss": 5000.0}],
 )
-def test_a_run_that_has_hardly_begun_has_a_page(tmp_path: Path, event: dict[str, Any]) -> None:
+def test_a_run_that_has_just_started_has_a_page(tmp_path: Path, event: dict[str, Any]) -> None:
     write_report(tmp_path, write_metrics(tmp_path, event), [], "", tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "nan" not in text.split("</style>")[1].lower().split("<img")[0]
 
 
 @pytest.mark.parametrize(
-    ("form", "value", "expected"),
+    ("format_value", "value", "expected"),
     [
-        (amount, 446, "446"),
-        (amount, 7_208_960, "7.2 M"),
-        (amount, math.nan, "–"),
-        (duration, 69.4, "69.4 s"),
-        (duration, 1573, "26.2 min"),
-        (duration, 12_000, "3.33 h"),
-        (duration, math.nan, "–"),
+        (format_amount, 446, "446"),
+        (format_amount, 7_208_960, "7.2 M"),
+        (format_amount, math.nan, "–"),
+        (format_duration, 69.4, "69.4 s"),
+        (format_duration, 1573, "26.2 min"),
+        (format_duration, 12_000, "3.33 h"),
+        (format_duration, math.nan, "–"),
     ],
 )
-def test_figures_have_few_digits(form: Callable[[float], str], value: float, expected: str) -> None:
-    assert form(value) == expected
+def test_amounts_and_durations_have_few_digits(
+    format_value: Callable[[float], str], value: float, expected: str
+) -> None:
+    assert format_value(value) == expected
 
 
 @needs_browser
-def test_the_browser_tells_of_errors_and_requests(tmp_path: Path) -> None:
+def test_the_browser_reports_errors_and_requests(tmp_path: Path) -> None:
     body = '<p style="color: red">text</p><img src="missing.png"><script>console.error("broken")</script>'
     (tmp_path / "bad.html").write_text(body)
     bad = visit(tmp_path, "bad.html", tmp_path / "profile")
@@ -239,13 +243,13 @@ def test_a_browser_opens_the_page_without_an_error_or_a_request(nasty_run: Path,
     seen = visit(folder, "report.html", tmp_path / "profile")
     assert not seen.console
     assert seen.requests == ["/report.html"]
-    for figure in expected_figures(nasty_run):
-        assert f">{figure}<" in seen.document
+    for value in expected_values(nasty_run):
+        assert f">{value}<" in seen.document
 
 
 @needs_browser
 @pytest.mark.parametrize("width", [360, 1280])
-def test_pictures_are_drawn_and_nothing_is_cut_on_a_phone_and_on_a_screen(
+def test_plots_are_rendered_and_nothing_is_cut_off_on_a_phone_and_on_a_screen(
     nasty_run: Path, folder: Path, tmp_path: Path, width: int
 ) -> None:
     measured = measure(folder, "report.html", width, tmp_path / "profile")
@@ -257,22 +261,22 @@ def test_pictures_are_drawn_and_nothing_is_cut_on_a_phone_and_on_a_screen(
         assert natural_height > 250
         assert shown_width > 280
         assert shown_width / shown_height == pytest.approx(natural_width / natural_height, rel=0.02)
-    for text in (nasty_run.name, NASTY, "<i>&amp;MASK😀", *expected_figures(nasty_run)):
+    for text in (nasty_run.name, NASTY, "<i>&amp;MASK😀", *expected_values(nasty_run)):
         assert text in measured["text"]
 
 
 @needs_browser
-def test_text_can_be_read_in_the_dark_and_in_the_light(folder: Path, tmp_path: Path) -> None:
+def test_text_is_readable_in_dark_and_in_light_mode(folder: Path, tmp_path: Path) -> None:
     for flag, is_dark in ((LIGHT, False), (DARK, True)):
         ink, paper = map(luminance, measure(folder, "report.html", 1280, tmp_path / flag[-1], flag)["colors"])
         assert (paper < ink) == is_dark
-        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7  # WCAG 2.1's contrast, AAA
+        assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) > 7  # the contrast of WCAG 2.1, level AAA
 
 
 def luminance(color: str) -> float:
     """The relative luminance of `rgb(r, g, b)` (WCAG 2.1)."""
-    shares = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
-    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in shares)
+    channels = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
@@ -286,7 +290,7 @@ PAYLOADS = [
 
 
 @needs_browser
-def test_a_browser_runs_nothing_that_a_run_directory_holds(run_dir: Path, tmp_path: Path) -> None:
+def test_a_browser_executes_no_text_from_a_run_directory(run_dir: Path, tmp_path: Path) -> None:
     run, page = tmp_path / PAYLOADS[0].replace("/", "\\"), tmp_path / "page"
     shutil.copytree(run_dir, run)
     page.mkdir()

@@ -8,7 +8,7 @@ from mlm_dist.plots.tokens import label
     ("text", "labels"),
     [("a", ["a"]), (" ", ["·"]), ("\n", ["\\n"]), ("\x00", ["\\x00"]), ("ж", ["\\xd0", "\\xb6"]), ("\\", ["\\"])],
 )
-def test_every_token_can_be_read(corpus: Corpus, text: str, labels: list[str]) -> None:
+def test_labels_of_tokens_are_readable(corpus: Corpus, text: str, labels: list[str]) -> None:
     assert [label(corpus.tokenizer, token) for token in corpus.tokenizer.encode(text).tolist()] == labels
 
 

@@ -72,14 +72,19 @@ def test_micro_batches_change_nothing_and_gradients_are_exchanged_once_a_step(
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    ("mask_prob", "unit"), [("[0, 1]", "token"), ("[0.2, 0.7]", "word"), ("{from: 0.4, to: 0.2}", "span")]
+    "masking",
+    [
+        {"masking__mask_prob_range": "[0, 1]"},
+        {"masking__mask_prob_range": "[0.2, 0.7]", "masking__unit": "word"},
+        {"masking__mask_prob": 0.4, "masking__mask_prob_end": 0.2, "masking__unit": "span"},
+    ],
+    ids=["range", "range of words", "schedule of spans"],
 )
-def test_every_dial_gives_the_same_gradient_at_every_world_size(
-    mask_prob: str, unit: str, corpus_folder: Path, tmp_path: Path
+def test_every_mask_rate_gives_the_same_gradient_at_every_world_size(
+    masking: dict[str, object], corpus_folder: Path, tmp_path: Path
 ) -> None:
-    dial = {"masking__mask_prob": mask_prob, "masking__unit": unit}
-    (alone,) = probe(1, tmp_path / "one", corpus_folder, **dial)
-    for steps in probe(2, tmp_path / "two", corpus_folder, train__micro_batch_size=4, **dial):
+    (alone,) = probe(1, tmp_path / "one", corpus_folder, **masking)
+    for steps in probe(2, tmp_path / "two", corpus_folder, train__micro_batch_size=4, **masking):
         for step, expected in zip(steps, alone, strict=True):
             assert_same_step(step, expected)
 

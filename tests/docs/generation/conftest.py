@@ -11,7 +11,7 @@ from passages import document_texts
 
 @pytest.fixture(scope="session")
 def judge(corpus: Corpus) -> Judge:
-    """A tiny judge that has learned nothing but its vocabulary."""
+    """A tiny untrained judge, with a trained vocabulary."""
     torch.manual_seed(1)
     return Judge.untrained(document_texts(corpus, "train"), vocab_size=300, width=32, layers=1)
 

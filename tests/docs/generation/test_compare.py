@@ -13,20 +13,20 @@ from tests.conftest import start
 
 
 @pytest.fixture
-def answers(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What the verbs are asked, which are answered with the training text and a bound of 3.21."""
-    asked = []
+def calls(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The command calls, which return training text and a bound of 3.21."""
+    calls = []
 
-    def ask(verb: str, *arguments: str) -> list[dict[str, Any]]:
-        asked.append((verb, *arguments))
-        if verb == "evaluate":
+    def run_command(name: str, *arguments: str) -> list[dict[str, Any]]:
+        calls.append((name, *arguments))
+        if name == "evaluate":
             return [{"loss": 3.21}]
         options = dict(itertools.pairwise(arguments))
         tokens = corpus.train[: int(options["--length"])].tolist()
         return [{"text": corpus.tokenizer.decode(tokens), "tokens": tokens}] * int(options["--samples"])
 
-    monkeypatch.setattr(verbs, "ask", ask)
-    return asked
+    monkeypatch.setattr(verbs, "run_command", run_command)
+    return calls
 
 
 @pytest.fixture
@@ -34,11 +34,16 @@ def given(judge_folder: Path, corpus_folder: Path) -> list[str]:
     return ["--judge", str(judge_folder), "--corpus", str(corpus_folder), "--samples=3", "--length=20"]
 
 
-def test_texts_of_all_are_kept_and_compared(given: list[str], answers: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_all_texts_are_saved_and_compared(given: list[str], calls: list[tuple[str, ...]], tmp_path: Path) -> None:
     compare.main([*given, "--runs", "runs/plain", "runs/diffusion", "--out", str(tmp_path / "out")])
     rows = [line.split(" | ") for line in (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()[2:]]
-    ways = ["random order", "random order, top-p 0.9", "by confidence"]
-    names = ["held-out text", "unigram", "5-gram", *[f"{run}, {way}" for run in ("plain", "diffusion") for way in ways]]
+    methods = ["random order", "random order, top-p 0.9", "by confidence"]
+    names = [
+        "validation text",
+        "unigram",
+        "5-gram",
+        *[f"{run}, {method}" for run in ("plain", "diffusion") for method in methods],
+    ]
     assert [row[0].removeprefix("| ") for row in rows] == names
     assert [row[1] == "3.210" for row in rows] == [name.endswith("random order") for name in names]
     assert rows[0][1] == ""
@@ -50,21 +55,21 @@ def test_texts_of_all_are_kept_and_compared(given: list[str], answers: list[tupl
     assert {len(sample["tokens"]) for sample in samples} == {20}
 
 
-def test_the_runs_are_asked_for_texts_in_several_ways(
-    given: list[str], answers: list[tuple[str, ...]], tmp_path: Path
+def test_each_run_generates_texts_with_several_sampling_methods(
+    given: list[str], calls: list[tuple[str, ...]], tmp_path: Path
 ) -> None:
     compare.main([*given, "--seed=7", "--runs", "runs/plain", "--out", str(tmp_path / "out")])
     sizes = ("generate", "--run", "runs/plain", "--samples", "3", "--length", "20", "--seed", "7")
-    *generated, evaluated = answers
+    *generated, evaluated = calls
     assert generated == [
         (*sizes, "--order", "random", "--json"),
         (*sizes, "--order", "random", "--top_p", "0.9", "--json"),
         (*sizes, "--order", "confidence", "--json"),
     ]
-    assert evaluated == ("evaluate", "--run", "runs/plain", "--data", given[3], "--mask_prob", "[0, 1]", "--json")
+    assert evaluated == ("evaluate", "--run", "runs/plain", "--data", given[3], "--mask_prob_range", "0", "1", "--json")
 
 
-def test_the_seed_decides_on_the_texts(given: list[str], tmp_path: Path) -> None:
+def test_the_seed_determines_the_texts(given: list[str], tmp_path: Path) -> None:
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         compare.main([*given, f"--seed={seed}", "--out", str(tmp_path / out)])
     a, b, c = ((tmp_path / out / "samples.jsonl").read_text(encoding="utf-8").splitlines() for out in "abc")
@@ -78,8 +83,8 @@ def test_the_seed_decides_on_the_texts(given: list[str], tmp_path: Path) -> None
         (["--samples=0"], "--samples is 0: it must be at least 1"),
         (["--length=7"], "--length is 7: it must be at least 8"),
         (["--runs", "a/novels", "b/novels"], "--runs: two folders have the same name"),
-        (["--judge=nowhere"], "nowhere holds no whole judge: train one with docs/generation/train_judge.py"),
-        (["--samples=100000"], "passages of 20 tokens, not 100000: ask for less"),
+        (["--judge=nowhere"], "nowhere contains no complete judge: train one with docs/generation/train_judge.py"),
+        (["--samples=100000"], "passages of 20 tokens, but --samples is 100000: lower it"),
     ],
 )
 def test_a_mistake_is_one_line(given: list[str], mistake: list[str], complaint: str, tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ def train_judge(*arguments: object) -> Result:
     return start([sys.executable, "docs/generation/train_judge.py", *map(str, arguments)])
 
 
-def test_a_judge_learns_and_is_kept(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_judge_learns_and_is_saved(corpus_folder: Path, tmp_path: Path) -> None:
     result = train_judge("--corpus", corpus_folder, "--out", tmp_path / "judge", "--steps", 4)
     assert (result.returncode, result.stderr) == (0, "")
     vocabulary = Judge.load(tmp_path / "judge").tokenizer.get_vocab_size()
     assert f"vocabulary {vocabulary}, " in result.stdout
-    nats = re.search(r"([\d.]+) a token of its own", result.stdout)
+    nats = re.search(r"([\d.]+) per token of the judge", result.stdout)
     assert nats
     assert 1 < float(nats[1]) < math.log(vocabulary) - 0.3
 

@@ -1,8 +1,8 @@
-"""A throw-away Slurm cluster for tests: real daemons, all nodes on this machine, gone after the `with` block.
+"""A temporary Slurm cluster for tests: real daemons, all nodes on this machine, removed after the `with` block.
 
-The nodes n1, n2, ... are slurmd processes that differ in name and port. They have no host names of their own: where
-an address is needed, `scontrol show node` tells one (NodeAddr, here always 127.0.0.1). Partition `low` is the default;
-a job in `high` that needs the room sends those in `low` back into the queue.
+The nodes n1, n2, ... are slurmd processes that differ in name and port. They have no host names of their own:
+`scontrol show node` gives their address (NodeAddr, always 127.0.0.1). Partition `low` is the default. A job in `high`
+that needs their nodes preempts jobs in `low`, which are requeued.
 """
 
 import os
@@ -24,8 +24,8 @@ BINARIES = ("munged", "munge", "slurmctld", "slurmd", "srun", "sbatch", "scontro
 TORCHRUN = re.compile(r"(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)|(TORCHELASTIC|PET)_.*")
 FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"}
 
-# Become the parent of orphans among one's descendants, then the program named on the command line. slurmd leaves each
-# slurmstepd an orphan, which would otherwise be lost among the children of process 1.
+# Become the parent of orphaned descendants, then execute the command line. slurmd orphans each slurmstepd, which would
+# otherwise become a child of process 1.
 ADOPT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(36, 1, 0, 0, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 
 CONFIGURATION = """\
@@ -36,7 +36,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# A requeued job starts again only when the credential of its last start has expired: 120 s unless told otherwise.
+# A requeued job starts again only after the credential of its last start has expired: by default after 120 s.
 AuthInfo=socket={socket},cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -70,14 +70,14 @@ PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF MaxTime=INFINITE
 
 
 def find_missing() -> str | None:
-    """Why Slurm cannot run here, in a sentence; None where it can."""
+    """Why Slurm cannot run here, or None if it can."""
     if missing := [name for name in BINARIES if not shutil.which(name, path=SEARCH_PATH)]:
         return f"Slurm needs {', '.join(missing)} (Debian: apt-get install munge slurmctld slurmd slurm-client)."
-    return None if os.geteuid() == 0 else "Slurm's daemons have to be started by root."
+    return None if os.geteuid() == 0 else "Slurm's daemons must be started by root."
 
 
 def find_ports(count: int) -> int:
-    """The first of `count` free ports in a row, below those that the system gives to whoever asks."""
+    """The first of `count` consecutive free ports, below the ephemeral ports of the system."""
     for _ in range(100):
         first, held = random.randrange(16000, 28000), []
         with suppress(OSError):
@@ -87,29 +87,29 @@ def find_ports(count: int) -> int:
             server.close()
         if len(held) == count:
             return first
-    raise OSError(f"found no {count} free ports in a row")
+    raise OSError(f"no {count} consecutive free ports found")
 
 
 def find_descendants(ancestor: int) -> list[int]:
-    """Ids of the living processes below another."""
+    """Ids of the running descendants of a process."""
     children: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
+        with suppress(OSError):  # it has just ended
             state, parent, *_ = stat.read_text().rpartition(")")[2].split()
             if state not in "ZX":
                 children.setdefault(int(parent), []).append(int(stat.parent.name))
     found = [ancestor]
-    for pid in found:  # which grows under way
+    for pid in found:  # which grows meanwhile
         found += children.get(pid, [])
     return found[1:]
 
 
 def cut_power(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and all below it, at once and without a warning."""
-    process.send_signal(signal.SIGSTOP)  # first, so that it neither starts nor loses any
+    """Kill a process and all its descendants, without warning."""
+    process.send_signal(signal.SIGSTOP)  # first, so that it does not start or lose descendants
     end = time.monotonic() + 30
     while living := find_descendants(process.pid):
-        assert time.monotonic() < end, f"these do not die: {living}"
+        assert time.monotonic() < end, f"processes survive SIGKILL: {living}"
         for pid in living:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -119,28 +119,28 @@ def cut_power(process: subprocess.Popen[bytes]) -> None:
 
 
 class Cluster:
-    """A cluster of `nodes` nodes with `cpus` CPUs each, which keeps all its state in `folder`.
+    """A cluster of `nodes` nodes with `cpus` CPUs each, with all its state in `folder`.
 
-    `kill_wait` seconds pass between SIGTERM and SIGKILL where a job is cancelled, requeued or out of time. Before
-    that, the steps of a preempted job get a first SIGTERM, and `grace` seconds to make use of it, or up to
-    `kill_wait` + 10 where that is more: only then the scheduler looks again. `extra` is more lines of slurm.conf.
+    If a job is cancelled, requeued or out of time, `kill_wait` seconds pass between SIGTERM and SIGKILL. The steps of
+    a preempted job get a SIGTERM before that, and then `grace` seconds, or up to `kill_wait` + 10 if that is more,
+    because the scheduler does not check earlier. `extra` is appended to slurm.conf.
     """
 
     def __init__(
         self, folder: Path, nodes: int = 2, cpus: int = 1, extra: str = "", kill_wait: int = 10, grace: int = 60
     ) -> None:
         self.folder = folder.resolve()
-        self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
+        self.nodes = [f"n{i}" for i in range(1, nodes + 1)]
         self.socket = self.folder / "munge.sock"
         self.configuration = self.folder / "slurm.conf"
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
         longest_socket = self.folder / self.nodes[-1] / f"{self.nodes[-1]}_1000.4294967291"
-        assert len(str(longest_socket)) < 108, f"too long a path for the sockets in it: {self.folder}"
+        assert len(str(longest_socket)) < 108, f"the path is too long for sockets: {self.folder}"
         for name in ("state", *self.nodes):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         port = find_ports(nodes + 1)
-        # Keep to the loopback device where Slurm, which binds to its host's name, can be told to.
+        # Slurm binds to the host name. If that is a loopback address, use the loopback device only.
         local = socket.gethostbyname(socket.gethostname()).startswith("127.")
         text = CONFIGURATION.format(
             host=socket.gethostname().split(".")[0],
@@ -152,8 +152,8 @@ class Cluster:
             grace=grace,
         )
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-        for number, node in enumerate(self.nodes, start=1):
-            text += f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port + number} "
+        for i, node in enumerate(self.nodes, start=1):
+            text += f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port + i} "
             text += f"CPUs={cpus} RealMemory={memory} State=UNKNOWN\n"
         self.configuration.write_text(text + extra + "\n")
 
@@ -164,7 +164,7 @@ class Cluster:
         options = {"socket": self.socket, "key-file": key}
         options |= {f"{name}-file": self.folder / f"munge.{name}" for name in ("pid", "log", "seed")}
         try:
-            # --force: it would refuse a folder that only root can enter, as pytest's are.
+            # --force: munged refuses folders that only root can enter, such as those of pytest.
             self._start("munged", "--foreground", "--force", *(f"--{name}={value}" for name, value in options.items()))
             self._until("munged answers", self.socket.is_socket)
             self._start("slurmctld", "-D")
@@ -183,28 +183,28 @@ class Cluster:
                 cut_power(self._processes.pop(name))
 
     def run(self, *command: object, check: bool = True, cwd: Path | None = None, **environment: str) -> str:
-        """What one of Slurm's commands (sbatch, scontrol, squeue, scancel, ...) prints."""
-        kept = {
+        """The output of a Slurm command (sbatch, scontrol, squeue, scancel, ...)."""
+        variables = {
             name: value
             for name, value in os.environ.items()
             if not name.startswith(("SLURM", "SBATCH", "SRUN", "SQUEUE")) and not TORCHRUN.fullmatch(name)
         }
-        kept |= {"PATH": SEARCH_PATH, "SLURM_CONF": str(self.configuration)} | environment
+        variables |= {"PATH": SEARCH_PATH, "SLURM_CONF": str(self.configuration)} | environment
         words = [str(word) for word in command]
-        result = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=kept, timeout=120, check=False)
-        assert not check or result.returncode == 0, f"{words} ended with {result.returncode}: {result.stderr}"
+        result = subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=variables, timeout=120, check=False)
+        assert not check or result.returncode == 0, f"{words} exited with {result.returncode}: {result.stderr}"
         return result.stdout.strip()
 
     def submit(self, *arguments: object, cwd: Path | None = None, **environment: str) -> int:
-        """Hand a batch job in; its id. The job sees the environment of the tests, with `environment` in it."""
+        """Submit a batch job and return its id. It has the environment of the tests, updated with `environment`."""
         return int(self.run("sbatch", "--parsable", *arguments, check=True, cwd=cwd, **environment))
 
     def job(self, job: int) -> dict[str, str]:
-        """What Slurm knows of a job: JobState, Reason, Restarts, ExitCode, StdOut, ..."""
+        """Slurm's record of a job: JobState, Reason, Restarts, ExitCode, StdOut, ..."""
         return self._show("job", str(job))
 
     def node(self, node: str) -> dict[str, str]:
-        """What Slurm knows of a node: State, NodeAddr, SlurmdStartTime, ..."""
+        """Slurm's record of a node: State, NodeAddr, SlurmdStartTime, ..."""
         return self._show("node", node)
 
     def state(self, job: int) -> str:
@@ -214,7 +214,7 @@ class Cluster:
     def wait(
         self, job: int, until: Collection[str] | Callable[[dict[str, str]], bool], seconds: float
     ) -> dict[str, str]:
-        """What Slurm knows of a job as soon as it is in one of these states, or the function of that says so."""
+        """Wait until a job is in one of these states, or until its record meets a condition, and return the record."""
         end = time.monotonic() + seconds
         while True:
             seen = self.job(job)
@@ -227,25 +227,25 @@ class Cluster:
             time.sleep(0.3)
 
     def cut_off(self, node: str) -> None:
-        """Let a node lose its power: all that runs on it is gone. Slurm notices by itself, some 25 s later.
+        """Simulate a power failure of a node: all its processes are killed. Slurm notices about 25 s later.
 
-        It asks twice and waits for MessageTimeout plus 2 s each time; `extra="MessageTimeout=5"` makes that 18 s.
+        It asks twice and waits for MessageTimeout plus 2 s each time; with `extra="MessageTimeout=5"`, about 18 s.
         """
         cut_power(self._processes.pop(node))
 
     def give_back(self, node: str) -> None:
-        """Start a node again and wait until it can take jobs."""
-        # One that was back before anybody had noticed would never tell which of its steps are gone.
-        self._until(f"{node} is missed", lambda: self.node(node)["State"].startswith("DOWN"))
-        # Slurm tries for 12 s more to end what ran on it, and no machine is back so soon. What it would end by then
-        # is the next start of the job.
-        self._until(f"nothing is sent to {node}", lambda: self._agents() == 0)
+        """Restart a node and wait until it accepts jobs."""
+        # If a node returned before Slurm had noticed, Slurm would never learn that its steps are gone.
+        self._until(f"{node} is down", lambda: self.node(node)["State"].startswith("DOWN"))
+        # Slurm tries for 12 s more to kill what ran on it. No real machine restarts so soon: here, it would kill the
+        # next start of the job.
+        self._until(f"no message to {node} is pending", lambda: self._agents() == 0)
         self._start(node, "-D", "-N", node)
         usable = re.compile(r"(IDLE|MIXED|ALLOCATED)(\+COMPLETING)?")
         self._until(f"{node} is back", lambda: usable.fullmatch(self.node(node)["State"]) is not None)
 
     def _agents(self) -> int:
-        """How many of slurmctld's threads are sending something to nodes."""
+        """The number of slurmctld's threads that are sending messages to nodes."""
         return int(re.findall(r"^Agent count:\s*(\d+)$", self.run("sdiag"), re.MULTILINE)[0])
 
     def _start(self, name: str, *arguments: str) -> None:
@@ -259,7 +259,7 @@ class Cluster:
                 stderr=output,
                 cwd=self.folder,
                 env=environment,
-                start_new_session=True,  # Ctrl-C is for the tests
+                start_new_session=True,  # so that Ctrl-C reaches the tests only
             )
 
     def _until(self, what: str, condition: Callable[[], bool], seconds: float = 120) -> None:
@@ -269,7 +269,7 @@ class Cluster:
             if dead or time.monotonic() > end:
                 logs = [path for pattern in ("*.out", "*.log") for path in sorted(self.folder.glob(pattern))]
                 text = "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in logs)
-                raise AssertionError(f"waited in vain until {what}; ended: {dead}\n{text}")
+                raise AssertionError(f"timeout or dead daemon while waiting until {what}; dead: {dead}\n{text}")
             time.sleep(0.2)
 
     def _show(self, kind: str, name: str) -> dict[str, str]:

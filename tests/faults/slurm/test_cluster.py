@@ -1,4 +1,4 @@
-"""The throw-away Slurm cluster does what the tests of the batch script ask of it."""
+"""The temporary Slurm cluster does what the tests of the batch script need."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 BOTH_NODES = ("--nodes=2", "--exclusive", "--requeue")
 
-# A job that says how often it has been restarted, then stays in a step; from the second start on it just ends.
+# A job that prints how often it has been restarted. The first start then runs a step, later ones end at once.
 STAY = """#!/bin/bash
 echo "start ${SLURM_RESTART_COUNT:-0}"
 [ -n "$SLURM_RESTART_COUNT" ] || srun bash -c "$1"
@@ -25,15 +25,15 @@ def write_script(folder: Path) -> Path:
 
 
 def wait_for_output(cluster: Cluster, job: int, text: str, seconds: float = 60) -> dict[str, str]:
-    def has_come(seen: dict[str, str]) -> bool:
+    def is_printed(seen: dict[str, str]) -> bool:
         output = Path(seen["StdOut"])
         return output.is_file() and text in output.read_text()
 
-    return cluster.wait(job, has_come, seconds)
+    return cluster.wait(job, is_printed, seconds)
 
 
 def find_processes(word: str) -> set[int]:
-    """Ids of the living processes with this word in their environment."""
+    """Ids of the running processes with this word in their environment."""
     found = set()
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
@@ -42,7 +42,7 @@ def find_processes(word: str) -> set[int]:
     return found
 
 
-def test_a_job_of_two_nodes_runs_a_step_on_each(cluster: Cluster, tmp_path: Path):
+def test_a_job_on_two_nodes_runs_a_step_on_each(cluster: Cluster, tmp_path: Path):
     job = cluster.submit(*BOTH_NODES, "--wrap", "srun sh -c 'echo \"$SLURMD_NODENAME $WORD\"'", cwd=tmp_path, WORD="hi")
 
     seen = cluster.wait(job, {"COMPLETED"}, 60)
@@ -74,11 +74,11 @@ def test_a_requeued_job_runs_again_soon(cluster: Cluster, tmp_path: Path):
     assert "start 1" in Path(seen["StdOut"]).read_text()
 
 
-def test_nothing_is_left_running(tmp_path: Path):
+def test_no_process_is_left_running(tmp_path: Path):
     if reason := find_missing():
         pytest.skip(reason)
     pids = tmp_path / "pids"
-    # A process of a step, and one that nobody waits for.
+    # A process of a step, and a background process.
     script = "setsid sleep 1234 & echo $! >>pids; srun sh -c 'echo $$ >>pids; sleep 1234'"
 
     with Cluster(tmp_path, nodes=1) as cluster:
@@ -90,7 +90,7 @@ def test_nothing_is_left_running(tmp_path: Path):
     assert find_processes(str(cluster.configuration)) == set()
 
 
-def test_a_cluster_that_does_not_come_up_tells_why_and_leaves_nothing_running(tmp_path: Path):
+def test_a_cluster_that_does_not_start_reports_why_and_leaves_no_process(tmp_path: Path):
     if reason := find_missing():
         pytest.skip(reason)
 

@@ -1,4 +1,4 @@
-"""slurm/train.sh on a real cluster of two nodes: whatever happens to a job, the run ends in the same bits."""
+"""slurm/train.sh on a real cluster of two nodes: after any fault of a job, the run ends in the same bits."""
 
 import os
 import re
@@ -19,19 +19,19 @@ from tests.faults.slurm.cluster import SEARCH_PATH, Cluster, find_missing
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(600)]
 
-NO_PROGRESS = "has made no progress since it started and does not go back into the queue"
-GOES_BACK = "goes back into the queue"
+NO_PROGRESS = "made no progress since it started: it is not requeued"
+REQUEUED = "is requeued"
 TORCHRUN = (sys.executable, "--rdzv_backend=c10d")
-TRAINER = ("-u", "-m", "mlm_dist.train")  # how torchrun starts one
+TRAINER = ("-u", "-m", "mlm_dist.train")  # as torchrun starts it
 FREEZER = Path("/sys/fs/cgroup/freezer")
-PATIENCE = 180.0  # seconds for anything that takes ten or twenty when nobody else is at work
+PATIENCE = 180.0  # seconds for what takes 10 to 20 on an idle machine
 
 
 class Job:
-    """A run and the job that trains it, of two nodes unless told otherwise.
+    """A run, and the job that trains it, by default on two nodes.
 
     Attributes:
-        run_dir: of the run.
+        run_dir: the run directory.
     """
 
     def __init__(self, cluster: Cluster, corpus: Path, run_dir: Path, *options: object, **overrides: object) -> None:
@@ -51,12 +51,12 @@ class Job:
 
     @property
     def log(self) -> str:
-        """What the job has printed, in all its starts."""
+        """The output of the job, over all its starts."""
         path = Path(f"{self.run_dir}-{self.id}.out")
         return path.read_text() if path.exists() else ""
 
     def end(self, state: str, restarts: int) -> None:
-        """Wait for the job's end and see that it is the one expected."""
+        """Wait until the job has ended in a state, and check how often it was restarted."""
         seen = self.cluster.wait(self.id, {state}, PATIENCE)
         assert seen["Restarts"] == str(restarts), self.log
 
@@ -64,7 +64,7 @@ class Job:
         self.cluster.wait(self.id, lambda _: text in self.log, PATIENCE)
 
     def wait_for_step(self, step: int) -> None:
-        """Wait until the run has come to a step, and not much further."""
+        """Wait until the run has reached a step, with little delay."""
         reached = has_reached(self.run_dir, step)
 
         def reached_soon(_: object) -> bool:
@@ -76,33 +76,33 @@ class Job:
         self.cluster.wait(self.id, reached_soon, PATIENCE)
 
     def processes(self, *words: str) -> dict[str, int]:
-        """Ids of the job's processes with these words among their arguments, by node."""
+        """Ids of the job's processes whose arguments include these words, by node."""
         found = {}
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it has just ended
                 arguments = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 lines = (process / "environ").read_bytes().decode(errors="replace").split("\0")
                 environment = dict(line.split("=", maxsplit=1) for line in lines if "=" in line)
-                ours = environment.get("SLURM_CONF") == str(self.cluster.configuration)
-                if ours and environment.get("SLURM_JOB_ID") == str(self.id) and set(words) <= set(arguments):
+                in_cluster = environment.get("SLURM_CONF") == str(self.cluster.configuration)
+                if in_cluster and environment.get("SLURM_JOB_ID") == str(self.id) and set(words) <= set(arguments):
                     found[environment["SLURMD_NODENAME"]] = int(process.name)
         return found
 
     def trainers(self) -> dict[str, int]:
-        """Ids of the processes that train, by node."""
+        """Ids of the training processes, by node."""
         return self.processes(*TRAINER)
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal to the processes that train."""
+        """Send a signal to the training processes."""
         for pid in self.trainers().values():
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
     @contextmanager
-    def held(self, step: int | None) -> Iterator[None]:
-        """Hold the run at a step, or shortly after, so that what the block does meets it there; with None in start-up.
+    def paused(self, step: int | None) -> Iterator[None]:
+        """Pause the run at a step, or shortly after, for the duration of the block. None: during startup.
 
-        Slurm lets it go by itself where it sends TERM: it sends CONT before that.
+        If Slurm sends TERM, it ends the pause, because it sends CONT first.
         """
         if step is None:
             self.cluster.wait(self.id, lambda _: len(self.trainers()) == 2, PATIENCE)
@@ -110,17 +110,17 @@ class Job:
             self.wait_for_step(step)
         self.send(signal.SIGSTOP)
         try:
-            assert not (self.run_dir / "DONE").exists(), "the run was faster than the test"
+            assert not (self.run_dir / "DONE").exists(), "the run was done before it could be paused"
             yield
         finally:
             self.send(signal.SIGCONT)
 
 
-def test_two_nodes_train_one_model_and_the_log_says_how_to_continue(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_two_nodes_train_one_model_and_the_log_reports_how_to_continue(cluster, corpus_folder, unbroken_pair, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
     job.end("COMPLETED", restarts=0)
     assert_same_run(job.run_dir, unbroken_pair)
-    assert "on n[1-2]: 1 processes a node" in job.log
+    assert "on n[1-2]: processes per node: 1" in job.log
     assert "2 x cpu, step 0 to 240" in job.log
     assert f"the run is in {job.run_dir}" in job.log
     continues = re.search(r"`(sbatch --nodes=2 slurm/train.sh .*)` continues it", job.log)
@@ -128,34 +128,32 @@ def test_two_nodes_train_one_model_and_the_log_says_how_to_continue(cluster, cor
     assert set(continues[1].split()) >= set(tiny_flags(corpus_folder, job.run_dir, **SETTINGS))
 
 
-def test_a_run_goes_on_after_its_time_limit_and_after_scancel(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_a_run_continues_after_its_time_limit_and_after_scancel(cluster, corpus_folder, unbroken_pair, tmp_path):
     run_dir = tmp_path / "run"
     first = Job(cluster, corpus_folder, run_dir, "--time=60", "--signal=B:USR1@110")
-    with first.held(50):
-        # Slurm looks every 30 s, and warns of what may come before it looks again.
+    with first.paused(50):
+        # Slurm checks every 30 s, and sends a warning that falls due before the next check.
         cluster.run("scontrol", "update", f"JobId={first.id}", "TimeLimit=2")
         cluster.wait(first.id, lambda _: (run_dir / "STOP").exists(), PATIENCE)
     cluster.wait(first.id, {"PENDING"}, PATIENCE)
     cluster.run("scontrol", "update", f"JobId={first.id}", "TimeLimit=60")
-    assert GOES_BACK in first.log
+    assert REQUEUED in first.log
     assert f"stopped by {run_dir / 'STOP'} at step " in first.log
 
-    with first.held(130):
+    with first.paused(130):
         cluster.run("scancel", first.id)
         first.wait_for_log("stopped by SIGTERM at step ")
     first.end("CANCELLED", restarts=1)
-    assert first.log.count(GOES_BACK) == 1
+    assert first.log.count(REQUEUED) == 1
     assert not (run_dir / "DONE").exists()
 
-    (run_dir / "STOP").touch()  # as one that came too late leaves behind
+    (run_dir / "STOP").touch()  # left behind by a request that came too late
     second = Job(cluster, corpus_folder, run_dir)
     second.end("COMPLETED", restarts=0)
     assert_same_run(run_dir, unbroken_pair)
 
 
-def test_a_preempted_job_goes_back_into_the_queue_before_its_first_step_too(
-    cluster, corpus_folder, unbroken_pair, tmp_path
-):
+def test_a_preempted_job_is_requeued_even_before_its_first_step(cluster, corpus_folder, unbroken_pair, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
 
     def preempt() -> None:
@@ -165,12 +163,12 @@ def test_a_preempted_job_goes_back_into_the_queue_before_its_first_step_too(
     def stopped_at() -> list[int]:
         return [int(step) for step in re.findall(r"stopped by SIGTERM at step (\d+)", job.log)]
 
-    # TERM ends a process that is still starting up, or, if it is further than that, it stops at step 0.
-    with job.held(step=None):
+    # TERM kills a process that is still starting up; a later one stops at step 0.
+    with job.paused(step=None):
         preempt()
     assert set(stopped_at()) <= {0}
     assert not list_checkpoints(job.run_dir / "checkpoints")
-    with job.held(50):
+    with job.paused(50):
         preempt()
     assert max(stopped_at()) >= 50
     job.end("COMPLETED", restarts=2)
@@ -179,12 +177,12 @@ def test_a_preempted_job_goes_back_into_the_queue_before_its_first_step_too(
 
 @pytest.fixture
 def tracking_cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """A cluster that keeps track of a job's processes by cgroup, as real ones do, where this machine lets it."""
+    """A cluster that tracks the processes of a job by cgroup, like real clusters, if this machine permits it."""
     if reason := find_missing():
         pytest.skip(reason)
     remove_groups()
     if not os.access(FREEZER, os.W_OK) or list(FREEZER.glob("slurm_n*")):
-        pytest.skip(f"{FREEZER} cannot be written, or another cluster uses it")
+        pytest.skip(f"{FREEZER} is not writable, or another cluster uses it")
     folder = tmp_path / "slurm"
     folder.mkdir()
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
@@ -196,16 +194,16 @@ def tracking_cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 
 def remove_groups() -> None:
-    """Remove the empty cgroups that the nodes of a cluster leave behind."""
+    """Remove empty cgroups that the nodes of a cluster left behind."""
     for root in FREEZER.glob("slurm_n*"):
         for folder, _, _ in os.walk(root, topdown=False):
             with suppress(OSError):
                 Path(folder).rmdir()
 
 
-def test_a_signal_that_reaches_torchrun_too_does_no_harm(tracking_cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_a_signal_to_torchrun_and_its_workers_is_harmless(tracking_cluster, corpus_folder, unbroken_pair, tmp_path):
     job = Job(tracking_cluster, corpus_folder, tmp_path / "run")
-    with job.held(50):
+    with job.paused(50):
         tracking_cluster.run("scancel", "--signal=USR1", job.id)
         job.wait_for_log("SIGUSR1")  # torchrun passes it on
     job.end("COMPLETED", restarts=1)
@@ -213,7 +211,7 @@ def test_a_signal_that_reaches_torchrun_too_does_no_harm(tracking_cluster, corpu
     assert_same_run(job.run_dir, unbroken_pair)
 
 
-def test_training_goes_on_after_the_loss_of_any_process(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_training_continues_after_the_loss_of_any_process(cluster, corpus_folder, unbroken_pair, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
     for node, step in (("n2", 30), ("n1", 90)):
         job.wait_for_step(step)
@@ -221,15 +219,15 @@ def test_training_goes_on_after_the_loss_of_any_process(cluster, corpus_folder, 
     job.wait_for_step(120)
     assert cluster.job(job.id)["Restarts"] == "0"
     assert job.log.count("2 x cpu, step ") == 3
-    # With its torchrun gone as well, a node is of no use until the job starts again.
+    # If its torchrun is killed as well, a node is lost until the job is restarted.
     for words in (TORCHRUN, TRAINER):
         os.kill(job.processes(*words)["n2"], signal.SIGKILL)
-    job.wait_for_log(GOES_BACK)
+    job.wait_for_log(REQUEUED)
     job.end("COMPLETED", restarts=1)
     assert_same_run(job.run_dir, unbroken_pair)
 
 
-def test_a_run_goes_on_after_the_loss_of_either_node(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_a_run_continues_after_the_loss_of_either_node(cluster, corpus_folder, unbroken_pair, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
     for node, step in (("n2", 50), ("n1", 130)):
         job.wait_for_step(step)
@@ -241,11 +239,11 @@ def test_a_run_goes_on_after_the_loss_of_either_node(cluster, corpus_folder, unb
     assert_same_run(job.run_dir, unbroken_pair)
 
 
-def test_a_job_that_comes_no_further_does_not_go_back_into_the_queue(cluster, corpus_folder, tmp_path):
+def test_a_job_without_progress_is_not_requeued(cluster, corpus_folder, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "DONE").touch()  # the training goes on from there with more steps, say
+    (tmp_path / "run" / "DONE").touch()  # as if the training continued with more steps
     job = Job(cluster, corpus_folder, tmp_path / "run")
-    with job.held(50):
+    with job.paused(50):
         cluster.run("scancel", "--batch", "--signal=USR1", job.id)
         cluster.wait(job.id, lambda _: (job.run_dir / "STOP").exists(), PATIENCE)
     job.wait_for_log(f"job {job.id}, start 1")
@@ -256,7 +254,7 @@ def test_a_job_that_comes_no_further_does_not_go_back_into_the_queue(cluster, co
     assert list_checkpoints(job.run_dir / "checkpoints") == newest
 
 
-def test_a_mistake_that_only_the_training_finds_ends_the_job(cluster, corpus_folder, run_dir, tmp_path, monkeypatch):
+def test_an_error_found_by_the_training_only_ends_the_job(cluster, corpus_folder, run_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("MAX_RESTARTS", "0")
     shutil.copytree(run_dir, tmp_path / "run")
     job = Job(cluster, corpus_folder, tmp_path / "run", seed=5)

@@ -9,7 +9,7 @@ from mlm_dist.plots.neighbours import Neighbourhood, find_neighbours
 from mlm_dist.plots.sentences import Sentence, fill_sentences
 
 
-class Answers(NamedTuple):
+class ModelOutputs(NamedTuple):
     """The outputs of a model.
 
     Attributes:
@@ -25,7 +25,7 @@ class Answers(NamedTuple):
     note: str
 
 
-def answer(model: TrainedModel, text: str | None, words: Sequence[str], texts: Sequence[str]) -> Answers:
+def compute_outputs(model: TrainedModel, text: str | None, words: Sequence[str], texts: Sequence[str]) -> ModelOutputs:
     """Compute the attention maps of a text, the neighbours of words, and the predictions for the masks of texts.
 
     Raises:
@@ -33,4 +33,4 @@ def answer(model: TrainedModel, text: str | None, words: Sequence[str], texts: S
     """
     attention = attend(model, text) if text is not None else None
     neighbourhoods = [find_neighbours(model, word) for word in words]
-    return Answers(attention, neighbourhoods, fill_sentences(model, texts), note="")
+    return ModelOutputs(attention, neighbourhoods, fill_sentences(model, texts), note="")

@@ -1,6 +1,6 @@
-"""A contender: this package or a peer. `serve` runs it in a process of its own, at the benchmark's command.
+"""A candidate: this package or a peer. `serve` runs it in its own process and executes the commands of the benchmark.
 
-Each contender has its own process, because their memory allocators are configured differently, and because peak memory
+Each candidate has its own process, because their memory allocators are configured differently, and because peak memory
 is measured per process.
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from mlm_dist.benchmarks.parts import synchronize
-from mlm_dist.benchmarks.peers import ENCODERS, mask_from_the_global_generator
+from mlm_dist.benchmarks.peers import ENCODERS, mask_with_global_generator
 from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.corpus import Corpus
@@ -33,7 +33,7 @@ from mlm_dist.training.trainer import Trainer
 BATCHES_TO_READ = 100
 
 
-class Contender(Protocol):
+class Candidate(Protocol):
     """A training implementation that the benchmark measures.
 
     Attributes:
@@ -46,7 +46,7 @@ class Contender(Protocol):
         """Run one optimizer step, including reading and masking its rows."""
 
 
-class Ours:
+class MlmDist:
     """The trainer of this package."""
 
     def __init__(self, config: Config, corpus: Corpus, folder: Path) -> None:
@@ -61,7 +61,7 @@ class Ours:
         self.trainer.is_stopping()
         self.trainer.train_step()
 
-    def split(self) -> dict[str, float]:
+    def step_parts(self) -> dict[str, float]:
         """Run one step and time its parts, in seconds. On a GPU, synchronizing after each part adds a little."""
         forward: list[float] = []
         model = self.trainer.model
@@ -84,14 +84,14 @@ class Ours:
         """Seconds that an all-reduce of all gradients takes by itself; 0 without a process group."""
         if not self.processes.is_distributed:
             return 0.0
-        gradients = torch.cat([weight.detach().flatten() for weight in self.trainer.state.encoder.parameters()])
+        gradients = torch.cat([parameter.detach().flatten() for parameter in self.trainer.state.encoder.parameters()])
         self.processes.any(False)  # a barrier, so that all ranks start at the same time
         start = self.now()
         dist.all_reduce(gradients)
         return self.now() - start
 
     def now(self) -> float:
-        """The time, in seconds, once all work queued on the device is done."""
+        """The time, in seconds, after all work queued on the device is done."""
         synchronize(self.device)
         return time.perf_counter()
 
@@ -114,8 +114,8 @@ class Ours:
         self.saver.wait()
 
 
-class Theirs:
-    """A peer's training step: masks from torch's global generator, mean loss of the batch, AdamW with its defaults."""
+class Peer:
+    """A peer's training step: masks from torch's global generator, mean loss of the batch, default AdamW."""
 
     def __init__(self, name: str, config: Config, corpus: Corpus) -> None:
         self.config = config
@@ -130,7 +130,7 @@ class Theirs:
     def step(self) -> None:
         """Run one step."""
         tokens = torch.from_numpy(self.rows[next(self.batches).rows].astype("int64"))
-        inputs, labels = mask_from_the_global_generator(tokens, self.config, self.mask_id)
+        inputs, labels = mask_with_global_generator(tokens, self.config, self.mask_id)
         with autocast(self.device, self.dtype):
             loss = self.model(inputs.to(self.device), labels.to(self.device))
         loss.backward()
@@ -138,39 +138,39 @@ class Theirs:
         self.optimizer.zero_grad()
 
 
-def answer(contender: Contender, question: str) -> Any:
-    """Execute a command of the benchmark: `run N`, `split`, `read`, `save`, `finish_saving` or `peak_memory`.
+def execute(candidate: Candidate, command: str) -> Any:
+    """Execute a command of the benchmark: `run N`, `step_parts`, `read`, `save`, `finish_saving` or `peak_memory`.
 
     `run N` returns the mean time of N steps, in seconds.
     """
-    name, _, count = question.partition(" ")
+    name, _, count = command.partition(" ")
     if name == "peak_memory":
-        return peak_memory(contender.device)
+        return peak_memory(candidate.device)
     if name != "run":
-        return getattr(contender, name)()
-    synchronize(contender.device)
+        return getattr(candidate, name)()
+    synchronize(candidate.device)
     start = time.perf_counter()
     for _ in range(int(count)):
-        contender.step()
-    synchronize(contender.device)
+        candidate.step()
+    synchronize(candidate.device)
     return (time.perf_counter() - start) / int(count)
 
 
 def serve() -> None:
-    """Run the contender that the command line names: for each command on stdin, print one line of JSON on stdout.
+    """Run the candidate that the command line names: for each command on stdin, print one line of JSON on stdout.
 
-    The command line consists of the contender's name and a folder with its `config.yaml`, which it may write to.
+    The command line consists of the candidate's name and a folder with its `config.yaml`, which it may write to.
     """
     name, folder = sys.argv[1], Path(sys.argv[2])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # other output goes to stderr, not between the lines of JSON
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # other output goes to stderr, so that stdout contains only JSON
     try:
         config = read_config(folder / "config.yaml")
         corpus = Corpus.open(Path(config.data.path))
-        contender = Ours(config, corpus, folder) if name == "mlm_dist" else Theirs(name, config, corpus)
-        print(json.dumps("ready"), file=answers, flush=True)
+        candidate = MlmDist(config, corpus, folder) if name == "mlm_dist" else Peer(name, config, corpus)
+        print(json.dumps("ready"), file=replies, flush=True)
         for line in sys.stdin:
-            print(json.dumps(answer(contender, line.strip())), file=answers, flush=True)
+            print(json.dumps(execute(candidate, line.strip())), file=replies, flush=True)
     except UserError as error:
-        print(json.dumps({"refused": str(error)}), file=answers, flush=True)
-    os._exit(0)  # gloo's threads sometimes abort while the interpreter shuts down
+        print(json.dumps({"user_error": str(error)}), file=replies, flush=True)
+    os._exit(0)  # gloo's threads sometimes abort when the interpreter shuts down
