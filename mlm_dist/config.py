@@ -228,6 +228,9 @@ class Config:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Dtype of the matrix products. auto: bf16 if the device computes in it, else fp16 on a GPU and fp32 on a CPU.
     Parameters and optimizer state are always fp32."""
+    report_to: list[Text] = field(default_factory=list)
+    """Experiment trackers that show the figures of the run, in addition to metrics.jsonl: `tensorboard`, `wandb`,
+    `mlflow`."""
     debug: bool = False
     """One process, deterministic algorithms, every operation checked for NaN. Slow."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -19,6 +19,7 @@ from mlm_dist.data.texts import find_documents
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
+from mlm_dist.fault_points import reached
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import loss_and_hits
 from mlm_dist.precision import autocast
@@ -127,6 +128,7 @@ def evaluate_batches(
         if batch is None:
             continue
         with autocast(processes.device, dtype):
+            reached("evaluation batch begins")
             hidden = encoder.encode(batch.inputs, batch.positions)
             found = loss_and_hits(hidden, encoder.output, batch.targets, batch.loss_weights)
         sums += torch.stack([*found, batch.loss_weights.sum()])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mlm_dist.command_line import run_verb
 from mlm_dist.config import Config
 from mlm_dist.config_reading import parse_config
+from mlm_dist.fault_points import reached
 from mlm_dist.output import print_log, warn
 from mlm_dist.training.stopping import StopRequest
 
@@ -39,6 +40,7 @@ def train(config: Config, stop: StopRequest) -> None:
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.run.machine import describe_machine  # noqa: PLC0415
     from mlm_dist.run.run_dir import RunDir  # noqa: PLC0415
+    from mlm_dist.run.trackers import check_trackers  # noqa: PLC0415
     from mlm_dist.training.memory import keep_freed_memory  # noqa: PLC0415
     from mlm_dist.training.resume import resume  # noqa: PLC0415
     from mlm_dist.training.summary import adjustments, describe, summarize  # noqa: PLC0415
@@ -48,6 +50,7 @@ def train(config: Config, stop: StopRequest) -> None:
     processes = Processes(config.device, config.train.hang_timeout)
     run_dir = RunDir(Path(config.run_dir))
     with processes.raise_on_all_ranks():
+        check_trackers(config.report_to)
         run_dir.check(config)
         config = run_dir.complete(config)
     folder = processes.on_rank_zero(lambda: find_or_prepare(config.data, config.model.vocab_size))
@@ -61,10 +64,13 @@ def train(config: Config, stop: StopRequest) -> None:
             if processes.is_rank_zero:
                 run_dir.check_space(trainer.state.max_bytes, config)
                 run_dir.take()
+        reached("resume begins")
         resume(trainer)
+        reached("resumed")
         with processes.raise_on_all_ranks():
             if processes.is_rank_zero:  # nothing is written before everything has been checked
                 run_dir.begin(config, corpus.tokenizer)
+                reached("run begun")
                 run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
         if processes.is_rank_zero:
             print_log(describe(trainer))
@@ -85,7 +91,9 @@ def draw(run_dir: "RunDir") -> None:
     from mlm_dist.plots.curves import draw_curves  # noqa: PLC0415
 
     try:
+        reached("plot begins")
         draw_curves(run_dir.metrics, run_dir.curves)
+        reached("plotted")
     except OSError as error:
         warn(f"{run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` draws it again")
 

@@ -2,7 +2,7 @@
 
 Verbs -> huggingface, benchmarks -> plots -> mlm_dist -> inference -> training -> evaluation, run ->
 model, data, distributed -> precision, config_reading, command_line -> config_keys -> config, files, foreign_names ->
-errors, output.
+errors, fault_points, output.
 """
 
 import ast
@@ -16,7 +16,7 @@ from tests.conftest import REPOSITORY, start
 
 PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
-    {"errors", "output"},
+    {"errors", "fault_points", "output"},
     {"config", "files", "foreign_names"},
     {"config_keys"},
     {"config_reading", "command_line", "precision"},

@@ -19,6 +19,7 @@ from typing import IO, Any
 import torch
 
 from mlm_dist.errors import UserError
+from mlm_dist.fault_points import reached
 from mlm_dist.files import open_regular, read_json
 from mlm_dist.output import warn
 
@@ -54,18 +55,24 @@ def save_checkpoint(
         shutil.rmtree(incomplete)
     partial.mkdir()
     try:
+        reached("checkpoint begins")
         with (partial / STATE).open("wb") as file:
             write(state, file)
+            reached("state written")
         flush(partial / STATE)
+        reached("state flushed")
         manifest = {"step": step, "files": {STATE: fingerprint(partial / STATE)}, "record": record}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         flush(partial / MANIFEST)
         flush(partial)
+        reached("checkpoint flushed")
         shutil.rmtree(path, ignore_errors=True)  # a damaged checkpoint of the same step
         partial.rename(path)
+        reached("checkpoint renamed")
         flush(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    reached("checkpoint saved")
     for expired in find_expired(folder, step, keep, val_losses or {}):
         shutil.rmtree(expired, ignore_errors=True)
 

@@ -1,5 +1,6 @@
 """Recording a run: each event goes to every sink, on rank 0. Ranks without sinks record nothing."""
 
+import dataclasses
 import math
 import sys
 import time
@@ -7,14 +8,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
+from mlm_dist.config import Config
+from mlm_dist.config_reading import flatten
+from mlm_dist.fault_points import reached
 from mlm_dist.output import print_log, warn
 from mlm_dist.run.metrics import Event, MetricsFile, drop_later_events
 from mlm_dist.run.run_dir import RunDir
-from mlm_dist.run.tensorboard import TensorBoard
+from mlm_dist.run.trackers import TrackerSink
 
 Kind = Literal["train", "val", "skipped"]
+IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 
 
 class Sink(Protocol):
@@ -58,14 +63,17 @@ class Recorder:
         self._last = {"tokens": tokens, "seconds": seconds}
 
     @classmethod
-    def of_run(cls, run_dir: RunDir, step: int, tokens: int, seconds: float, max_iters: int) -> "Recorder":
+    def of_run(cls, run_dir: RunDir, config: Config, step: int, tokens: int, seconds: float) -> "Recorder":
         """Open the files of a run at `step`. Later events, of a process that was killed, are dropped."""
+        reached("recorder opens")
         kept = drop_later_events(run_dir.metrics, step)
+        reached("later events dropped")
         val_losses = {event["step"]: event["val_loss"] for event in kept if event.get("val_loss") is not None}
+        values = dict(flatten(dataclasses.asdict(config)))
         sinks: list[Sink] = [
             MetricsFile(run_dir.metrics),
-            TensorBoard(run_dir.tensorboard, step),
-            Progress(run_dir, step, max_iters),
+            Progress(run_dir, step, config.train.max_iters),
+            *(TrackerSink(name, run_dir.path, values, step) for name in config.report_to),
         ]
         return cls(sinks, tokens, seconds, val_losses)
 
@@ -101,7 +109,9 @@ class Recorder:
 
     def _add(self, kind: Kind, event: Event) -> None:
         for sink in self.sinks:
+            reached("event goes to a sink")
             sink.add(kind, event)
+        reached("event recorded")
 
 
 class Progress:
@@ -117,7 +127,8 @@ class Progress:
         self.run_dir = run_dir
         self.max_iters = max_iters
         self.last_evaluation = ""
-        self.bar = tqdm(total=max_iters, initial=step, unit="step", disable=not sys.stderr.isatty(), dynamic_ncols=True)
+        self.has_screen = IN_NOTEBOOK or sys.stderr.isatty()
+        self.bar = tqdm(total=max_iters, initial=step, unit="step", disable=not self.has_screen, dynamic_ncols=True)
 
     def add(self, kind: Kind, event: Event) -> None:
         """Show an event."""
@@ -148,7 +159,7 @@ class Progress:
         self.bar.close()
 
     def _print(self, line: str) -> None:
-        if self.bar.disable or not sys.stdout.isatty():
+        if not self.has_screen or not (IN_NOTEBOOK or sys.stdout.isatty()):
             print_log(line)
 
 

@@ -11,6 +11,7 @@ from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
+from mlm_dist.fault_points import reached
 from mlm_dist.files import format_size, replacing
 from mlm_dist.run.checkpoint import list_checkpoints, read_record
 from mlm_dist.run.lock import lock
@@ -41,7 +42,6 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model.pth"
         self.curves = path / "plots" / "curves.png"
-        self.tensorboard = path / "tensorboard"
         self.tokenizer = path / "tokenizer"
         self.done = path / "DONE"
         self.stop = path / "STOP"
@@ -125,6 +125,7 @@ class RunDir:
         """
         with self.written():
             tokenizer.save(self.tokenizer)
+            reached("tokenizer saved")
             with replacing(self.config) as file:
                 file.write(config.to_yaml().encode())
             self.done.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError
 from mlm_dist.evaluation import Validator
+from mlm_dist.fault_points import reached
 from mlm_dist.files import replacing
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import MaskedLoss
@@ -111,7 +112,7 @@ class Trainer:
         """Train until the last step or a stop request."""
         state, max_iters, interval = self.state, self.config.train.max_iters, self.config.checkpoint.interval
         if self.processes.is_rank_zero:
-            self.recorder = Recorder.of_run(self.run_dir, state.step, self.tokens, state.seconds, max_iters)
+            self.recorder = Recorder.of_run(self.run_dir, self.config, state.step, self.tokens, state.seconds)
         if self.lacks_evaluation():
             self.evaluate()
         stopwatch = Stopwatch(state.seconds)
@@ -144,10 +145,12 @@ class Trainer:
 
     def train_step(self) -> StepResult:
         """Take the next optimizer step."""
+        reached("step begins")
         batch, lr = self.next_batch(), self.learning_rate()
         loss = self.forward_backward(batch)
         grad_norm = self.optimizer_step(lr)
         self.state.step += 1
+        reached("step taken")
         return StepResult(batch, loss, grad_norm, lr)
 
     def learning_rate(self) -> float:
@@ -172,6 +175,7 @@ class Trainer:
         micro_batches = batch.micro_batches(self.micro_batch_size)
         losses = []
         for index, micro_batch in enumerate(micro_batches):
+            reached("micro-batch begins")
             with self.maybe_no_sync(is_last=index + 1 == len(micro_batches)):
                 with autocast(self.device, self.dtype):
                     loss = self.model(**vars(micro_batch)) / count
@@ -231,6 +235,7 @@ class Trainer:
         result = self.validator.evaluate(self.state.encoder, self.is_stopping)
         if result:
             self.recorder.evaluation(step=self.state.step, **result)
+            reached("evaluated")
 
     def save(self) -> None:
         """Start to write a checkpoint (rank 0)."""
@@ -255,8 +260,10 @@ class Trainer:
             if self.stop_reason:
                 self.run_dir.stopped.write_text(f"{self.stop_reason}\n", encoding="utf-8")
             else:
+                reached("results begin")
                 with replacing(self.run_dir.model) as file:
                     write(copy_to_cpu(self.state.encoder.state_dict()), file)
+                    reached("model.pth written")
         except OSError as error:
             raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
         if self.saver.failed:

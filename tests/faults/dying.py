@@ -1,75 +1,56 @@
-"""Runs in place of the training verb, and sends itself SIGKILL at a chosen moment.
+"""Runs in place of the training verb, and sends itself SIGKILL at a chosen point.
 
-    dying.py MODULE:FUNCTION CALL MOMENT RANK FLAGS...
+    dying.py POINT CALL RANK FLAGS...
 
-Rank RANK dies `before`, `amid` or `after` the CALL-th call of a function, the first one being 1; under torchrun in the
-attempts before the last that --max-restarts grants, at call CALL of each. `amid` is for functions that write: a part of
-what they should write is on disk by then.
+Rank RANK dies when it reaches POINT (see mlm_dist/fault_points.py) for the CALL-th time, the first one being 1; under
+torchrun in the attempts before the last that --max-restarts grants, at call CALL of each. With POINT followed by
+` in half`, every file that is being written is cut in half first, as if the process had died while writing it.
 """
 
-import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import IO, Any
+from pathlib import Path
 
+from mlm_dist import fault_points
 from mlm_dist.command_line import run_verb
 from mlm_dist.train import main
 
 LAST_ATTEMPT = 3
+IN_HALF = " in half"
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class HalfFile:
-    """Stands for a file, and dies once it was given more than a few bytes."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-
-    def write(self, content: bytes) -> None:
-        self.file.write(bytes(content)[: len(content) // 2])
-        self.file.flush()
-        if len(content) > 100:
-            die()
-
-    def flush(self) -> None:
-        self.file.flush()
+def cut_in_half() -> None:
+    """Cut the files that are open for writing and not empty: those with a temporary name."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        path = descriptor.readlink() if descriptor.is_symlink() else Path()
+        if "partial" in str(path) and path.is_file():
+            os.truncate(path, path.stat().st_size // 2)
 
 
-def arm(place: str, call: int, moment: str) -> None:
-    """Have a function kill the process at one of its calls."""
-    module, _, name = place.partition(":")
-    *owners, name = name.split(".")
-    owner: Any = importlib.import_module(module)
-    for part in owners:
-        owner = getattr(owner, part)
-    function: Callable[..., Any] = getattr(owner, name)
+def arm(point: str, call: int) -> None:
+    """Have this process die at one of its visits to a point."""
     calls = 0
 
-    def dying(*arguments: Any, **options: Any) -> Any:
+    def on_reached(name: str) -> None:
         nonlocal calls
-        calls += 1
-        if calls != call:
-            return function(*arguments, **options)
-        if moment == "before":
+        calls += name == point.removesuffix(IN_HALF)
+        if calls == call:
+            if point.endswith(IN_HALF):
+                cut_in_half()
             die()
-        if moment == "amid":
-            arguments = tuple(HalfFile(a) if hasattr(a, "write") else a for a in arguments)
-        result = function(*arguments, **options)
-        die()
-        return result
 
-    setattr(owner, name, dying)
+    fault_points.on_reached = on_reached
 
 
 if __name__ == "__main__":
-    place, call, moment, rank, *flags = sys.argv[1:]
+    point, call, rank, *flags = sys.argv[1:]
     sys.argv[1:] = flags
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if os.environ.get("RANK", "0") == rank and attempt < LAST_ATTEMPT:
-        arm(place, int(call), moment)
+        arm(point, int(call))
     run_verb(main)

@@ -439,7 +439,7 @@ def main() -> None:
     run, corpus, folder = map(Path, sys.argv[4:7])
     source, case, home = folder / "source", folder / "case", folder / "home"
     home.mkdir(parents=True)
-    shutil.copytree(run, source / "run", ignore=lambda place, names: [name for name in names if name == "tensorboard"])
+    shutil.copytree(run, source / "run")
     shutil.copytree(corpus, source / "corpus")
     (source / "run/STOPPED").write_text("SIGTERM\n")
     for place in list_checkpoints(source / "run/checkpoints")[2:]:

@@ -23,44 +23,37 @@ from tests.faults.conftest import (
 pytestmark = pytest.mark.slow
 
 DYING = Path(__file__).with_name("dying.py")
-STEP = "mlm_dist.training.trainer:Trainer.train_step"
-FORWARD = "mlm_dist.training.trainer:autocast"
-# Where, and how many calls of it a run from one checkpoint to the next survives at most.
-MOMENTS = [
-    (STEP, 45, "before"),
-    (STEP, 45, "after"),
-    ("mlm_dist.training.resume:resume", 1, "before"),
-    ("mlm_dist.training.resume:resume", 1, "after"),
-    ("mlm_dist.run.run_dir:RunDir.begin", 1, "before"),
-    ("mlm_dist.run.run_dir:RunDir.begin", 1, "after"),
-    ("mlm_dist.run.recorder:drop_later_events", 1, "before"),
-    ("mlm_dist.run.recorder:drop_later_events", 1, "after"),
-    ("mlm_dist.evaluation:loss_and_hits", 30, "before"),
-    ("mlm_dist.training.trainer:Trainer.evaluate", 2, "after"),
-    ("mlm_dist.run.metrics:MetricsFile.add", 20, "before"),
-    ("mlm_dist.run.metrics:MetricsFile.add", 20, "after"),
-    ("mlm_dist.run.checkpoint:write", 2, "before"),
-    ("mlm_dist.run.checkpoint:write", 2, "amid"),
-    ("mlm_dist.run.checkpoint:write", 2, "after"),
-    ("mlm_dist.run.checkpoint:flush", 6, "before"),  # between state, manifest, rename
-    ("mlm_dist.run.checkpoint:flush", 6, "after"),
-    ("mlm_dist.run.checkpoint:find_expired", 3, "after"),
-]
-AT_THE_END = [
-    ("mlm_dist.training.trainer:write", "before"),
-    ("mlm_dist.training.trainer:write", "amid"),
-    ("mlm_dist.plots.curves:draw_curves", "before"),
-    ("mlm_dist.plots.curves:draw_curves", "after"),
-]
+# Where, and how often at most a run from one checkpoint to the next gets there.
+POINTS = {
+    "step begins": 45,
+    "step taken": 45,
+    "resume begins": 1,
+    "resumed": 1,
+    "tokenizer saved": 1,
+    "run begun": 1,
+    "recorder opens": 1,
+    "later events dropped": 1,
+    "evaluation batch begins": 30,
+    "evaluated": 2,
+    "event goes to a sink": 20,
+    "event recorded": 20,
+    "checkpoint begins": 2,
+    "state written in half": 2,
+    "state flushed": 2,
+    "checkpoint flushed": 2,
+    "checkpoint renamed": 2,
+    "checkpoint saved": 2,
+}
+AT_THE_END = ["results begin", "model.pth written in half", "model.pth written", "plot begins", "plotted"]
 
 
 def test_killed_in_start_up_steps_evaluations_and_saves(corpus_folder, unbroken, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
     chance = random.Random(1)
-    for place, calls, moment in chance.sample(MOMENTS, len(MOMENTS)):
-        result = start(in_its_place(command, DYING, place, chance.randint(1, calls), moment, 0))
-        assert result.returncode == -signal.SIGKILL, (place, moment, result.stdout, result.stderr)
+    for point in chance.sample(list(POINTS), len(POINTS)):
+        result = start(in_its_place(command, DYING, point, chance.randint(1, POINTS[point]), 0))
+        assert result.returncode == -signal.SIGKILL, (point, result.stdout, result.stderr)
         assert "Traceback" not in result.stderr
     complete(command)
     assert_same_run(run_dir, unbroken)
@@ -69,8 +62,8 @@ def test_killed_in_start_up_steps_evaluations_and_saves(corpus_folder, unbroken,
 def test_killed_while_results_are_written(corpus_folder, unbroken, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
-    for place, moment in AT_THE_END:
-        assert start(in_its_place(command, DYING, place, 1, moment, 0)).returncode == -signal.SIGKILL
+    for point in AT_THE_END:
+        assert start(in_its_place(command, DYING, point, 1, 0)).returncode == -signal.SIGKILL, point
         assert not (run_dir / "DONE").exists()
     complete(command)
     assert_same_run(run_dir, unbroken)
@@ -116,20 +109,20 @@ def test_all_ranks_and_torchrun_killed(corpus_folder, unbroken_pair, tmp_path):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    ("place", "call", "rank", "store"),
+    ("point", "call", "rank", "store"),
     [
-        (STEP, 70, 1, "torchrun's"),
-        (STEP, 33, 0, "rank 0's"),
-        (FORWARD, 80, 1, "rank 0's"),
-        ("mlm_dist.run.checkpoint:flush", 9, 0, "torchrun's"),
+        ("step begins", 70, 1, "torchrun's"),
+        ("step begins", 33, 0, "rank 0's"),
+        ("micro-batch begins", 80, 1, "rank 0's"),
+        ("checkpoint flushed", 3, 0, "torchrun's"),
     ],
     ids=["a step of rank 1", "a step of rank 0", "between micro-batches of rank 1", "a save"],
 )
 def test_torchrun_starts_all_ranks_again_when_one_is_killed(
-    place, call, rank, store, corpus_folder, unbroken_pair, tmp_path
+    point, call, rank, store, corpus_folder, unbroken_pair, tmp_path
 ):
     run_dir = tmp_path / "run"
-    command = in_its_place(train_command(corpus_folder, run_dir, processes=2), DYING, place, call, "before", rank)
+    command = in_its_place(train_command(corpus_folder, run_dir, processes=2), DYING, point, call, rank)
     result = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=str(int(store == "rank 0's")))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("training 0.0 M parameters") == 4  # killed three times

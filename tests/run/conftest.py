@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from mlm_dist.config import Config, TrainConfig
 from mlm_dist.run.recorder import Recorder
 from mlm_dist.run.run_dir import RunDir
 
@@ -18,8 +19,15 @@ def training_event(step: int, **others: float) -> dict[str, float]:
     return {"step": step, **values, **others}
 
 
-def record(run: RunDir, first: int, last: int) -> None:
-    recorder = Recorder.of_run(run, step=first, tokens=100 * first, seconds=2.0 * first, max_iters=100)
+def open_recorder(run: RunDir, step: int = 0, *trackers: str) -> Recorder:
+    """The recorder of a run of 100 steps."""
+    config = Config(report_to=list(trackers), train=TrainConfig(max_iters=100))
+    return Recorder.of_run(run, config, step, tokens=100 * step, seconds=2.0 * step)
+
+
+def record(run: RunDir, first: int, last: int, *trackers: str) -> None:
+    """Record the steps from `first`, which is not included, to `last`."""
+    recorder = open_recorder(run, first, *trackers)
     for step in range(first + 1, last + 1):
         recorder.training(**training_event(step))
     recorder.close()
