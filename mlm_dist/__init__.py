@@ -1,31 +1,19 @@
 """Pre-train masked language models on your own texts, in one process or many, and use them."""
 
-from typing import TYPE_CHECKING, Literal
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from mlm_dist.version import __version__
 
 if TYPE_CHECKING:
-    from os import PathLike
+    from mlm_dist.api import Run, load, train
+    from mlm_dist.config import Config
 
-    from mlm_dist.inference.model import TrainedModel
-
-__version__ = "0.1.0"
+__all__ = ["Config", "Run", "__version__", "load", "train"]
 
 
-def load(run_dir: "str | PathLike[str]", device: Literal["auto", "cpu", "cuda"] = "auto") -> "TrainedModel":
-    """Load the model of a run.
-
-    Args:
-        run_dir: a run directory. If the run is finished, its final parameters are loaded, otherwise its newest
-            undamaged checkpoint. If there is only one of the two, that one is loaded.
-        device: the device to compute on; `auto` is a GPU if there is one, otherwise the CPU.
-
-    Raises:
-        UserError: `run_dir` is not a run directory, it has no trained parameters yet, its files are damaged or were
-            changed after the training, a parameter is not finite, or `device` is `cuda` and there is no GPU.
-    """
-    # Imported here, so that `import mlm_dist` and the --help of commands do not wait for torch.
-    from pathlib import Path  # noqa: PLC0415
-
-    from mlm_dist.distributed import choose_device  # noqa: PLC0415
-    from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
-
-    return TrainedModel(Path(run_dir), choose_device(device))
+def __getattr__(name: str) -> Any:
+    """Import what is used when it is used, so that `import mlm_dist` waits for nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module 'mlm_dist' has no attribute '{name}'")
+    return getattr(importlib.import_module("mlm_dist.config" if name == "Config" else "mlm_dist.api"), name)

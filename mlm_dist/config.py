@@ -52,8 +52,10 @@ class DataConfig:
 
 @dataclass(config=VALIDATED)
 class ModelConfig:
-    """The shape of the encoder."""
+    """The model and its shape."""
 
+    name: Text = "encoder"
+    """Class of the model: `encoder`, or one that was added (docs/extending.md)."""
     vocab_size: Annotated[int, Ge(3)] | None = None
     """Vocabulary size, including the mask token. null: that of the corpus, which is also the minimum. If a BPE is
     trained (`data.tokenizer: bpe`), its size."""

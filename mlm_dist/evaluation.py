@@ -20,8 +20,8 @@ from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
-from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import loss_and_hits
+from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.precision import autocast
 
 # Not the seed of the run: runs with different seeds are evaluated with the same masks.
@@ -88,7 +88,7 @@ class Validator:
             self.matrix, self.rows[indices], indices, self.masker, self.batch_size, self.last_step
         )
 
-    def evaluate(self, encoder: Encoder, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+    def evaluate(self, encoder: MaskedModel, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Compute `val_loss`, in nats per masked token, and `val_accuracy` over the rows of all ranks.
 
         Args:
@@ -103,7 +103,7 @@ class Validator:
 
 @torch.no_grad()
 def evaluate_batches(
-    encoder: Encoder,
+    encoder: MaskedModel,
     batches: Iterable[MaskedBatch | None],
     processes: Processes,
     dtype: torch.dtype,
@@ -139,7 +139,7 @@ def evaluate_batches(
 
 
 def evaluate_text(
-    encoder: Encoder,
+    encoder: MaskedModel,
     config: Config,
     tokenizer: Tokenizer,
     path: Path | None,

@@ -3,7 +3,6 @@
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
-from mlm_dist import __version__
 from mlm_dist.command_line import OneLineParser, named_path, run_verb
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.splitting import describe_held_out, hold_out
@@ -11,6 +10,7 @@ from mlm_dist.data.texts import find_documents
 from mlm_dist.errors import UserError
 from mlm_dist.files import refuse_existing
 from mlm_dist.output import print_result
+from mlm_dist.version import __version__
 
 
 def build_parser() -> ArgumentParser:

@@ -101,6 +101,14 @@ class Order(NamedTuple):
     words: torch.Tensor
 
 
+def find_maskable(tokens: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+    """Which tokens may be masked, (B, T) -> (B, T) bool: all but `<|endoftext|>`. The others are never predicted.
+
+    This function is the mask policy: docs/extending.md shows how to replace it.
+    """
+    return tokens != tokenizer.end_id
+
+
 class Masker:
     """Masks tokens of rows.
 
@@ -132,7 +140,7 @@ class Masker:
         self.replacement = replacement
         self.unit = unit
         self.block_size = block_size
-        self.mask_id, self.end_id = tokenizer.mask_id, tokenizer.end_id
+        self.tokenizer = tokenizer
         self.seed = seed
         self.device = device
         self.words = WordTable(tokenizer, device) if unit != "token" else None
@@ -168,7 +176,7 @@ class Masker:
         """
         rows = copy_to(self.device, selection.rows)
         rates = copy_to(self.device, self.rate(selection))
-        maskable = tokens != self.end_id  # (B, T)
+        maskable = find_maskable(tokens, self.tokenizer)  # (B, T)
         row_hashes = hash32(hash32(rows.to(torch.int32)) ^ derive_key(self.seed, selection.epoch, "mask"))[:, None]
         # Distinct within a row: `hash32` is one to one, and so are multiples of an odd number.
         hashes = hash32(row_hashes + self.columns)  # (B, 1 + T)
@@ -278,12 +286,12 @@ class Masker:
     def _replace(self, targets: torch.Tensor, row_hashes: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The inputs at masked positions, (B, K)."""
         if self.replacement == "mask":
-            return torch.full_like(targets, self.mask_id)
+            return torch.full_like(targets, self.tokenizer.mask_id)
         columns = positions.to(torch.int32) * GOLDEN
         u = uniform(hash32((row_hashes ^ derive_key("replacement")) + columns))
-        random = (hash32((row_hashes ^ derive_key("token")) + columns) & LARGEST) % self.end_id
+        random = (hash32((row_hashes ^ derive_key("token")) + columns) & LARGEST) % self.tokenizer.end_id
         other = torch.where(u < threshold(0.9), random, targets)
-        return other.masked_fill(u < threshold(0.8), self.mask_id)
+        return other.masked_fill(u < threshold(0.8), self.tokenizer.mask_id)
 
 
 def load_batch(matrix: Tokens, selection: Selection, masker: Masker) -> MaskedBatch:

@@ -18,6 +18,7 @@ from mlm_dist.huggingface.megatron_bert import convert_weights, describe_model
 from mlm_dist.huggingface.model_card import write_card
 from mlm_dist.huggingface.tokenizer_file import convert_tokenizer, describe_tokenizer
 from mlm_dist.inference.model import TrainedModel
+from mlm_dist.model.encoder import as_encoder
 
 
 def export_model(model: TrainedModel, out: Path) -> None:
@@ -31,7 +32,7 @@ def export_model(model: TrainedModel, out: Path) -> None:
         UserError: `out` exists or cannot be written, the tokenizer cannot be exported, or the metrics of the run are
             damaged.
     """
-    shape = model.config.model
+    shape, encoder = model.config.model, as_encoder(model.encoder, "the export")
     with new_folder(out) as folder:
         tokenizer = convert_tokenizer(model.tokenizer)
         (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
@@ -40,7 +41,7 @@ def export_model(model: TrainedModel, out: Path) -> None:
         card = write_card(model, out.absolute().name)
         # The folder's name and the run's record of its machine may hold characters that UTF-8 cannot encode.
         (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-        weights = convert_weights(model.encoder.state_dict(), shape)
+        weights = convert_weights(encoder.state_dict(), shape)
         # transformers reads from the metadata which framework wrote the tensors; "pt" is torch.
         (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
 

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import mlm_dist
 from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
@@ -10,6 +9,7 @@ from mlm_dist.inference.model import TrainedModel
 from mlm_dist.run.history import EVALUATION
 from mlm_dist.run.machine import read_machine
 from mlm_dist.run.metrics import Event, read_events
+from mlm_dist.version import __version__
 
 CARD = """\
 ---
@@ -67,7 +67,7 @@ def write_card(model: TrainedModel, name: str) -> str:
         mask=MASK,
         name=name,
         corpus=corpus_name(model.config),
-        version=mlm_dist.__version__,
+        version=__version__,
         block_size=model.config.model.block_size,
         model=table(model_figures(model)),
         training=table(training_figures(model)),

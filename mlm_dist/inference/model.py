@@ -19,7 +19,7 @@ from mlm_dist.inference.generation import Generation, Watch, generate
 from mlm_dist.inference.predictor import Predictor
 from mlm_dist.inference.request import Order, Request
 from mlm_dist.inference.scoring import Score, score
-from mlm_dist.model.encoder import Encoder, check_weights
+from mlm_dist.model.registry import build_model, check_parameters
 from mlm_dist.run.checkpoint import (
     find_newest,
     list_checkpoints,
@@ -64,12 +64,12 @@ class TrainedModel:
         check_record(run_dir, self.config, self.tokenizer)
         weights, self.step = load_weights(run_dir, self.config)
         try:
-            check_weights(weights, self.config.model)
+            check_parameters(weights, self.config.model)
         except ValueError as error:
             raise UserError(
                 f"{run_dir.config} describes a model of another shape than the weights in {path}"
             ) from error
-        self.encoder = Encoder(self.config.model)
+        self.encoder = build_model(self.config.model)
         self.encoder.load_state_dict(weights)
         if not all(weight.isfinite().all() for weight in self.encoder.parameters()):
             raise UserError(f"the weights in {path} are no finite numbers: the run has gone wrong")

@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.model.encoder import Encoder
+from mlm_dist.model.masked_model import MaskedModel
 
 ROWS_AT_A_TIME = 64
 
@@ -30,7 +30,7 @@ class Window(NamedTuple):
 class Predictor:
     """An encoder in evaluation mode, and its tokenizer."""
 
-    encoder: Encoder
+    encoder: MaskedModel
     tokenizer: Tokenizer
     device: torch.device
 

@@ -7,13 +7,13 @@ LayerNorm and the output layer: the recipe learns faster without one. The export
 Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), H heads, V entries.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from mlm_dist.config import ModelConfig
+from mlm_dist.errors import UserError
+from mlm_dist.model.masked_model import MaskedModel
 
 # Negligible compared with any real variance, because the exported model has an extra LayerNorm that is the identity
 # only then.
@@ -133,8 +133,8 @@ class Block(nn.Module):
         return out
 
 
-class Encoder(nn.Module):
-    """The masked language model: tokens in, logits over the vocabulary out."""
+class Encoder(MaskedModel):
+    """The default model: embeddings, blocks, a final LayerNorm and an output layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -150,22 +150,11 @@ class Encoder(nn.Module):
             self.output.weight = self.token_embedding.weight
         self.apply(initialize)
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute logits.
-
-        Args:
-            tokens: (B, T) ids, T at most `block_size`.
-            positions: (B, K) where logits are wanted. Only these pass through the output layer, which is most of the
-                work, and through the query, projection and feed-forward of the last block.
-
-        Returns:
-            (B, T, V) logits, or (B, K, V) with `positions`.
-        """
-        logits: torch.Tensor = self.output(self.encode(tokens, positions))
-        return logits
-
     def encode(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the input of the output layer: (B, T, C), or (B, K, C) with `positions`."""
+        """Compute the input of the output layer: (B, T, C), or (B, K, C) with `positions`.
+
+        With `positions`, only these pass through the query, projection and feed-forward of the last block.
+        """
         normalised: torch.Tensor = self.final_norm(self.run_blocks(tokens, positions))
         return normalised
 
@@ -190,46 +179,33 @@ class Encoder(nn.Module):
         out: torch.Tensor = last(x, positions)
         return out
 
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices inside the blocks."""
+        return [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
 
-def count_weights(config: ModelConfig) -> int:
-    """The number of parameters of an `Encoder`, without building it."""
-    width, entries = config.embedding_dim, config.entries
-    matrices = 1 if config.tie_embeddings else 2
-    around_the_blocks = (matrices * entries + config.block_size + 2) * width + entries
-    return around_the_blocks + config.blocks * (count_in_matrices(width) + 10 * width)
+    @classmethod
+    def count_parameters(cls, config: ModelConfig) -> int:
+        """The number of parameters, by formula: a config may ask for more blocks than can be built."""
+        width, entries = config.embedding_dim, config.entries
+        matrices = 1 if config.tie_embeddings else 2
+        outside_the_blocks = (matrices * entries + config.block_size + 2) * width + entries
+        return outside_the_blocks + cls.count_in_hidden_matrices(config) + config.blocks * 10 * width
+
+    @classmethod
+    def count_in_hidden_matrices(cls, config: ModelConfig) -> int:
+        """The number of parameters in the matrices inside the blocks."""
+        return config.blocks * 12 * config.embedding_dim**2
 
 
-def count_in_matrices(width: int) -> int:
-    """The number of parameters in the matrices of a block."""
-    return 12 * width**2
-
-
-def check_weights(weights: Any, config: ModelConfig) -> None:
-    """Check that the names and shapes of parameters fit a config, without building its model.
+def as_encoder(model: MaskedModel, purpose: str) -> Encoder:
+    """The model as an `Encoder`, for what needs its insides.
 
     Raises:
-        ValueError: they belong to a model of another shape, or are not tensors of real numbers.
+        UserError: it is another model.
     """
-    if not isinstance(weights, dict) or not all(map(is_plain, weights.values())):
-        raise ValueError("they are no mapping of names to tensors")
-    blocks = {name.split(".")[1] for name in weights if isinstance(name, str) and name.startswith("blocks.")}
-    if len(blocks) != config.blocks:  # this check also bounds the work below
-        raise ValueError(f"they have {len(blocks)} blocks and not {config.blocks}")
-    try:
-        with torch.device("meta"):
-            described = Encoder(config).state_dict()
-    except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
-        raise ValueError("no model can have that shape") from error
-    shapes = {name: weight.shape for name, weight in weights.items()}
-    if shapes != {name: weight.shape for name, weight in described.items()}:
-        raise ValueError("they are of another shape")
-
-
-def is_plain(value: Any) -> bool:
-    """Whether a value is a dense tensor of real numbers on the CPU, like parameters and optimizer state."""
-    if not isinstance(value, torch.Tensor):
-        return False
-    return value.is_floating_point() and value.layout == torch.strided and value.device.type == "cpu"
+    if not isinstance(model, Encoder):
+        raise UserError(f"{purpose} needs model.name encoder, and this run has {model.config.name}")
+    return model
 
 
 def at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlm_dist.model.encoder import Encoder
+from mlm_dist.model.masked_model import MaskedModel
 
 # Bytes of the logits of a chunk, and of those of its part that is in fp32; on a CPU, what fits the cache.
 LOGITS_BYTES = {"cpu": 1 << 28, "cuda": 1 << 29}
@@ -33,7 +33,7 @@ class MaskedLoss(nn.Module):
             more slots, only this many reach the output layer, so that the shape is static.
     """
 
-    def __init__(self, encoder: Encoder, max_masked: int) -> None:
+    def __init__(self, encoder: MaskedModel, max_masked: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.max_masked = max_masked

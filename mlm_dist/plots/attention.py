@@ -8,6 +8,7 @@ import torch
 
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
+from mlm_dist.model.encoder import as_encoder
 from mlm_dist.plots.tokens import label
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def attend(model: TrainedModel, text: str) -> Attention:
     def record_input(_: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
         inputs.append(arguments[0])
 
-    attentions: list[Any] = [block.attention for block in model.encoder.blocks]
+    attentions: list[Any] = [block.attention for block in as_encoder(model.encoder, "--attention").blocks]
     hooks = [attention.register_forward_pre_hook(record_input) for attention in attentions]
     try:
         model.encoder.encode(torch.tensor([ids], device=model.device))

@@ -8,6 +8,7 @@ import torch
 
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
+from mlm_dist.model.encoder import as_encoder
 from mlm_dist.plots.style import BLUE, GREY, shortened
 from mlm_dist.plots.tokens import label
 
@@ -48,7 +49,7 @@ def find_neighbours(model: TrainedModel, word: str, count: int = NEIGHBOURS) -> 
         raise UserError("--neighbours: a word is empty")
     tokenizer = model.tokenizer
     pieces = tokenizer.encode(f" {word.strip()}").tolist()
-    embeddings = model.encoder.token_embedding.weight[: tokenizer.vocab_size]
+    embeddings = as_encoder(model.encoder, "--neighbours").token_embedding.weight[: tokenizer.vocab_size]
     similarities = torch.cosine_similarity(embeddings[pieces].mean(0), embeddings, dim=-1)
     similarities[[*pieces, *tokenizer.ids_without_text]] = -torch.inf
     others = int(similarities.isfinite().sum())

@@ -14,7 +14,7 @@ import torch
 from mlm_dist.config import Config
 from mlm_dist.errors import UserError
 from mlm_dist.files import format_size
-from mlm_dist.model.encoder import count_in_matrices, count_weights
+from mlm_dist.model.registry import model_class
 
 # From glibc's malloc.h.
 M_TRIM_THRESHOLD = -1
@@ -34,10 +34,11 @@ def check_memory(config: Config, device: torch.device, world_size: int) -> None:
     where = "the GPU" if device.type == "cuda" else "this machine"
     sharing = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     model, needed = config.model, sharing * bytes_of_weights(config)
+    count = model_class(model).count_parameters(model)
     if needed > there:
         raise UserError(
             f"model.vocab_size {model.vocab_size}, model.block_size {model.block_size}, model.embedding_dim "
-            f"{model.embedding_dim} and model.blocks {model.blocks} make {count_weights(model):,} weights, which take "
+            f"{model.embedding_dim} and model.blocks {model.blocks} make {count:,} parameters, which take "
             f"{format_size(needed)} in training, and {where} has {format_size(there)}: make the model smaller"
         )
     rows = config.micro_batch_size(world_size)
@@ -67,10 +68,10 @@ def enough_memory() -> Iterator[None]:
 
 def bytes_of_weights(config: Config) -> int:
     """Bytes of parameters, gradients and optimizer state: AdamW has two moments per parameter, Muon has one."""
-    moments = 2 * count_weights(config.model)
-    if config.optim.name == "muon":
-        moments -= config.model.blocks * count_in_matrices(config.model.embedding_dim)
-    return FP32 * (2 * count_weights(config.model) + moments)
+    model = model_class(config.model)
+    count = model.count_parameters(config.model)
+    single = model.count_in_hidden_matrices(config.model) if config.optim.name == "muon" else 0
+    return FP32 * (4 * count - single)
 
 
 def bytes_of_rows(config: Config, rows: int) -> int:

@@ -4,23 +4,21 @@ import math
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from mlm_dist.config import OptimConfig
-from mlm_dist.model.encoder import Encoder, is_plain
+from mlm_dist.model.masked_model import MaskedModel
+from mlm_dist.model.registry import is_plain
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """Build the optimizers of a model. Matrices have weight decay, norms and biases have none.
 
-    With `muon`, Muon (Jordan et al. 2024) optimizes the matrices inside the blocks. It orthogonalizes their updates, so
-    that directions with small gradients are learned too. AdamW optimizes embeddings, output layer and vectors. Every
+    With `muon`, Muon (Jordan et al. 2024) optimizes the hidden matrices of the model. It orthogonalizes their updates,
+    so that directions with small gradients are learned too. AdamW optimizes embeddings, output layer and vectors. Every
     parameter group has a `relative_lr`, by which the learning rate of the step is multiplied.
     """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    hidden: list[nn.Parameter] = []
-    if config.name == "muon" and isinstance(model, Encoder):
-        hidden = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
+    hidden = model.hidden_matrices() if config.name == "muon" else []
     rest = [weight for weight in weights if all(weight is not other for other in hidden)]
     groups = [
         {"params": [weight for weight in rest if weight.ndim >= 2], "weight_decay": config.weight_decay},

@@ -9,7 +9,8 @@ import torch
 
 from mlm_dist.data.masking import MaskedBatch
 from mlm_dist.errors import UserError
-from mlm_dist.model.encoder import Encoder, check_weights
+from mlm_dist.model.masked_model import MaskedModel
+from mlm_dist.model.registry import check_parameters
 from mlm_dist.training.optim import check_state
 
 VERSION = 2  # version 1 has no key for its version
@@ -48,7 +49,7 @@ class TrainState:
         skipped_steps: how many of the last steps in a row were skipped because of a non-finite gradient.
     """
 
-    encoder: Encoder
+    encoder: MaskedModel
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
     step: int = 0
@@ -96,7 +97,7 @@ class TrainState:
             raise ValueError("a count is not a whole number")
         if not (type(seconds) is float and 0 <= seconds < math.inf):
             raise ValueError("the time is not a number of seconds")
-        check_weights(state["model"], self.encoder.config)
+        check_parameters(state["model"], self.encoder.config)
         self.encoder.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             if not isinstance(saved, dict):  # torch would warn about indexing a tensor by a name

@@ -17,8 +17,8 @@ from mlm_dist.errors import RunError
 from mlm_dist.evaluation import Validator
 from mlm_dist.fault_points import reached
 from mlm_dist.files import replacing
-from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.loss import MaskedLoss
+from mlm_dist.model.registry import build_model
 from mlm_dist.precision import autocast, choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
 from mlm_dist.run.checkpoint import write
@@ -72,7 +72,7 @@ class Trainer:
 
         torch.manual_seed(config.seed)
         with processes.raise_on_all_ranks(), enough_memory():
-            encoder = Encoder(config.model).to(self.device)
+            encoder = build_model(config.model).to(self.device)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler)
         max_masked = self.masker.max_masked(self.micro_batch_size, processes.world_size)

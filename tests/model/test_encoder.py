@@ -12,9 +12,8 @@ from mlm_dist.model.encoder import (
     FeedForward,
     Head,
     MultiHeadAttention,
-    check_weights,
-    count_weights,
 )
+from mlm_dist.model.registry import check_parameters
 
 SMALL = ModelConfig(vocab_size=101, block_size=12, embedding_dim=24, heads=3, blocks=2)
 
@@ -200,7 +199,7 @@ def test_a_gpu_computes_what_the_cpu_does() -> None:
 @pytest.mark.parametrize("shape", [{}, {"blocks": 1}, {"tie_embeddings": False}, {"embedding_dim": 48}], ids=str)
 def test_weights_are_counted_without_a_model(shape: dict[str, int]) -> None:
     config = replace(SMALL, **shape)  # type: ignore[arg-type]
-    assert count_weights(config) == sum(weight.numel() for weight in Encoder(config).parameters())
+    assert Encoder.count_parameters(config) == sum(weight.numel() for weight in Encoder(config).parameters())
 
 
 @pytest.mark.parametrize(
@@ -219,9 +218,9 @@ def test_weights_are_counted_without_a_model(shape: dict[str, int]) -> None:
 )
 def test_weights_of_another_shape_are_found_without_a_model(shape: dict[str, int]) -> None:
     weights = Encoder(SMALL).state_dict()
-    check_weights(weights, SMALL)
+    check_parameters(weights, SMALL)
     with pytest.raises(ValueError, match=r"shape|blocks"):
-        check_weights(weights, replace(SMALL, **shape))  # type: ignore[arg-type]
+        check_parameters(weights, replace(SMALL, **shape))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -239,4 +238,4 @@ def test_what_is_no_weight_is_found(value: object) -> None:
     weights = dict(Encoder(SMALL).state_dict())
     for changed in (weights | {"output.bias": value}, weights | {"more": value}, [value], {value: torch.zeros(1)}):  # type: ignore[dict-item]
         with pytest.raises(ValueError):
-            check_weights(changed, SMALL)
+            check_parameters(changed, SMALL)

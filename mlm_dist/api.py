@@ -1,0 +1,161 @@
+"""The verbs as Python functions: prepare, train, load."""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mlm_dist.config import Config
+from mlm_dist.fault_points import reached
+from mlm_dist.output import print_log, warn
+from mlm_dist.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from mlm_dist.inference.model import TrainedModel
+    from mlm_dist.run.metrics import Event
+    from mlm_dist.run.run_dir import RunDir
+
+
+def load(run_dir: "str | PathLike[str]", device: Literal["auto", "cpu", "cuda"] = "auto") -> "TrainedModel":
+    """Load the model of a run.
+
+    Args:
+        run_dir: a run directory. If the run is finished, its final parameters are loaded, otherwise its newest
+            undamaged checkpoint. If there is only one of the two, that one is loaded.
+        device: the device to compute on; `auto` is a GPU if there is one, otherwise the CPU.
+
+    Raises:
+        UserError: `run_dir` is not a run directory, it has no trained parameters yet, its files are damaged or were
+            changed after the training, a parameter is not finite, or `device` is `cuda` and there is no GPU.
+    """
+    # Imported here, so that --help and mistakes in the command line do not wait for torch.
+    from mlm_dist.distributed import choose_device  # noqa: PLC0415
+    from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
+
+    return TrainedModel(Path(run_dir), choose_device(device))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has been trained, or has stopped on request.
+
+    Attributes:
+        path: the run directory.
+        stop_reason: what stopped it before its last step, such as `train.time_limit`; empty if it is finished.
+    """
+
+    path: Path
+    stop_reason: str
+
+    @property
+    def metrics(self) -> "list[Event]":
+        """The events of metrics.jsonl: one mapping of names to figures for each logged step and each evaluation."""
+        from mlm_dist.run.metrics import read_events  # noqa: PLC0415
+
+        return read_events(self.path / "metrics.jsonl")
+
+    def load(self) -> "TrainedModel":
+        """Load the trained model, as `mlm_dist.load` does."""
+        return load(self.path)
+
+
+def train(config: Config) -> Run:
+    """Train, or resume the run in `config.run_dir`. `mlm_dist.train(config)` is the same.
+
+    Returns at the end of the run, or after a stop request: then the run directory has a file STOPPED.
+
+    Raises:
+        UserError: the config or the corpus is wrong.
+        RunError: the run cannot continue.
+    """
+    config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
+    with StopRequest(config.train.time_limit) as stop, deterministic() if config.debug else nullcontext():
+        return Run(Path(config.run_dir), train_until(stop, config))
+
+
+def train_until(stop: StopRequest, config: Config) -> str:
+    """Train until the last step or a stop request. Returns the reason of the stop, or an empty text."""
+    # Imported here, so that --help and mistakes in the config do not wait for torch.
+    from mlm_dist.data.corpus import Corpus, Verify  # noqa: PLC0415
+    from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
+    from mlm_dist.distributed import Processes  # noqa: PLC0415
+    from mlm_dist.model.registry import model_class  # noqa: PLC0415
+    from mlm_dist.run.machine import describe_machine  # noqa: PLC0415
+    from mlm_dist.run.run_dir import RunDir  # noqa: PLC0415
+    from mlm_dist.run.trackers import check_trackers  # noqa: PLC0415
+    from mlm_dist.training.memory import keep_freed_memory  # noqa: PLC0415
+    from mlm_dist.training.resume import resume  # noqa: PLC0415
+    from mlm_dist.training.summary import adjustments, describe, summarize  # noqa: PLC0415
+    from mlm_dist.training.trainer import Trainer  # noqa: PLC0415
+
+    keep_freed_memory()
+    processes = Processes(config.device, config.train.hang_timeout)
+    run_dir = RunDir(Path(config.run_dir))
+    with processes.raise_on_all_ranks():
+        check_trackers(config.report_to)
+        model_class(config.model)
+        run_dir.check(config)
+        config = run_dir.complete(config)
+    folder = processes.on_rank_zero(lambda: find_or_prepare(config.data, config.model.vocab_size))
+    with processes.raise_on_all_ranks():
+        verify: Verify = "always" if config.data.verify else "once"
+        corpus = Corpus.open(folder, verify if processes.is_local_rank_zero else "never")
+    config = config.with_vocab_size(corpus.tokenizer.vocab_size)
+    with processes.report_missing_ranks(), closing(run_dir):
+        trainer = Trainer(config, corpus, processes, run_dir, stop)
+        with processes.raise_on_all_ranks():
+            if processes.is_rank_zero:
+                run_dir.check_space(trainer.state.max_bytes, config)
+                run_dir.take()
+        reached("resume begins")
+        resume(trainer)
+        reached("resumed")
+        with processes.raise_on_all_ranks():
+            if processes.is_rank_zero:  # nothing is written before everything has been checked
+                run_dir.begin(config, corpus.tokenizer)
+                reached("run begun")
+                run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
+        if processes.is_rank_zero:
+            print_log(describe(trainer))
+            for line in adjustments(corpus, config):
+                warn(line)
+        trainer.train()
+        with processes.raise_on_all_ranks():
+            if processes.is_rank_zero and not trainer.stop_reason:
+                draw(run_dir)
+                run_dir.done.touch()
+        if processes.is_rank_zero:
+            print_log(summarize(trainer))
+    processes.close()
+    return trainer.stop_reason
+
+
+def draw(run_dir: "RunDir") -> None:
+    """Plot the curves of a run. If they cannot be written, the run is done all the same."""
+    from mlm_dist.plots.curves import draw_curves  # noqa: PLC0415
+
+    try:
+        reached("plot begins")
+        draw_curves(run_dir.metrics, run_dir.curves)
+        reached("plotted")
+    except OSError as error:
+        warn(f"{run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` draws it again")
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Use deterministic algorithms, and have autograd name the operation that returned NaN."""
+    import torch  # noqa: PLC0415
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; torch asks for it
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) would import the compiler: seconds
+    try:
+        with torch.autograd.set_detect_anomaly(True):
+            yield
+    finally:
+        torch.set_deterministic_debug_mode(before)

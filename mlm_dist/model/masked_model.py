@@ -1,0 +1,59 @@
+"""What training, evaluation and inference ask of a model."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+from mlm_dist.config import ModelConfig
+
+
+class MaskedModel(nn.Module, ABC):
+    """A masked language model. docs/extending.md shows how to write another one.
+
+    Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), V entries of the vocabulary.
+
+    Attributes:
+        config: the shape.
+        output: the output layer, C -> V. The loss applies it to chunks of the hidden states.
+    """
+
+    config: ModelConfig
+    output: nn.Linear
+
+    @abstractmethod
+    def encode(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the input of the output layer.
+
+        Args:
+            tokens: (B, T) ids, T at most `block_size`.
+            positions: (B, K) where it is wanted. A model may compute everything and gather these at the end.
+
+        Returns:
+            (B, T, C), or (B, K, C) with `positions`.
+        """
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute logits: (B, T, V), or (B, K, V) with `positions`."""
+        logits: torch.Tensor = self.output(self.encode(tokens, positions))
+        return logits
+
+    def last_hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Compute the states whose mean is the embedding of a text: (B, T) -> (B, T, C)."""
+        return self.encode(tokens)
+
+    def hidden_matrices(self) -> list[nn.Parameter]:
+        """The matrices between embeddings and output layer, which Muon optimizes. AdamW optimizes the rest."""
+        return []
+
+    @classmethod
+    def count_parameters(cls, config: ModelConfig) -> int:
+        """The number of parameters, without memory for them."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in cls(config).parameters())
+
+    @classmethod
+    def count_in_hidden_matrices(cls, config: ModelConfig) -> int:
+        """The number of parameters in `hidden_matrices`, without memory for them."""
+        with torch.device("meta"):
+            return sum(matrix.numel() for matrix in cls(config).hidden_matrices())
