@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 from mlm_dist.version import __version__
 
 if TYPE_CHECKING:
-    from mlm_dist.api import Run, load, train
+    from mlm_dist.api import Run, load, prepare, train
     from mlm_dist.config import Config
+    from mlm_dist.config_reading import read_config
 
-__all__ = ["Config", "Run", "__version__", "load", "train"]
+__all__ = ["Config", "Run", "__version__", "load", "prepare", "read_config", "train"]
+ELSEWHERE = {"Config": "mlm_dist.config", "read_config": "mlm_dist.config_reading"}
 
 
 def __getattr__(name: str) -> Any:
     """Import what is used when it is used, so that `import mlm_dist` waits for nothing."""
     if name not in __all__:
         raise AttributeError(f"module 'mlm_dist' has no attribute '{name}'")
-    return getattr(importlib.import_module("mlm_dist.config" if name == "Config" else "mlm_dist.api"), name)
+    return getattr(importlib.import_module(ELSEWHERE.get(name, "mlm_dist.api")), name)

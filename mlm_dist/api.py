@@ -1,23 +1,92 @@
 """The verbs as Python functions: prepare, train, load."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mlm_dist.config import Config
+from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
 from mlm_dist.output import print_log, warn
 from mlm_dist.training.stopping import StopRequest
+from mlm_dist.version import __version__
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from mlm_dist.data.corpus import Manifest
     from mlm_dist.inference.model import TrainedModel
     from mlm_dist.run.metrics import Event
     from mlm_dist.run.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus on disk. Its `path` is a value for `data.path`.
+
+    Attributes:
+        path: its folder.
+        manifest: what it contains: tokens per split, tokenizer, digests.
+        documents: number of texts.
+        bytes: their size.
+    """
+
+    path: Path
+    manifest: "Manifest"
+    documents: int
+    bytes: int
+
+
+def prepare(
+    paths: "Sequence[str | PathLike[str]]",
+    out: "str | PathLike[str]",
+    *,
+    val: "Sequence[str | PathLike[str]]" = (),
+    val_fraction: float = 0.05,
+    tokenizer: str = "gpt2",
+    vocab_size: int | None = None,
+    encoding: str = "utf-8",
+    gutenberg: Sequence[int] = (),
+    mirror: str = "https://www.gutenberg.org",
+) -> PreparedCorpus:
+    """Encode texts into a corpus to train on.
+
+    Args:
+        paths: text files, and folders of *.txt files.
+        out: the folder to write, which must not exist.
+        val: documents of the validation split.
+        val_fraction: without `val`: the fraction of the text in the validation split.
+        tokenizer: a tiktoken encoding, or `bpe` to train a byte-level BPE on the texts.
+        vocab_size: of that BPE, including special tokens.
+        encoding: character encoding of the files.
+        gutenberg: numbers of books of Project Gutenberg, which are downloaded once.
+        mirror: where to download them.
+
+    Raises:
+        UserError: a value is out of bounds, a text cannot be read, or `out` exists.
+    """
+    from mlm_dist.data.preparation import prepare_corpus  # noqa: PLC0415
+    from mlm_dist.data.splitting import hold_out  # noqa: PLC0415
+    from mlm_dist.data.texts import find_documents  # noqa: PLC0415
+    from mlm_dist.files import refuse_existing  # noqa: PLC0415
+
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction is {val_fraction}: it must be at least 0 and below 1")
+    if not paths and not gutenberg:
+        raise UserError("nothing to prepare: give the PATH of texts, book numbers after --gutenberg, or both")
+    refuse_existing(Path(out))
+    documents = find_documents([*map(Path, paths)], [*map(Path, val)]) if paths or val else []
+    if gutenberg:
+        from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (`requests` is slow to import)
+
+        documents += fetch_books(list(gutenberg), mirror, f"mlm_dist/{__version__}")
+    if not val:
+        documents = hold_out(documents, val_fraction)
+    manifest = prepare_corpus(documents, Path(out), tokenizer, vocab_size, encoding)
+    return PreparedCorpus(Path(out), manifest, len(documents), sum(document.size for document in documents))
 
 
 def load(run_dir: "str | PathLike[str]", device: Literal["auto", "cpu", "cuda"] = "auto") -> "TrainedModel":

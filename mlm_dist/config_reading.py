@@ -3,8 +3,9 @@
 import dataclasses
 import re
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
@@ -82,22 +83,27 @@ def parse_config(arguments: list[str], verb: str) -> Config:
         raise SystemExit(0)
     problems = Problems()
     settings = list(read_arguments([a for a in arguments if a != "--print_config"], problems))
-    problems += find_unknown_keys(settings)
-    config = build([setting for setting in settings if setting.key in leaf_types()], problems)
-    problems.raise_if_any()
+    config = build(settings, problems)
     if "--print_config" in arguments:
         print(config.to_yaml(), end="")
         raise SystemExit(0)
     return config
 
 
-def read_config(path: Path) -> Config:
-    """Read the `config.yaml` of a run directory.
+def read_config(path: str | PathLike[str], overrides: Mapping[str, object] | None = None) -> Config:
+    """Read a config file, or a config of the package by its name.
+
+    Args:
+        path: of the file, such as the `config.yaml` of a run directory; or a name, such as `novels`.
+        overrides: values by dotted key, such as `{"optim.lr": 5e-4}`.
 
     Raises:
         UserError: as in `parse_config`.
     """
-    return parse_config(["--config", str(path)], verb="train")
+    problems = Problems()
+    settings = list(read_file(package_config(str(path)), problems))
+    settings += [Setting(key, value, "") for key, value in (overrides or {}).items()]
+    return build(settings, problems)
 
 
 def package_config(name: str) -> Path:
@@ -236,8 +242,13 @@ def explain_yaml(error: yaml.MarkedYAMLError) -> str:
 
 
 def build(settings: list[Setting], problems: Problems) -> Config:
-    """The config with these settings. Values that are wrong are added to the problems, and are replaced by defaults."""
-    given = {setting.key: setting for setting in settings}
+    """The config with these settings, the later ones overriding the earlier ones.
+
+    Raises:
+        UserError: with the problems so far, and one line for each unknown key and each wrong value.
+    """
+    problems += find_unknown_keys(settings)
+    given = {setting.key: setting for setting in settings if setting.key in leaf_types()}
     for key, setting in list(given.items()):
         if too_large(setting.value):
             problems.append(f"{setting.source}{key}: a number of more than 64 bits")
@@ -246,6 +257,7 @@ def build(settings: list[Setting], problems: Problems) -> Config:
     for name, kind in key_types().items():
         if dataclasses.is_dataclass(kind):
             setattr(config, name, validate(typing.cast(type, kind), f"{name}.", given, problems))
+    problems.raise_if_any()
     return config
 
 

@@ -22,9 +22,9 @@ def main(arguments: list[str]) -> None:
     add_device(parser)
     given = parser.parse_args(arguments)
     if not given.out.parent.is_dir() or (given.out.exists() and not given.out.is_file()):
-        raise UserError(f"--out {given.out}: it has to be a file in a folder that is there")
+        raise UserError(f"--out {given.out}: it must be a file in an existing folder")
     if given.out.resolve() == Path(given.lines).resolve():
-        raise UserError(f"--out {given.out}: that is the text itself")
+        raise UserError(f"--out {given.out}: it is the input file: choose another file")
     lines = read_lines(given.lines)
     # Imported here, so that --help and user errors do not wait for torch.
     import numpy as np  # noqa: PLC0415
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> None:
             np.save(file, vectors)
     except OSError as error:
         raise UserError(f"--out {given.out}: {error.strerror}") from error
-    print_log(f"{given.out}: {len(vectors)} vectors of {vectors.shape[1]}")
+    print_log(f"{given.out}: {len(vectors)} vectors of dimension {vectors.shape[1]}")
 
 
 if __name__ == "__main__":

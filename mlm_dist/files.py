@@ -14,7 +14,8 @@ from typing import IO, Any
 
 from mlm_dist.errors import UserError
 
-LARGEST_NOTE = 1 << 22  # bytes of a JSON file with a few values
+# Upper bounds on the size of a file, in bytes.
+LARGEST_SMALL_FILE = 1 << 22  # a JSON file with a few values
 LARGEST_JSON = 1 << 30
 
 KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
@@ -31,7 +32,7 @@ def cache_folder() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlm_dist"
     except RuntimeError as error:
-        raise UserError("this user has no home folder: set XDG_CACHE_HOME to a folder for caches") from error
+        raise UserError("this user has no home folder: set XDG_CACHE_HOME to a cache folder") from error
 
 
 def format_size(size: int) -> str:
@@ -48,7 +49,7 @@ def open_regular(path: Path) -> BufferedReader:
     Raises:
         OSError: it cannot be opened, or is not a regular file. `strerror` is the reason in words, `filename` the path.
     """
-    refuse_irregular(path, path.stat())  # before it is opened, because opening alone makes some devices act
+    refuse_irregular(path, path.stat())  # before opening: opening alone has side effects on some devices
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         refuse_irregular(path, os.fstat(handle))
@@ -63,7 +64,7 @@ def refuse_irregular(path: Path, status: os.stat_result) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
-        kind = KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        kind = KINDS.get(stat.S_IFMT(status.st_mode), "special file")
         raise OSError(errno.ENXIO, f"it is a {kind} and not a regular file", str(path))
 
 
@@ -76,7 +77,7 @@ def read_bytes(path: Path, largest: int | None = None) -> bytes:
     with open_regular(path) as file:
         content = file.read() if largest is None else file.read(largest + 1)
     if largest is not None and len(content) > largest:
-        raise OSError(errno.EFBIG, f"it is larger than {format_size(largest)}, and such a file never is", str(path))
+        raise OSError(errno.EFBIG, f"it is larger than {format_size(largest)}, the limit for such a file", str(path))
     return content
 
 
@@ -90,7 +91,7 @@ def read_text(path: Path, errors: str = "strict", largest: int | None = None) ->
     return read_bytes(path, largest).decode(errors=errors)
 
 
-def read_json(path: Path, largest: int = LARGEST_NOTE) -> Any:
+def read_json(path: Path, largest: int = LARGEST_SMALL_FILE) -> Any:
     """The content of a JSON file.
 
     Raises:
@@ -137,7 +138,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
 def refuse_existing(out: Path) -> None:
     """Raise a UserError if the path of a new folder exists."""
     if out.exists():
-        raise UserError(f"{out} exists already: delete it or name another folder")
+        raise UserError(f"{out} already exists: delete it or choose another folder")
 
 
 @contextmanager

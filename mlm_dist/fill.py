@@ -13,9 +13,9 @@ def main(arguments: list[str]) -> None:
     parser = run_parser(
         "fill",
         "Predict masked tokens: print candidates for each mask while the others stay masked, and, for a text with "
-        "several masks, the text with all of them filled, the most certain first. [MASK] is one token, [MASK*3] a "
-        "word of three tokens. A text may be longer than the context window: each mask is predicted from a window "
-        "around it.",
+        "several masks, the text with all of them filled, the most confident prediction first. [MASK] is one token, "
+        "[MASK*3] a word of three tokens. A text may be longer than the context window: each mask is predicted from a "
+        "window around it.",
         '--run runs/novels "Call me [MASK]. Some [MASK] ago"',
     )
     parser.add_argument(
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
     if given.top < 1:
         raise UserError(f"--top is {given.top}: it must be at least 1")
     if not given.texts and sys.stdin.isatty():
-        raise UserError('give a text such as "Call me [MASK]." or pipe lines in')
+        raise UserError('give a text such as "Call me [MASK]." or pipe lines to standard input')
     texts = given.texts or read_lines("-")
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist import load  # noqa: PLC0415

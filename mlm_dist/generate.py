@@ -19,7 +19,7 @@ def describe_arguments() -> ArgumentParser:
     parser = run_parser(
         "generate",
         "Generate text: from nothing, after a prompt, or in the gaps of a text. [GAP:20] is a gap of 20 tokens. At "
-        "first all of them are masked, and each forward pass writes some. The given text is fixed, except that a "
+        "first all of them are masked, and each forward pass generates some. The given text is fixed, except that a "
         f"space before a gap belongs to the gap. A line {SEPARATOR} separates samples.",
         '--run runs/novels_diffusion "It was [GAP:20] and then he [GAP:10]."',
     )
@@ -27,7 +27,7 @@ def describe_arguments() -> ArgumentParser:
     parser.add_argument(
         "--length", type=int, metavar="N", help="tokens after a text without gaps (default: up to the context window)"
     )
-    parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to write (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to generate (default: %(default)s)")
     parser.add_argument(
         "--order",
         choices=["random", "confidence"],
@@ -60,13 +60,13 @@ def describe_arguments() -> ArgumentParser:
         type=float,
         default=0.0,
         metavar="F",
-        help="fraction of the written tokens that each pass masks again (default: %(default)s)",
+        help="fraction of the generated tokens that each pass masks again (default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, metavar="N", help="the same seed gives the same text (default: %(default)s)"
     )
     add_device(parser)
-    parser.add_argument("--watch", action="store_true", help="on a terminal, show the text as it is written")
+    parser.add_argument("--watch", action="store_true", help="on a terminal, show the text as it is generated")
     parser.add_argument("--json", action="store_true", help="print one JSON object per sample")
     return parser
 
@@ -97,12 +97,12 @@ def screen() -> Iterator[Callable[[str], None]]:
     console = Console()
     interrupts: list[int] = []
     # Ctrl-C takes effect at the end of a frame, because an incomplete frame could not be cleared.
-    before = signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    before = signal.signal(signal.SIGINT, lambda signum, _: interrupts.append(signum))
     try:
         with Live(console=console, auto_refresh=False, transient=True) as live:
 
             def show(text: str) -> None:
-                printable = "".join(letter if letter.isprintable() or letter in "\n\t" else "�" for letter in text)
+                printable = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
                 lines = Text(printable).wrap(console, console.width)
                 room = max(1, console.height - 1)  # the last line is for the cursor
                 live.update(Text("\n").join(lines[-room:]), refresh=True)

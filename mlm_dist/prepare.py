@@ -3,14 +3,12 @@
 import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
+from mlm_dist import api
+from mlm_dist.callable_module import make_callable
 from mlm_dist.command_line import OneLineParser, named_path, run_verb
-from mlm_dist.data.preparation import prepare_corpus
-from mlm_dist.data.splitting import describe_held_out, hold_out
-from mlm_dist.data.texts import find_documents
+from mlm_dist.data.splitting import describe_validation
 from mlm_dist.errors import UserError
-from mlm_dist.files import refuse_existing
 from mlm_dist.output import print_result
-from mlm_dist.version import __version__
 
 
 def build_parser() -> ArgumentParser:
@@ -33,15 +31,15 @@ def build_parser() -> ArgumentParser:
         type=book_number,
         default=[],
         metavar="N",
-        help="books by their number at Project Gutenberg: downloaded once, then read from a cache",
+        help="numbers of books of Project Gutenberg, which are downloaded once and cached",
     )
     parser.add_argument(
         "--mirror",
         type=mirror,
         default="https://www.gutenberg.org",
         metavar="URL",
-        help="download books from a mirror of Project Gutenberg with cache/epub/N/pgN.txt, as it asks programs to "
-        "do that want many (default: %(default)s)",
+        help="base URL of Project Gutenberg or of a mirror with cache/epub/N/pgN.txt; use a mirror to download many "
+        "books (default: %(default)s)",
     )
     parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="folder to write the corpus into")
     parser.add_argument(
@@ -77,7 +75,7 @@ def build_parser() -> ArgumentParser:
 def mirror(text: str) -> str:
     """Parse the URL of a mirror."""
     if not text.startswith(("https://", "http://")):
-        raise ArgumentTypeError(f"'{text}' is no address, which begins with https:// or http://")
+        raise ArgumentTypeError(f"'{text}' is not a URL: it must start with https:// or http://")
     return text
 
 
@@ -85,7 +83,7 @@ def book_number(text: str) -> int:
     """Parse the Project Gutenberg number of a book."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
         raise ArgumentTypeError(
-            f"'{text}' is no number of a book: https://www.gutenberg.org/ebooks/1342 has number 1342"
+            f"'{text}' is not a book number: the number of https://www.gutenberg.org/ebooks/1342 is 1342"
         )
     return int(text)
 
@@ -93,41 +91,30 @@ def book_number(text: str) -> int:
 def main(arguments: list[str]) -> None:
     """Prepare a corpus and print a summary."""
     given = build_parser().parse_args(arguments)
-    if not 0 <= given.val_fraction < 1:
-        raise UserError(f"--val_fraction is {given.val_fraction}: it must be at least 0 and below 1")
     if given.vocab_size is not None and given.tokenizer != "bpe":
-        raise UserError(f"--vocab_size goes with --tokenizer bpe; '{given.tokenizer}' has a vocabulary of its own")
-    if not given.paths and not given.gutenberg:
-        raise UserError("nothing to prepare: give a PATH of text files, or numbers after --gutenberg, or both")
+        raise UserError(f"--vocab_size requires --tokenizer bpe: the vocabulary size of '{given.tokenizer}' is fixed")
     if given.gutenberg and given.encoding != "utf-8":
         raise UserError(
-            f"--encoding {given.encoding} does not go with --gutenberg, whose books are utf-8: leave one out"
+            f"--encoding {given.encoding} cannot be combined with --gutenberg, because its books are utf-8: remove one"
         )
-    refuse_existing(given.out)
-    documents = find_documents(given.paths, given.val) if given.paths or given.val else []
-    if given.gutenberg:
-        from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (`requests` is slow to import)
-
-        documents += fetch_books(given.gutenberg, given.mirror, f"mlm_dist/{__version__}")
-    if not given.val:
-        documents = hold_out(documents, given.val_fraction)
     start = time.perf_counter()
-    manifest = prepare_corpus(documents, given.out, given.tokenizer, given.vocab_size, given.encoding)
-    seconds = time.perf_counter() - start
-    size = sum(document.size for document in documents)
-    fewer = (
-        f" instead of {given.vocab_size}, since every word of the texts is a token already and no pair is left to merge"
+    corpus = api.prepare(**vars(given))
+    seconds, manifest = time.perf_counter() - start, corpus.manifest
+    why_smaller = (
+        f" instead of {given.vocab_size}, because every word of the texts is already a token"
         if given.vocab_size is not None and manifest.vocab_size < given.vocab_size
         else ""
     )
-    held_out = f" ({describe_held_out(manifest)})" if manifest.tokens["val"] else ""
+    validation = f" ({describe_validation(manifest)})" if manifest.tokens["val"] else ""
     print_result(
-        f"{given.out}: {len(documents)} documents, {manifest.tokens['train']:,} tokens to train on, "
-        f"{manifest.tokens['val']:,} held out{held_out}, "
-        f"vocabulary {manifest.vocab_size}{fewer} ({manifest.tokenizer}, with [MASK]), "
-        f"{size / 1e6:.1f} MB in {seconds:.1f} s"
+        f"{given.out}: {corpus.documents} documents, {manifest.tokens['train']:,} training tokens, "
+        f"{manifest.tokens['val']:,} validation tokens{validation}, "
+        f"vocabulary {manifest.vocab_size}{why_smaller} ({manifest.tokenizer}, with [MASK]), "
+        f"{corpus.bytes / 1e6:.1f} MB in {seconds:.1f} s"
     )
 
+
+make_callable(__name__, api.prepare)
 
 if __name__ == "__main__":
     run_verb(main)

@@ -182,7 +182,7 @@ def test_no_network_to_fetch_a_vocabulary_from(train, new_run, tmp_path):
 def test_a_corpus_that_was_cut(train, corpus_copy, new_run):
     file = corpus_copy / "train.bin"
     file.write_bytes(file.read_bytes()[:-1000])
-    assert_refused(train(data__path=corpus_copy), file, "prepare anew")
+    assert_refused(train(data__path=corpus_copy), file, "prepare it again")
     assert not new_run.exists()
 
 

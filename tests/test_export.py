@@ -43,8 +43,8 @@ def test_of_an_unfinished_run_the_newest_checkpoint_is_taken(run_dir: Path, tmp_
     [
         ("--out out", "--run"),
         ("--run {run}", "--out"),
-        ("--run {run} --out taken", "taken exists already"),
-        ("--run {run} --out file", "file exists already"),
+        ("--run {run} --out taken", "taken already exists"),
+        ("--run {run} --out file", "file already exists"),
         ("--run {run} --out file/out", "file/out: cannot be written: Not a directory"),
         ("--run nowhere --out out", "nowhere is no run directory: it has no config.yaml"),
         ("--run taken --out out", "taken is no run directory"),

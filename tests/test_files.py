@@ -19,7 +19,7 @@ from mlm_dist.files import (
 )
 
 
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
     with replacing(path) as file:
@@ -29,7 +29,7 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
+def test_a_failed_write_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("before")
     with pytest.raises(ZeroDivisionError), replacing(path) as file:
@@ -39,14 +39,14 @@ def test_a_write_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_was_replaced_can_be_read_by_whom_other_files_can(tmp_path: Path) -> None:
+def test_a_replaced_file_has_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     with replacing(tmp_path / "file") as file:
         file.write(b"after")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_folder_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     with new_folder(tmp_path / "deep" / "out") as folder:
         (folder / "file").write_bytes(b"content")
         assert not (tmp_path / "deep" / "out").exists()
@@ -55,14 +55,14 @@ def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, UserError, RuntimeError])
-def test_nothing_is_left_of_a_folder_that_failed(tmp_path: Path, error: type[BaseException]) -> None:
+def test_nothing_remains_of_a_folder_that_failed(tmp_path: Path, error: type[BaseException]) -> None:
     with pytest.raises(error), new_folder(tmp_path / "out") as folder:
         (folder / "file").write_bytes(b"content")
         raise error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_processes_may_replace_a_file_that_they_share(tmp_path: Path) -> None:
+def test_two_processes_may_replace_a_shared_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with replacing(path, shared=True) as one:
         with replacing(path, shared=True) as other:
@@ -73,7 +73,7 @@ def test_two_processes_may_replace_a_file_that_they_share(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_who_comes_second_leaves_the_folder_of_the_first_alone(tmp_path: Path) -> None:
+def test_a_second_writer_that_fails_does_not_disturb_the_first(tmp_path: Path) -> None:
     with new_folder(tmp_path / "out") as first:
         (first / "file").write_bytes(b"content")
         with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out"):
@@ -92,13 +92,13 @@ def test_who_comes_second_leaves_the_folder_of_the_first_alone(tmp_path: Path) -
         (2_400_000_000_000, "2400.0 GB"),
     ],
 )
-def test_a_size_is_told_in_the_unit_that_suits_it(size: int, words: str) -> None:
+def test_a_size_is_formatted_in_a_suitable_unit(size: int, words: str) -> None:
     assert format_size(size) == words
 
 
 @pytest.fixture
 def irregular(tmp_path: Path) -> Iterator[dict[str, Path]]:
-    """One path of each kind that is no regular file, a link to a FIFO among them."""
+    """One path of each kind that is not a regular file, including a link to a FIFO."""
     paths = {name: tmp_path / name for name in ("FIFO", "link", "socket")} | {"device": Path("/dev/zero")}
     os.mkfifo(paths["FIFO"])
     paths["link"].symlink_to(paths["FIFO"])
@@ -109,14 +109,14 @@ def irregular(tmp_path: Path) -> Iterator[dict[str, Path]]:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["FIFO", "link", "socket", "device"])
-def test_what_is_no_regular_file_is_not_waited_for(irregular: dict[str, Path], kind: str) -> None:
+def test_opening_an_irregular_file_fails_without_blocking(irregular: dict[str, Path], kind: str) -> None:
     with pytest.raises(OSError, match=f"it is a {kind.replace('link', 'FIFO')} and not a regular file") as caught:
         open_regular(irregular[kind])
     assert caught.value.filename == str(irregular[kind])
 
 
 @pytest.mark.timeout(20)
-def test_a_file_that_becomes_a_fifo_as_it_is_opened_is_not_waited_for(
+def test_a_file_that_becomes_a_fifo_while_it_is_opened_does_not_block(
     irregular: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
@@ -126,7 +126,7 @@ def test_a_file_that_becomes_a_fifo_as_it_is_opened_is_not_waited_for(
         open_regular(irregular["FIFO"])
 
 
-def test_a_folder_is_no_file_and_leaves_no_handle_open(tmp_path: Path) -> None:
+def test_opening_a_folder_fails_and_leaves_no_handle_open(tmp_path: Path) -> None:
     before = sum(1 for _ in Path("/proc/self/fd").iterdir())
     for _ in range(20):
         with pytest.raises(IsADirectoryError):
@@ -134,7 +134,7 @@ def test_a_folder_is_no_file_and_leaves_no_handle_open(tmp_path: Path) -> None:
     assert sum(1 for _ in Path("/proc/self/fd").iterdir()) == before
 
 
-def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_limit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc\xff")
     assert read_bytes(path) == read_bytes(path, largest=4) == b"abc\xff"
@@ -146,7 +146,7 @@ def test_a_file_is_read_up_to_a_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "{", "", "\x00", "{'a': 1}"])
-def test_json_that_cannot_be_read_is_a_value_error_without_advice_on_python(tmp_path: Path, text: str) -> None:
+def test_invalid_json_is_a_value_error_without_advice_about_python(tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)
     for read in (lambda: parse_json(text), lambda: read_json(tmp_path / "file")):
         with pytest.raises(ValueError, match=r".") as caught:
@@ -155,7 +155,9 @@ def test_json_that_cannot_be_read_is_a_value_error_without_advice_on_python(tmp_
 
 
 @pytest.mark.parametrize("value", [None, ""])
-def test_the_cache_is_below_home(value: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_cache_folder_is_below_home(
+    value: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     if value is not None:
@@ -163,6 +165,6 @@ def test_the_cache_is_below_home(value: str | None, tmp_path: Path, monkeypatch:
     assert cache_folder() == tmp_path / ".cache" / "mlm_dist"
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_sets_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "mlm_dist"

@@ -1,4 +1,4 @@
-"""`python -m mlm_dist.prepare`, as a person runs it."""
+"""`python -m mlm_dist.prepare` as a user runs it."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.data.mirror import Mirror, file_of
 
 BPE = ("--tokenizer", "bpe", "--vocab_size", 300)
 
-# Runs the verb on so many cores at the most: each has pieces of its own in memory and hastens the end.
+# Runs prepare on at most N cores: each core adds pieces in memory and shortens the run.
 ON_CORES = """
 import os, runpy, sys
 cores = int(sys.argv.pop(1))
@@ -28,8 +28,8 @@ if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 runpy.run_module("mlm_dist.prepare", run_name="__main__", alter_sys=True)
 """
-# The kernel's VmHWM is the peak of this program alone; getrusage's ru_maxrss begins with what the process was before
-# it became this program, a copy of pytest.
+# The kernel's VmHWM is the peak of this program alone. The ru_maxrss of getrusage includes the process before its exec,
+# which is a copy of pytest.
 PEAK_MEMORY = """
 [peak] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
 print(peak.split()[1])
@@ -39,7 +39,7 @@ linux_only = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """texts/{one.txt, more/two.txt}: the sample, cut in two."""
+    """texts/{one.txt, more/two.txt}: the two halves of the sample."""
     sample = SAMPLE_TEXT.read_text(encoding="utf-8")
     middle = sample.index("\n", len(sample) // 2)
     for name, text in (("one.txt", sample[:middle]), ("more/two.txt", sample[middle:])):
@@ -50,7 +50,7 @@ def texts(tmp_path: Path) -> Path:
 
 
 def repeated_sample(path: Path, megabytes: int) -> Path:
-    """Write a file of about so many megabytes."""
+    """Write a file of about this many megabytes."""
     sample = SAMPLE_TEXT.read_bytes()
     with path.open("wb") as file:
         for _ in range(megabytes * 1_000_000 // len(sample)):
@@ -58,8 +58,8 @@ def repeated_sample(path: Path, megabytes: int) -> Path:
     return path
 
 
-def check_mistake(result: Result, *words: str) -> None:
-    """Check that a verb ended with one line about a mistake of the person's."""
+def check_user_error(result: Result, *words: str) -> None:
+    """Check that a command ended with one line about a user error that contains these words."""
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), result.stderr
@@ -80,7 +80,7 @@ def test_a_folder_of_texts_becomes_a_corpus(texts: Path, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
 
 
-def test_documents_to_hold_out_can_be_named(texts: Path, tmp_path: Path) -> None:
+def test_validation_documents_can_be_named(texts: Path, tmp_path: Path) -> None:
     result = verb("prepare", texts / "one.txt", "--val", texts / "more", "--out", tmp_path / "out", *BPE)
     assert result.returncode == 0, result.stderr
     corpus = Corpus.open(tmp_path / "out")
@@ -91,10 +91,10 @@ def test_documents_to_hold_out_can_be_named(texts: Path, tmp_path: Path) -> None
     }
 
 
-def test_documents_to_hold_out_can_be_named_one_after_the_other(texts: Path, tmp_path: Path) -> None:
+def test_the_val_option_can_be_repeated(texts: Path, tmp_path: Path) -> None:
     (tmp_path / "three.txt").write_text("Three.\n" * 20, encoding="utf-8")
-    held_out = ["--val", texts / "more", "--val", tmp_path / "three.txt"]
-    result = verb("prepare", texts / "one.txt", *held_out, "--out", tmp_path / "out", *BPE)
+    val = ["--val", texts / "more", "--val", tmp_path / "three.txt"]
+    result = verb("prepare", texts / "one.txt", *val, "--out", tmp_path / "out", *BPE)
     assert result.returncode == 0, result.stderr
     documents = Corpus.open(tmp_path / "out").manifest.documents
     assert [d["name"] for d in documents if d["val"][1] > d["val"][0]] == ["two.txt", "three.txt"]
@@ -109,7 +109,7 @@ def test_the_same_texts_give_the_same_corpus_in_every_process(texts: Path, tmp_p
             assert (tmp_path / "2" / path.relative_to(tmp_path / "1")).read_bytes() == path.read_bytes()
 
 
-def test_gpt2_is_the_tokenizer_unless_another_is_named(gpt2_vocabulary: None, tmp_path: Path) -> None:
+def test_gpt2_is_the_default_tokenizer(gpt2_vocabulary: None, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"Hello world\r\n<|endoftext|> [MASK]\n")
     result = verb("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--val_fraction", 0)
     assert result.returncode == 0, result.stderr
@@ -121,9 +121,9 @@ def test_gpt2_is_the_tokenizer_unless_another_is_named(gpt2_vocabulary: None, tm
     assert 50257 not in tokens
 
 
-def test_a_file_in_another_encoding_is_named_and_then_read(tmp_path: Path) -> None:
+def test_a_file_in_another_encoding_is_refused_until_the_encoding_is_given(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("C'était déjà vu. ".encode("latin-1") * 20)
-    check_mistake(
+    check_user_error(
         verb("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", *BPE),
         f"{tmp_path / 'a.txt'}: not utf-8 at byte 2 ",
         "--encoding",
@@ -152,13 +152,13 @@ def test_a_file_in_another_encoding_is_named_and_then_read(tmp_path: Path) -> No
         (["good.txt", "--out", "out", "--tokenizer", "bpe"], ["--vocab_size"]),
         (["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "257"], ["257", "258"]),
         (["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "many"], ["--vocab_size", "'many'"]),
-        (["good.txt", "--out", "taken", *BPE], ["taken", "exists already"]),
+        (["good.txt", "--out", "taken", *BPE], ["taken", "already exists"]),
         (["good.txt", "--out", "good.txt/out", *BPE], ["good.txt/out", "cannot be written"]),
         (["good.txt", "--out", "x" * 300, *BPE], ["xxx", "File name too long"]),
         (["x" * 300, "--out", "out", *BPE], ["xxx"]),
         (["good.txt", "--out", "out", "--val_fraction", "1.5", *BPE], ["--val_fraction", "1.5"]),
         (["good.txt", "--out", "out", "--val_fraction", "-0.1", *BPE], ["--val_fraction", "-0.1"]),
-        (["good.txt", "--val", "good.txt", "--out", "out", *BPE], ["no text to train on"]),
+        (["good.txt", "--val", "good.txt", "--out", "out", *BPE], ["no training text"]),
         (["good.txt", *BPE], ["--out"]),
         (["--out", "out", *BPE], ["PATH", "--gutenberg"]),
         (["--gutenberg", "--out", "out", *BPE], ["--gutenberg"]),
@@ -172,7 +172,7 @@ def test_a_file_in_another_encoding_is_named_and_then_read(tmp_path: Path) -> No
     ],
     ids=lambda value: " ".join(map(str, value)).removesuffix(" --tokenizer bpe --vocab_size 300")[:40],
 )
-def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
+def test_a_user_error_is_one_line_and_leaves_no_files(
     tmp_path: Path, arguments: list[object], words: list[str]
 ) -> None:
     (tmp_path / "good.txt").write_bytes(b"one two three " * 50)
@@ -181,29 +181,29 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(
     (tmp_path / "bare").mkdir()
     (tmp_path / "taken").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    check_mistake(verb("prepare", *arguments, cwd=tmp_path), *words)
+    check_user_error(verb("prepare", *arguments, cwd=tmp_path), *words)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(texts: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line_and_leaves_no_files(texts: Path, tmp_path: Path) -> None:
     limited = 'ulimit -f 20; exec "$@"'  # blocks of 512 or 1024 bytes: more than the tokenizer, less than train.bin
     command = [sys.executable, "-m", "mlm_dist.prepare", texts, "--out", tmp_path / "out", *BPE]
     result = start(["sh", "-c", limited, "sh", *map(str, command)])
-    check_mistake(result, "out: cannot be written: File too large")
+    check_user_error(result, "out: cannot be written: File too large")
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 
-def test_without_a_network_tiktoken_users_learn_what_to_do(texts: Path, tmp_path: Path) -> None:
+def test_without_a_network_the_message_says_how_to_get_a_tiktoken_vocabulary(texts: Path, tmp_path: Path) -> None:
     offline = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "empty")}
     offline |= dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), "http://127.0.0.1:9")
     offline |= {"NO_PROXY": "", "no_proxy": ""}
     result = verb("prepare", texts, "--out", tmp_path / "out", "--tokenizer", "gpt2", timeout=60, **offline)
-    check_mistake(result, "'gpt2' could not be fetched", "TIKTOKEN_CACHE_DIR", "bpe")
+    check_user_error(result, "'gpt2' could not be downloaded", "TIKTOKEN_CACHE_DIR", "bpe")
     assert not (tmp_path / "out").exists()
     assert verb("prepare", texts, "--out", tmp_path / "out", *BPE, **offline).returncode == 0
 
 
-def test_a_corpus_of_gpt2_tokens_needs_no_network_later(gpt2_vocabulary: None, texts: Path, tmp_path: Path) -> None:
+def test_a_prepared_gpt2_corpus_needs_no_network(gpt2_vocabulary: None, texts: Path, tmp_path: Path) -> None:
     assert verb("prepare", texts, "--out", tmp_path / "out", "--tokenizer", "gpt2").returncode == 0
     read = "import sys, pathlib; from mlm_dist.data.corpus import Corpus; c = Corpus.open(pathlib.Path(sys.argv[1]));"
     read += "print(c.tokenizer.decode(c.train[:6]), c.tokenizer.encode('Hello world').tolist())"
@@ -214,7 +214,7 @@ def test_a_corpus_of_gpt2_tokens_needs_no_network_later(gpt2_vocabulary: None, t
 
 
 def peak_memory(path: Path, out: Path, *tokenizer: object) -> float:
-    """Megabytes that preparing a file takes at the most."""
+    """Peak memory of preparing a file, in megabytes."""
     command = [sys.executable, "-c", ON_CORES + PEAK_MEMORY, 2, path, "--out", out, *tokenizer]
     result = start(list(map(str, command)))
     assert result.returncode == 0, result.stderr
@@ -222,7 +222,7 @@ def peak_memory(path: Path, out: Path, *tokenizer: object) -> float:
 
 
 def check_memory(tmp_path: Path, megabytes: int, growth: float, *tokenizer: object) -> None:
-    """Check that a large file takes no more memory than a small one, up to the pieces that are under way."""
+    """Check that a large file takes no more memory than a small one, except for the pieces in flight."""
     small = peak_memory(repeated_sample(tmp_path / "small.txt", 1), tmp_path / "small", *tokenizer)
     large = peak_memory(repeated_sample(tmp_path / "large.txt", megabytes), tmp_path / "large", *tokenizer)
     print(f"\npeak memory: {small:.0f} MB for 1 MB of text, {large:.0f} MB for {megabytes} MB")
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_the_text(gpt2_vocabulary: None, tmp_path: Pat
 
 
 @linux_only
-def test_memory_does_not_grow_with_the_text_a_vocabulary_is_trained_on(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_training_text_of_a_bpe(tmp_path: Path) -> None:
     check_memory(tmp_path, 12, 20, *BPE)
 
 
@@ -247,19 +247,19 @@ def start_preparing(*arguments: object, cores: int = 1, **environment: str) -> s
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        # Whoever is started by a shell in the background inherits deafness to Ctrl-C.
+        # A process that a shell starts in the background ignores Ctrl-C, and its children inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
 
 
 def wait_for(process: subprocess.Popen[str], folder: Path, file: str) -> None:
-    """Wait until a file below a folder, `*` standing for any name, holds something."""
+    """Wait until a file below `folder` that matches the pattern `file` is not empty."""
     while not any(path.stat().st_size for path in folder.glob(file)):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
-def test_interrupting_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_no_files(tmp_path: Path) -> None:
     text = repeated_sample(tmp_path / "text.txt", 4)
     process = start_preparing(text, "--out", tmp_path / "out")
     wait_for(process, tmp_path, ".out*/train.bin")
@@ -269,7 +269,7 @@ def test_interrupting_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [text]
 
 
-def test_interrupting_the_training_of_a_vocabulary_leaves_nothing(tmp_path: Path) -> None:
+def test_an_interrupt_during_bpe_training_leaves_no_files(tmp_path: Path) -> None:
     text = repeated_sample(tmp_path / "text.txt", 40)
     process = start_preparing(text, "--out", tmp_path / "out", cores=2)
     try:
@@ -283,7 +283,7 @@ def test_interrupting_the_training_of_a_vocabulary_leaves_nothing(tmp_path: Path
     assert list(tmp_path.iterdir()) == [text]
 
 
-def test_killing_leaves_nothing_that_looks_whole_and_nothing_in_the_way(tmp_path: Path) -> None:
+def test_a_killed_process_leaves_no_corpus_and_does_not_block_the_next(tmp_path: Path) -> None:
     text = repeated_sample(tmp_path / "text.txt", 4)
     process = start_preparing(text, "--out", tmp_path / "out")
     wait_for(process, tmp_path, ".out*/train.bin")
@@ -298,7 +298,7 @@ def test_killing_leaves_nothing_that_looks_whole_and_nothing_in_the_way(tmp_path
 
 
 def gutenberg(*arguments: object, cache: Path) -> Result:
-    """Prepare books of Project Gutenberg with a cache of one's own."""
+    """Prepare books of Project Gutenberg with a separate cache."""
     return verb("prepare", "--gutenberg", *arguments, *BPE, XDG_CACHE_HOME=str(cache), NO_PROXY="127.0.0.1")
 
 
@@ -316,7 +316,7 @@ def test_books_of_project_gutenberg_become_a_corpus(mirror: Mirror, tmp_path: Pa
     result = gutenberg(*numbers, "--out", tmp_path / "one", cache=tmp_path / "cache")
     assert (result.returncode, result.stderr) == (
         0,
-        "mlm_dist: fetched 11: Book Eleven\nmlm_dist: fetched 12: Book Twelve\n",
+        "mlm_dist: downloaded 11: Book Eleven\nmlm_dist: downloaded 12: Book Twelve\n",
     )
     assert result.stdout.count("\n") == 1 and "2 documents" in result.stdout
     corpus = Corpus.open(tmp_path / "one")
@@ -345,29 +345,31 @@ def test_files_and_books_become_one_corpus(mirror: Mirror, texts: Path, tmp_path
     assert list(documents) == ["one.txt", "two.txt", "Book Eleven"]
 
 
-def test_a_missing_book_leaves_no_corpus_and_the_others_in_the_cache(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_missing_book_leaves_no_corpus_but_the_other_books_stay_cached(mirror: Mirror, tmp_path: Path) -> None:
     options = ["--mirror", mirror.url, "--out", tmp_path / "out"]
     result = gutenberg(11, 99, 12, *options, cache=tmp_path / "cache")
     assert (result.returncode, result.stdout) == (2, "")
-    fetched, complaint = result.stderr.splitlines()
-    assert fetched == "mlm_dist: fetched 11: Book Eleven"
-    assert complaint.startswith(f"mlm_dist: error: Project Gutenberg's number 99: {mirror.url}/cache/epub/99/pg99.txt ")
-    assert "check the number" in complaint
+    downloaded, error = result.stderr.splitlines()
+    assert downloaded == "mlm_dist: downloaded 11: Book Eleven"
+    assert error.startswith(f"mlm_dist: error: Project Gutenberg book 99: {mirror.url}/cache/epub/99/pg99.txt ")
+    assert "check the number" in error
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     result = gutenberg(11, *options, cache=tmp_path / "cache")
     assert (result.returncode, result.stderr) == (0, "")
     assert len(mirror.requests) == 2
 
 
-def test_nothing_is_fetched_for_a_corpus_that_exists_already(mirror: Mirror, tmp_path: Path) -> None:
+def test_nothing_is_downloaded_if_the_corpus_already_exists(mirror: Mirror, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     result = gutenberg(11, "--mirror", mirror.url, "--out", tmp_path / "out", cache=tmp_path / "cache")
-    check_mistake(result, "out exists already")
+    check_user_error(result, "out already exists")
     assert mirror.requests == []
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_broken_download_leaves_nothing(mirror: Mirror, tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_download_leaves_no_files(
+    mirror: Mirror, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     mirror.add(11, mirror.stalled_page(file_of("Eleven came down to the sea.\n" * 50_000)))
     process = start_preparing(
         "--gutenberg",
@@ -382,7 +384,7 @@ def test_a_broken_download_leaves_nothing(mirror: Mirror, tmp_path: Path, number
     while not mirror.requests:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    time.sleep(0.2)  # for the half of the book that comes; nothing depends on it
+    time.sleep(0.2)  # let half of the book arrive; the test does not depend on it
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
@@ -391,7 +393,7 @@ def test_a_broken_download_leaves_nothing(mirror: Mirror, tmp_path: Path, number
     assert not (tmp_path / "out").exists()
 
 
-def test_a_book_for_which_the_disk_has_no_room_leaves_nothing(mirror: Mirror, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_part_of_a_book(mirror: Mirror, tmp_path: Path) -> None:
     mirror.add(11, file_of("Eleven came down to the sea.\n" * 5000))
     command = [
         sys.executable,
@@ -407,16 +409,16 @@ def test_a_book_for_which_the_disk_has_no_room_leaves_nothing(mirror: Mirror, tm
     ]
     limited = ["sh", "-c", 'ulimit -f 20; exec "$@"', "sh", *map(str, command)]
     result = start(limited, cwd=tmp_path, XDG_CACHE_HOME=str(tmp_path / "cache"), NO_PROXY="127.0.0.1")
-    check_mistake(result, "pg11.txt: cannot be written: File too large")
+    check_user_error(result, "pg11.txt: cannot be written: File too large")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_trained_vocabulary_that_is_smaller_than_asked_for_is_explained(tmp_path: Path) -> None:
+def test_a_bpe_vocabulary_smaller_than_requested_is_explained(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the same few words and no more. " * 20)
     trained = ("prepare", tmp_path / "text.txt", "--tokenizer", "bpe")
     result = verb(*trained, "--vocab_size", 1000, "--out", tmp_path / "fewer")
     assert result.returncode == 0, result.stderr
     size = Corpus.open(tmp_path / "fewer").manifest.vocab_size
     assert size < 300
-    assert f"vocabulary {size} instead of 1000, since every word of the texts is a token already" in result.stdout
+    assert f"vocabulary {size} instead of 1000, because every word of the texts is already a token" in result.stdout
     assert "instead of" not in verb(*trained, "--vocab_size", size, "--out", tmp_path / "as_many").stdout

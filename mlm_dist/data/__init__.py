@@ -1,1 +1,1 @@
-"""Text on its way to the model: tokens, corpora, the order of rows, masks."""
+"""The data pipeline: tokenizers, corpora, the order of rows, and masking."""

@@ -27,10 +27,10 @@ from mlm_dist.output import warn
 
 FORMAT_VERSION = 2
 EARLIER_VERSIONS = (1,)  # without the digest of the tokenizer
-LARGEST_NUMBER = 1 << 48  # of tokens: more than any disk holds
+LARGEST_NUMBER = 1 << 48  # exclusive bound of ids and of token counts: more tokens than fit on a disk
 MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
-SCRAP_TOKENS = 64
+SHORT_END_TOKENS = 64
 SPLITS: tuple[Split, ...] = ("train", "val")
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -81,19 +81,21 @@ class Manifest:
             content = read_json(path, LARGEST_JSON)
             if content["version"] not in (*EARLIER_VERSIONS, FORMAT_VERSION):
                 version = reprlib.repr(content["version"])
-                raise UserError(f"{path}: format version {version} instead of {FORMAT_VERSION}: prepare anew")
+                raise UserError(
+                    f"{path}: format version {version} instead of {FORMAT_VERSION}: prepare the corpus again"
+                )
             manifest = cls(**content)
             numbers = [manifest.vocab_size, manifest.mask_id, manifest.end_id, *(manifest.tokens[s] for s in SPLITS)]
             if not all(isinstance(number, int) and 0 <= number < LARGEST_NUMBER for number in numbers):
-                raise ValueError("sizes and ids have to be whole numbers")
+                raise ValueError("sizes and ids must be integers from 0 to 2**48 - 1")
             if not all(isinstance(manifest.sha256[split], str) for split in SPLITS):
-                raise ValueError("a digest has to be text")
+                raise ValueError("a digest must be a string")
             if not all(is_document(document) for document in manifest.documents):
-                raise ValueError("a document has to have a name and a range of tokens in each split")
+                raise ValueError("a document must have a name and a token range for each split")
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; is it a folder that prepare wrote?") from error
+            raise UserError(f"{path}: {error.strerror}; was {folder} written by prepare?") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a corpus description ({error}); prepare anew") from error
+            raise UserError(f"{path}: not a corpus description ({error}); prepare the corpus again") from error
         return manifest
 
     @property
@@ -139,16 +141,17 @@ class Corpus:
         manifest = Manifest.read(folder)
         tokenizer = Tokenizer.load(folder / TOKENIZER)
         if tokenizer.vocab_size != manifest.vocab_size or tokenizer.mask_id != manifest.mask_id:
-            raise UserError(f"{folder}: its tokenizer is not the one in {MANIFEST}; prepare anew")
+            raise UserError(f"{folder}: its tokenizer is not the one in {MANIFEST}; prepare the corpus again")
         if manifest.tokenizer_sha256 not in (None, tokenizer.fingerprint):
             raise UserError(
-                f"{folder / TOKENIZER}: it was changed after the corpus was prepared: restore a copy, or prepare anew"
+                f"{folder / TOKENIZER}: it was changed after the corpus was prepared: restore a copy, or prepare the "
+                f"corpus again"
             )
-        if manifest.version in EARLIER_VERSIONS and manifest.median_end < SCRAP_TOKENS:
+        if manifest.version in EARLIER_VERSIONS and manifest.median_end < SHORT_END_TOKENS:
             warn(
-                f"{folder}: its held-out text is the ends of documents, half of them shorter than "
-                f"{manifest.median_end:g} tokens: figures on such scraps are worse than on whole documents, which "
-                f"`prepare` holds out now"
+                f"{folder}: its validation text is the ends of documents, half of them shorter than "
+                f"{manifest.median_end:g} tokens: the loss on such short ends is higher than on whole documents; "
+                f"prepare the corpus again to validate on whole documents"
             )
         train, val = (map_tokens(folder, split, manifest) for split in SPLITS)
         if verify != "never":
@@ -178,12 +181,12 @@ def map_tokens(folder: Path, split: Split, manifest: Manifest) -> Tokens:
             tokens = np.memmap(file, dtype=manifest.dtype, mode="r") if size == expected > 0 else None
         if size != expected:
             raise UserError(
-                f"{path}: {size} bytes where {MANIFEST} says {expected}: cut or changed; delete {folder} and prepare "
-                f"anew"
+                f"{path}: {size} bytes, but {MANIFEST} says {expected}: the file was truncated or changed; delete "
+                f"{folder} and prepare it again"
             )
         return np.empty(0, dtype=manifest.dtype) if tokens is None else tokens  # an empty file cannot be mapped
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; prepare anew") from error
+        raise UserError(f"{path}: {error.strerror}; prepare the corpus again") from error
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

@@ -14,7 +14,7 @@ DECOMPRESS = "decompress it first"
 EXTRACT = "extract its text into *.txt files"
 SAVE_AS_TEXT = "save it as plain text"
 
-# For each format, what the user can do with such a file.
+# What the user can do with a file of each format.
 ADVICE = {
     "gzip": DECOMPRESS,
     "Zstandard": DECOMPRESS,
@@ -92,13 +92,13 @@ def refuse_content(path: Path, head: bytes, encoding: str) -> None:
         head: its first `HEAD_BYTES` bytes.
         encoding: the encoding that the file will be read in.
     """
-    for mark, its_encoding in BYTE_ORDER_MARKS.items():
+    for mark, actual in BYTE_ORDER_MARKS.items():
         if head.startswith(mark):
             if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
                 break
             raise UserError(
-                f"{path}: not {encoding} but {its_encoding}, by its byte order mark: give the encoding (prepare: "
-                f"--encoding {its_encoding}, train: --data.encoding {its_encoding})"
+                f"{path}: its byte order mark shows that it is {actual}, not {encoding}: set the encoding (prepare: "
+                f"--encoding {actual}, train: --data.encoding {actual})"
             )
     if name := next((name for magic, name in MAGIC.items() if head.startswith(magic)), None):
         refuse(path, name)
@@ -126,6 +126,6 @@ def table_format(text: str, is_whole: bool) -> str | None:
     return None
 
 
-def refuse(path: Path, name: str, otherwise: str = "") -> NoReturn:
+def refuse(path: Path, name: str, hint: str = "") -> NoReturn:
     """Raise a UserError about an unsupported format."""
-    raise UserError(f"{path}: the format is {name}, and only plain text is read: {ADVICE[name]}{otherwise}")
+    raise UserError(f"{path}: the format is {name}, but only plain text is supported: {ADVICE[name]}{hint}")

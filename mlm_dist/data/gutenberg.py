@@ -29,7 +29,7 @@ BACKOFF = 1.0  # before the second retry; it doubles with each retry
 LONGEST_WAIT = 120.0  # that a server may request
 
 RETRIES = 4
-PASSING_TROUBLES = [429, 500, 502, 503, 504]
+TEMPORARY_ERRORS = [429, 500, 502, 503, 504]
 
 # The title in a marker may continue on the next line. In older texts, a line with the title precedes the END marker.
 START = re.compile(r"^\*\*\* *START OF TH(?:E|IS) PROJECT GUTENBERG(?:.|\n(?!\n))*?\*\*\*[ \t]*$", re.M | re.I)
@@ -39,12 +39,12 @@ END = re.compile(
 )
 TITLE = re.compile(r"^Title:(.*(?:\n(?![A-Z][\w ]*:).*\S.*)*)", re.M)
 
-WHY_NOTHING_CAME: list[tuple[type[Exception], str]] = [
-    (exceptions.NameResolutionError, "the name of the server is not known here: is there a network?"),
-    (exceptions.NewConnectionError, "the server takes no connection"),
+FAILURE_REASONS: list[tuple[type[Exception], str]] = [
+    (exceptions.NameResolutionError, "the name of the server cannot be resolved: is there a network connection?"),
+    (exceptions.NewConnectionError, "the server does not accept connections"),
     (exceptions.TimeoutError, "the server is too slow"),
-    (exceptions.ProtocolError, "the connection broke off"),
-    (exceptions.ProxyError, "the proxy takes no connection"),
+    (exceptions.ProtocolError, "the connection was interrupted"),
+    (exceptions.ProxyError, "the proxy does not accept connections"),
 ]
 
 
@@ -85,27 +85,27 @@ def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[Docume
             if number != missing[0]:
                 time.sleep(PAUSE)
             title = fetch_book(session, mirror, number, paths[number])
-            print_error(f"fetched {number}: {title}")
-    return [describe(path) for path in paths.values()]
+            print_error(f"downloaded {number}: {title}")
+    return [book_at(path) for path in paths.values()]
 
 
 def polite_session(user_agent: str) -> requests.Session:
     """A session that sends this user agent and retries temporary failures with exponential backoff."""
-    patience = Patience(
+    retry = PoliteRetry(
         RETRIES,
         backoff_factor=BACKOFF,
-        status_forcelist=PASSING_TROUBLES,
+        status_forcelist=TEMPORARY_ERRORS,
         allowed_methods=["GET"],
         raise_on_status=False,
     )
     session = requests.Session()
     session.headers["User-Agent"] = user_agent
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=patience))
+        session.mount(scheme, HTTPAdapter(max_retries=retry))
     return session
 
 
-class Patience(Retry):
+class PoliteRetry(Retry):
     """Waits before a retry as long as the server requests, up to `LONGEST_WAIT`."""
 
     def sleep_for_retry(self, response: BaseHTTPResponse) -> bool:
@@ -116,7 +116,7 @@ class Patience(Retry):
         """
         seconds = self.get_retry_after(response) or 0
         if seconds > LONGEST_WAIT:
-            raise requests.exceptions.RetryError(f"the server asks to wait {seconds:.0f} s")
+            raise requests.exceptions.RetryError(f"the server requests a wait of {seconds:.0f} s")
         return super().sleep_for_retry(response)
 
 
@@ -126,46 +126,46 @@ def fetch_book(session: requests.Session, mirror: str, number: int, path: Path) 
     Raises:
         UserError: the book is not available, is not a text of Project Gutenberg, or cannot be written.
     """
-    address = f"{mirror.rstrip('/')}/cache/epub/{number}/pg{number}.txt"
-    book = f"Project Gutenberg's number {number}: {address}"
+    url = f"{mirror.rstrip('/')}/cache/epub/{number}/pg{number}.txt"
+    book = f"Project Gutenberg book {number}: {url}"
     try:
-        answer = download(session, address)
-        if answer.status_code == requests.codes.not_found:
-            raise UserError(f"{book} does not exist: check the number, or name another mirror with --mirror")
-        answer.raise_for_status()
+        response = download(session, url)
+        if response.status_code == requests.codes.not_found:
+            raise UserError(f"{book} does not exist: check the number, or choose another mirror with --mirror")
+        response.raise_for_status()
     except requests.RequestException as error:
         raise UserError(
-            f"{book} could not be fetched ({in_plain_words(error)}): run the same command again later, or name another "
-            f"mirror with --mirror; the books fetched so far are kept"
+            f"{book} could not be downloaded ({failure_reason(error)}): run the same command again later, or choose "
+            f"another mirror with --mirror; the books downloaded so far are cached"
         ) from error
     try:
-        title, _ = cut_out(answer.content)
+        title, _ = extract(response.content)
     except ValueError as error:
-        raise UserError(f"{book} {error}: leave the number out, or name another mirror with --mirror") from error
-    keep(answer.content, path)
+        raise UserError(f"{book} {error}: remove the number, or choose another mirror with --mirror") from error
+    save(response.content, path)
     return title or path.stem
 
 
-def download(session: requests.Session, address: str) -> requests.Response:
+def download(session: requests.Session, url: str) -> requests.Response:
     """Get a response with its complete body. The session retries requests; this function retries interrupted bodies."""
     for attempt in range(RETRIES):
         try:
-            return session.get(address, timeout=TIMEOUT)
+            return session.get(url, timeout=TIMEOUT)
         except requests.exceptions.ChunkedEncodingError:
             time.sleep(BACKOFF * 2**attempt)
-    return session.get(address, timeout=TIMEOUT)
+    return session.get(url, timeout=TIMEOUT)
 
 
-def in_plain_words(error: requests.RequestException) -> str:
+def failure_reason(error: requests.RequestException) -> str:
     """Why a request failed."""
     if isinstance(error, requests.HTTPError):
         return f"{error.response.status_code} {error.response.reason}"
     cause = error.args[0] if error.args else error
-    cause = getattr(cause, "reason", cause)  # after the last retry: why it failed
-    return next((words for kind, words in WHY_NOTHING_CAME if isinstance(cause, kind)), str(cause))
+    cause = getattr(cause, "reason", cause)  # of a MaxRetryError: why the last retry failed
+    return next((reason for kind, reason in FAILURE_REASONS if isinstance(cause, kind)), str(cause))
 
 
-def keep(content: bytes, path: Path) -> None:
+def save(content: bytes, path: Path) -> None:
     """Write a file atomically.
 
     Raises:
@@ -179,7 +179,7 @@ def keep(content: bytes, path: Path) -> None:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
 
 
-def describe(path: Path) -> Book:
+def book_at(path: Path) -> Book:
     """A cached book as a document, named by its title."""
     title, text = read_book(path)
     return Book(title or path.stem, path, len(text.encode()))
@@ -192,14 +192,14 @@ def read_book(path: Path) -> Contents:
         UserError: it cannot be read, or is damaged.
     """
     try:
-        return cut_out(read_bytes(path))
+        return extract(read_bytes(path))
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path} {error}: delete it, and it is fetched anew") from error
+        raise UserError(f"{path} {error}: delete it to download the book again") from error
 
 
-def cut_out(content: bytes) -> Contents:
+def extract(content: bytes) -> Contents:
     """Extract title and text of a file of Project Gutenberg, without header, footer, byte order mark and CRs.
 
     Raises:
@@ -210,7 +210,7 @@ def cut_out(content: bytes) -> Contents:
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8 at byte {error.start}") from error
     if whole.lstrip().startswith("<"):
-        raise ValueError("is an HTML page and no plain text")
+        raise ValueError("is an HTML page, not plain text")
     if not (start := START.search(whole)):
         raise ValueError("has no line '*** START OF THE PROJECT GUTENBERG EBOOK'")
     if not (end := END.search(whole, start.end())):

@@ -21,9 +21,9 @@ from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.files import cache_folder, new_folder
 
-UNDER_WAY_PER_CORE = 4
+IN_FLIGHT_PER_CORE = 4
 BPE_TRAINING_BYTES = 256 << 20
-BPE_TRAINING_PIECE_BYTES = 1 << 14  # small, because `tokenizers` collects 256 before it counts words
+BPE_TRAINING_PIECE_BYTES = 1 << 14  # small, because `tokenizers` collects 256 pieces before it counts words
 SAMPLE_TEXT = Path(__file__).with_name("sample.txt")
 
 
@@ -66,12 +66,12 @@ def encode_corpus(documents: list[Document], folder: Path, tokenizer: Tokenizer,
     writer = CorpusWriter(folder, tokenizer)
     size = sum(document.size for document in documents)
     with tqdm(total=size, desc="encode", unit="B", unit_scale=True, disable=None, leave=False) as progress:
-        for number, piece, ids in encode_in_order(read_all(documents, encoding), tokenizer):
-            writer.add(number, documents[number].name, piece.split, ids)
+        for index, piece, ids in encode_in_order(read_all(documents, encoding), tokenizer):
+            writer.add(index, documents[index].name, piece.split, ids)
             progress.update(len(piece.text.encode()))
     manifest = writer.finish()
     if manifest.tokens["train"] == 0:
-        raise UserError("the documents hold no text to train on: all of it is held out")
+        raise UserError("the documents contain no training text: all of it is in the validation split")
     manifest.write(folder)
     writer.counts.warn()
     return manifest
@@ -96,32 +96,32 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
         path = SAMPLE_TEXT
     if not path.exists():
         raise UserError(
-            f"data.path {path}: there is no such corpus or text; `python -m mlm_dist.prepare TEXTS --out {path}` "
-            f"makes one"
+            f"data.path {path}: there is no such corpus or text; prepare one with "
+            f"`python -m mlm_dist.prepare TEXTS --out {path}`"
         )
     if config.tokenizer == "bpe" and vocab_size is None:
         raise UserError("data.tokenizer bpe needs model.vocab_size: 8000 suits a few megabytes of text")
     documents = find_documents([path])
     vocabulary = [config.tokenizer, config.tokenizer == "bpe" and vocab_size]
-    recipe = [FORMAT_VERSION, *vocabulary, config.encoding, config.val_fraction]
+    settings = [FORMAT_VERSION, *vocabulary, config.encoding, config.val_fraction]
     files = [[d.name, str(d.path.resolve()), d.size, d.path.stat().st_mtime_ns] for d in documents]
-    digest = hashlib.sha256(json.dumps([recipe, files]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([settings, files]).encode()).hexdigest()[:16]
     folder = cache_folder() / digest
     if not (folder / MANIFEST).exists():
         try:
-            held_out = hold_out(documents, config.val_fraction)
-            prepare_corpus(held_out, folder, config.tokenizer, vocab_size, config.encoding)
+            documents = hold_out(documents, config.val_fraction)
+            prepare_corpus(documents, folder, config.tokenizer, vocab_size, config.encoding)
         except UserError:
-            if not (folder / MANIFEST).exists():  # otherwise another run has just prepared the same corpus
+            if not (folder / MANIFEST).exists():  # otherwise, another run has just prepared the same corpus
                 raise
     return folder
 
 
 def read_all(documents: list[Document], encoding: str, piece_bytes: int = PIECE_BYTES) -> Iterator[tuple[int, Piece]]:
     """The pieces of all documents, each with the index of its document."""
-    for number, document in enumerate(documents):
+    for index, document in enumerate(documents):
         for piece in read_pieces(document, encoding, piece_bytes):
-            yield number, piece
+            yield index, piece
 
 
 def bpe_training_texts(documents: list[Document], encoding: str) -> Iterator[str]:
@@ -141,18 +141,18 @@ def encode_in_order(
     """
     workers = usable_cores()
 
-    def encode(numbered: tuple[int, Piece]) -> tuple[int, Piece, npt.NDArray[np.uint32]]:
-        number, piece = numbered
-        return number, piece, tokenizer.encode(piece.text)
+    def encode(indexed: tuple[int, Piece]) -> tuple[int, Piece, npt.NDArray[np.uint32]]:
+        index, piece = indexed
+        return index, piece, tokenizer.encode(piece.text)
 
     with ThreadPoolExecutor(workers) as pool:
-        under_way: deque[Future[tuple[int, Piece, npt.NDArray[np.uint32]]]] = deque()
+        in_flight: deque[Future[tuple[int, Piece, npt.NDArray[np.uint32]]]] = deque()
         try:
             for piece in pieces:
-                under_way.append(pool.submit(encode, piece))
-                if len(under_way) > UNDER_WAY_PER_CORE * workers:
-                    yield under_way.popleft().result()
-            yield from (encoded.result() for encoded in under_way)
+                in_flight.append(pool.submit(encode, piece))
+                if len(in_flight) > IN_FLIGHT_PER_CORE * workers:
+                    yield in_flight.popleft().result()
+            yield from (encoded.result() for encoded in in_flight)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -173,13 +173,13 @@ class CorpusWriter:
         self.counts = TokenCounts(tokenizer.vocab_size)
         self.tokens: dict[Split, int] = dict.fromkeys(SPLITS, 0)
         self.documents: list[dict[str, Any]] = []
-        self.number = -1  # the index of the last document
+        self.index = -1  # of the last document
 
-    def add(self, number: int, name: str, split: Split, ids: npt.NDArray[np.uint32]) -> None:
-        """Append the next token ids of a document. A different `number`, its index, starts the next document."""
-        if number != self.number:
+    def add(self, index: int, name: str, split: Split, ids: npt.NDArray[np.uint32]) -> None:
+        """Append the next token ids of a document. A different `index` starts the next document."""
+        if index != self.index:
             self._end_document()
-            self.number = number
+            self.index = index
             self.documents.append({"name": name} | {split: [count, count] for split, count in self.tokens.items()})
         self._write(split, ids)
 

@@ -14,7 +14,7 @@ import torch
 Integers = TypeVar("Integers", torch.Tensor, npt.NDArray[np.int32])
 
 GOLDEN = -1640531527  # 2**32 / golden ratio as int32: odd, so its multiples do not repeat
-BITS = 24  # how many bits of a hash make a uniform number
+BITS = 24  # bits of a hash that make a uniform number
 
 
 @lru_cache(maxsize=256)

@@ -11,7 +11,7 @@ from mlm_dist.data.texts import Document, Split
 from mlm_dist.errors import UserError
 from mlm_dist.output import warn
 
-# In bytes. A shorter end is a few sentences without their context. The loss on those is higher than on whole documents.
+# In bytes. A shorter end is a few sentences without context, on which the loss is higher than on whole documents.
 SHORTEST_END = 1024
 
 # In tokens. A mask rate of 0.15 masks 75 of them.
@@ -48,10 +48,10 @@ def hold_out(documents: list[Document], fraction: float) -> list[Document]:
         return document.size - round(document.size * (1 - fraction))
 
     short = [document for document in documents if end_of(document) < SHORTEST_END]
-    whole = {document.path for document in draw(short, fraction)}
+    whole = {document.path for document in choose_whole(short, fraction)}
     long_ends = sum(end_of(document) for document in documents) - sum(map(end_of, short))
-    held_out = long_ends + sum(document.size for document in short if document.path in whole)
-    only_long = held_out >= fraction * sum(document.size for document in documents) / 2
+    val_size = long_ends + sum(document.size for document in short if document.path in whole)
+    only_long = val_size >= fraction * sum(document.size for document in documents) / 2
 
     def start_of(document: Document) -> int:
         if document.path in whole:
@@ -62,7 +62,7 @@ def hold_out(documents: list[Document], fraction: float) -> list[Document]:
     return [dataclasses.replace(document, val_start=start_of(document)) for document in documents]
 
 
-def draw(documents: list[Document], fraction: float) -> list[Document]:
+def choose_whole(documents: list[Document], fraction: float) -> list[Document]:
     """Choose documents with about this fraction of the bytes, by a hash of their content. Copies stay together."""
     if not fraction:
         return []
@@ -70,14 +70,14 @@ def draw(documents: list[Document], fraction: float) -> list[Document]:
     for document in documents:
         copies.setdefault(content_hash(document), []).append(document)
     wanted = fraction * sum(document.size for document in documents)
-    drawn: list[Document] = []
+    chosen: list[Document] = []
     size = 0
     for _, group in sorted(copies.items()):
         group_size = sum(document.size for document in group)
         if abs(size + group_size - wanted) < abs(size - wanted):
-            drawn += group
+            chosen += group
             size += group_size
-    return drawn
+    return chosen
 
 
 def content_hash(document: Document) -> bytes:
@@ -89,7 +89,7 @@ def content_hash(document: Document) -> bytes:
         raise UserError(f"{document.path}: {error.strerror}") from error
 
 
-def describe_held_out(manifest: Manifest) -> str:
+def describe_validation(manifest: Manifest) -> str:
     """The validation split in words: `the ends of 40 documents`."""
     ends = sum(bool(count(document, "train") and count(document, "val")) for document in manifest.documents)
     whole = sum(not count(document, "train") for document in manifest.documents)
@@ -145,14 +145,14 @@ class TokenCounts:
 
     def warn(self) -> None:
         """Warn if the validation split is too small or too unlike the training tokens."""
-        held_out = self.val.sum()
-        if 0 < held_out < FEWEST_TOKENS and self.position > 20 * FEWEST_TOKENS:  # otherwise the whole text is small
+        val_tokens = self.val.sum()
+        if 0 < val_tokens < FEWEST_TOKENS and self.position > 20 * FEWEST_TOKENS:  # otherwise, the whole text is small
             warn(
-                f"only {held_out} tokens are held out, too few to measure a loss well: hold out more with "
-                f"val_fraction, or whole documents with `prepare --val`"
+                f"the validation split has only {val_tokens} tokens, too few to measure a loss reliably: increase "
+                f"val_fraction, or choose whole documents with `prepare --val`"
             )
         if (difference := self.difference()) > LARGEST_DIFFERENCE:
             warn(
-                f"the held-out text is unlike the rest (its words are {difference:.1f} nats a token less likely): "
-                f"held-out figures will say little about the text that the model learns from"
+                f"the validation text is unlike the training text (less likely by {difference:.1f} nats per token): "
+                f"the validation loss will say little about text like the training text"
             )

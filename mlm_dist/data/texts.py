@@ -67,16 +67,16 @@ def find_documents(paths: list[Path], val_paths: Sequence[Path] = ()) -> list[Do
         UserError: a path does not exist, a given file is empty or of an unsupported format, or there is no text.
     """
     val_files = walk(val_paths)
-    held_out = {file.resolve() for _, file in val_files}
+    val_set = {file.resolve() for _, file in val_files}
     documents: dict[Path, Document] = {}
     for name, file in [*walk(paths), *val_files]:
         size = file.stat().st_size
         if size == 0:
             if file in paths or file in val_paths:
                 raise UserError(f"{file}: the file is empty")
-            warn(f"{file} is empty and left out")
+            warn(f"skipped {file}: it is empty")
             continue
-        val_start = 0 if file.resolve() in held_out else size
+        val_start = 0 if file.resolve() in val_set else size
         documents.setdefault(file.resolve(), Document(name, file, size, val_start))
     if not documents:
         given = ", ".join(map(str, [*paths, *val_paths]))
@@ -92,7 +92,7 @@ def walk(paths: Sequence[Path]) -> list[tuple[str, Path]]:
             if path.is_dir():
                 below = sorted(file for file in path.rglob("*") if file.is_file())
                 files = [file for file in below if file.match("*.txt")]
-                warn_of_left_out(path, [file for file in below if not file.match("*.txt")])
+                warn_about_skipped(path, [file for file in below if not file.match("*.txt")])
                 found += [(file.relative_to(path).as_posix(), file) for file in files]
             elif path.is_file():
                 refuse_suffix(path)
@@ -104,7 +104,7 @@ def walk(paths: Sequence[Path]) -> list[tuple[str, Path]]:
     return found
 
 
-def warn_of_left_out(folder: Path, files: list[Path]) -> None:
+def warn_about_skipped(folder: Path, files: list[Path]) -> None:
     """Warn about the ignored files of a folder, counted by suffix. Hidden files are not counted."""
     parts = [file.relative_to(folder).parts for file in files]
     suffixes = Counter(file.suffix for file, names in zip(files, parts, strict=True) if not is_hidden(names))
@@ -113,8 +113,8 @@ def warn_of_left_out(folder: Path, files: list[Path]) -> None:
         rest = suffixes.total() - sum(count for _, count in suffixes.most_common(5))
         others = f", {rest:,} others" if rest else ""
         total = suffixes.total()
-        files_are = "file that is not *.txt is" if total == 1 else "files that are not *.txt are"
-        warn(f"{folder}: {total:,} {files_are} left out ({kinds}{others})")
+        files_are = "file that is" if total == 1 else "files that are"
+        warn(f"{folder}: skipped {total:,} {files_are} not *.txt ({kinds}{others})")
 
 
 def is_hidden(names: tuple[str, ...]) -> bool:
@@ -159,7 +159,9 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
         "".encode(encoding)  # fails for codecs such as rot13, which are not text encodings
         decoder = codecs.getincrementaldecoder(encoding)()
     except (LookupError, UnicodeError) as error:
-        raise UserError(f"there is no text encoding '{encoding}': utf-8, latin-1, cp1252, utf-16 are some") from error
+        raise UserError(
+            f"'{encoding}' is not a text encoding: give one such as utf-8, latin-1, cp1252 or utf-16"
+        ) from error
     start, has_begun = 0, False
     try:
         with document.open() as file:
@@ -173,12 +175,12 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
                     text = decoder.decode(block, final=not block)
                     text.encode()  # fails for half a surrogate pair, which utf-7 accepts
                 except UnicodeError as error:
-                    place, reason = start - pending, str(error)
+                    position, reason = start - pending, str(error)
                     if isinstance(error, UnicodeDecodeError):
-                        place, reason = place + error.start, error.reason
+                        position, reason = position + error.start, error.reason
                     raise UserError(
-                        f"{document.path}: not {encoding} at byte {place} ({reason}); give the file's own encoding "
-                        f"(prepare: --encoding, train: --data.encoding)"
+                        f"{document.path}: not {encoding} at byte {position} ({reason}); set the encoding of the "
+                        f"file (prepare: --encoding, train: --data.encoding)"
                     ) from error
                 if text and not has_begun:
                     text, has_begun = text.removeprefix("\ufeff"), True

@@ -27,8 +27,8 @@ END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
 SPECIAL_TOKENS = 2
 BYTES = 256
-LARGEST_GAP = 1 << 16  # at most this many ids may have no token; tiktoken's encodings have up to a thousand
-SECONDS_BETWEEN_SIGNALS = 0.5
+LARGEST_GAP = 1 << 16  # upper bound on the number of ids without a token: tiktoken's encodings have up to 1000
+SIGNAL_CHECK_SECONDS = 0.5
 
 # The pattern with which GPT-2 splits text into words before it merges (Radford et al. 2019, "Language Models are
 # Unsupervised Multitask Learners"). `tokenizers` trains with the same pattern.
@@ -66,11 +66,11 @@ class Tokenizer:
             raise UserError(f"there is no tokenizer '{name}': choose one of {names}")
         try:
             base = tiktoken.get_encoding(name)
-        except (OSError, ValueError) as error:  # the exceptions of requests are OSErrors; ValueError: a damaged file
+        except (OSError, ValueError) as error:  # OSError includes those of requests; ValueError: a damaged file
             raise UserError(
-                f"the vocabulary of '{name}' could not be fetched ({type(error).__name__}): on a machine with a "
-                f"network run `TIKTOKEN_CACHE_DIR=DIR python -c \"import tiktoken; tiktoken.get_encoding('{name}')\"`, "
-                f"copy DIR here and set TIKTOKEN_CACHE_DIR to it; or use `bpe`, which needs no network"
+                f"the vocabulary of '{name}' could not be downloaded ({type(error).__name__}): run "
+                f"`TIKTOKEN_CACHE_DIR=DIR python -c \"import tiktoken; tiktoken.get_encoding('{name}')\"` on a machine "
+                f"with a network, copy DIR here and set TIKTOKEN_CACHE_DIR to it; or use `bpe`, which needs no network"
             ) from error
         # tiktoken's README documents these private fields as the way to extend an encoding.
         special_tokens = {**base._special_tokens, MASK: base.n_vocab}
@@ -93,7 +93,7 @@ class Tokenizer:
 
         if vocab_size < BYTES + SPECIAL_TOKENS:
             raise UserError(
-                f"a bpe vocabulary of {vocab_size} is too small: {BYTES + SPECIAL_TOKENS} is the least "
+                f"a bpe vocabulary of {vocab_size} is too small: the minimum is {BYTES + SPECIAL_TOKENS} "
                 f"({BYTES} bytes, {END_OF_TEXT} and {MASK})"
             )
         trained = Trained(models.BPE())
@@ -120,17 +120,17 @@ class Tokenizer:
             parts = read_json(folder / ENCODING_FILE)
             content = read_bytes(folder / RANKS_FILE)
             if hashlib.sha256(content).hexdigest() != parts["sha256"]:
-                raise ValueError(f"{RANKS_FILE} is not the file that {ENCODING_FILE} describes")
+                raise ValueError(f"the SHA-256 of {RANKS_FILE} is not the one in {ENCODING_FILE}")
             lines = content.splitlines()
             ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
             check_vocabulary(ranks, parts["special_tokens"])
             if not isinstance(parts["name"], str):
-                raise ValueError("its name is no text")
+                raise ValueError("its name is not a string")
             return cls.build(parts["name"], parts["pattern"], ranks, parts["special_tokens"])
         except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}; the tokenizer is stored there by prepare") from error
+            raise UserError(f"{error.filename}: {error.strerror}; prepare stores the tokenizer there") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder}: the tokenizer stored there is damaged ({error}); prepare anew") from error
+            raise UserError(f"{folder}: the tokenizer is damaged ({error}); prepare the corpus again") from error
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to a folder: the ranks in tiktoken's format, the rest as JSON."""
@@ -222,7 +222,7 @@ def check_characters(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"the text holds a lone surrogate, half of a character (U+{ord(text[error.start]):04X} at character "
+            f"the text contains a lone surrogate, half of a character (U+{ord(text[error.start]):04X} at character "
             f"{error.start}): remove it, or decode the text with errors='replace'"
         ) from error
 
@@ -233,7 +233,7 @@ def check_vocabulary(ranks: dict[bytes, int], special_tokens: dict[str, int]) ->
     if not {END_OF_TEXT, MASK} <= special_tokens.keys():
         raise ValueError(f"{END_OF_TEXT} or {MASK} is missing")
     if not all(type(number) is int and 0 <= number < len(ids) + LARGEST_GAP for number in ids):
-        raise ValueError("an id is no whole number, or far beyond the number of tokens")
+        raise ValueError("an id is negative, not an integer, or far beyond the number of tokens")
     if len(set(ids)) < len(ids):
         raise ValueError("two tokens have the same id")
     if not all(bytes([byte]) in ranks for byte in range(BYTES)):
@@ -252,8 +252,8 @@ def run_interruptibly(work: Callable[[], None]) -> None:
             outcome.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    # Not in a single wait without timeout: a signal just before Python starts to wait is handled only after the wait.
-    while not wait([outcome], timeout=SECONDS_BETWEEN_SIGNALS).done:
+    # Not a single wait without a timeout: a signal just before Python starts to wait is handled only after the wait.
+    while not wait([outcome], timeout=SIGNAL_CHECK_SECONDS).done:
         pass
     outcome.result()
 

@@ -14,7 +14,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.files import cache_folder, read_json, replacing
 
 CHUNK_TOKENS = 1 << 22
-BYTES_WORTH_A_PROGRESS_BAR = 1 << 31
+PROGRESS_BAR_BYTES = 1 << 31  # smaller files have no progress bar
 
 
 def verify_tokens(
@@ -35,48 +35,49 @@ def verify_tokens(
     Raises:
         UserError: the file does not have this digest, or contains an id beyond the vocabulary.
     """
-    note = verification_note(path)
+    record = verification_record(path)
     status = path.stat()
     verified = {
         "path": str(path.resolve()),
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
-        "ctime_ns": status.st_ctime_ns,  # which a program that resets the mtime cannot set
+        "ctime_ns": status.st_ctime_ns,  # a program that resets the mtime cannot set the ctime
         "inode": status.st_ino,
         "sha256": sha256,
         "vocab_size": vocab_size,
     }
-    if not always and read_note(note) == verified:
+    if not always and read_record(record) == verified:
         return
-    digest, highest = scan(tokens, path.name)
+    digest, largest = scan(tokens, path.name)
     if digest != sha256:
         raise UserError(
             f"{path}: its SHA-256 is not the one in corpus.json: the file was changed after it was prepared; restore a "
             f"copy, or delete {path.parent} and prepare it again"
         )
-    if highest >= vocab_size:
+    if largest >= vocab_size:
         raise UserError(
-            f"{path}: it holds the token id {highest}, and the vocabulary ends at {vocab_size - 1}: prepare it again"
+            f"{path}: it contains the token id {largest}, but the largest id of the vocabulary is {vocab_size - 1}: "
+            f"prepare the corpus again"
         )
-    write_note(note, verified)
+    write_record(record, verified)
 
 
 def scan(tokens: npt.NDArray[np.unsignedinteger[Any]], name: str) -> tuple[str, int]:
     """Compute the SHA-256 of tokens (N,) and the largest id in one pass. Without tokens, the largest id is -1."""
-    digest, highest = hashlib.sha256(), -1
-    hidden = tokens.nbytes < BYTES_WORTH_A_PROGRESS_BAR or None  # tqdm: None hides it unless stderr is a terminal
+    digest, largest = hashlib.sha256(), -1
+    disable = tokens.nbytes < PROGRESS_BAR_BYTES or None  # None: tqdm shows the bar only if stderr is a terminal
     with tqdm(
-        total=tokens.nbytes, desc=f"verify {name}", unit="B", unit_scale=True, disable=hidden, leave=False
+        total=tokens.nbytes, desc=f"verify {name}", unit="B", unit_scale=True, disable=disable, leave=False
     ) as bar:
         for start in range(0, len(tokens), CHUNK_TOKENS):
             chunk = tokens[start : start + CHUNK_TOKENS]
             digest.update(chunk.data)
-            highest = max(highest, int(chunk.max()))
+            largest = max(largest, int(chunk.max()))
             bar.update(chunk.nbytes)
-    return digest.hexdigest(), highest
+    return digest.hexdigest(), largest
 
 
-def verification_note(path: Path) -> Path | None:
+def verification_record(path: Path) -> Path | None:
     """The file that records a verification on this machine; None if the user has no cache folder."""
     try:
         folder = cache_folder() / "verified"
@@ -85,17 +86,17 @@ def verification_note(path: Path) -> Path | None:
     return folder / f"{hashlib.sha256(str(path.resolve()).encode(errors='surrogateescape')).hexdigest()[:32]}.json"
 
 
-def read_note(note: Path | None) -> Any:
+def read_record(record: Path | None) -> Any:
     """The recorded verification; None if there is none or it cannot be read."""
     with suppress(OSError, ValueError):
-        return read_json(note) if note else None
+        return read_json(record) if record else None
     return None
 
 
-def write_note(note: Path | None, verified: dict[str, Any]) -> None:
+def write_record(record: Path | None, verified: dict[str, Any]) -> None:
     """Record a verification. If this fails, the file is hashed again the next time."""
     with suppress(OSError):
-        if note:
-            note.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(note, shared=True) as file:
+        if record:
+            record.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(record, shared=True) as file:
                 file.write(json.dumps(verified).encode())

@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import save
 
 from mlm_dist.files import new_folder
-from mlm_dist.huggingface.megatron_bert import convert_weights, describe_model
+from mlm_dist.huggingface.megatron_bert import convert_parameters, describe_model
 from mlm_dist.huggingface.model_card import write_card
 from mlm_dist.huggingface.tokenizer_file import convert_tokenizer, describe_tokenizer
 from mlm_dist.inference.model import TrainedModel
@@ -39,11 +39,11 @@ def export_model(model: TrainedModel, out: Path) -> None:
         write_json(describe_tokenizer(shape.block_size), folder / "tokenizer_config.json")
         write_json(describe_model(shape, model.tokenizer), folder / "config.json")
         card = write_card(model, out.absolute().name)
-        # The folder's name and the run's record of its machine may hold characters that UTF-8 cannot encode.
+        # The folder's name and the run's machine record may contain characters that UTF-8 cannot encode.
         (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-        weights = convert_weights(encoder.state_dict(), shape)
+        parameters = convert_parameters(encoder.state_dict(), shape)
         # transformers reads from the metadata which framework wrote the tensors; "pt" is torch.
-        (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+        (folder / "model.safetensors").write_bytes(save(parameters, metadata={"format": "pt"}))
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:

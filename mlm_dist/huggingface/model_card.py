@@ -23,25 +23,25 @@ tags:
 # {name}
 
 A masked language model that was trained from scratch on `{corpus}` with mlm_dist {version}. It is in the format of
-transformers' `MegatronBertForMaskedLM` and gives the logits of the encoder that was trained.
+transformers' `MegatronBertForMaskedLM`, which computes the same logits as the trained encoder.
 
 ## How to use it
 
 ```python
 from transformers import pipeline
 
-fill = pipeline("fill-mask", model="{name}")  # the path of the folder that this page lies in
+fill = pipeline("fill-mask", model="{name}")  # the path of this folder
 for guess in fill("Call me {mask}."):
     print(f"{{guess['score']:.1%}} {{guess['token_str']!r}}")
 ```
 
-- It sees {block_size} tokens at once. `tokenizer(texts, truncation=True)` cuts what is longer.
-- The space before a hidden word is part of the word, as in all such vocabularies: the tokenizer takes one space before
-  `{mask}` along with it.
-- Fill masks in float32: the way to the output layer leads over a detour that costs bfloat16 two bits or more. Models
-  that are fine-tuned for other tasks do not take it.
-- The embedding of a text is the mean of `AutoModel`'s `last_hidden_state` over its tokens. mlm_dist's `embed` gives the
-  same.
+- The context window is {block_size} tokens. `tokenizer(texts, truncation=True)` truncates longer texts.
+- As usual in byte-level BPE, the space before a word is part of the word. The tokenizer therefore includes one space
+  before `{mask}` in the mask.
+- Fill masks in float32. The layer before the output layer adds an offset, which costs bfloat16 at least two bits of
+  precision. Models that are fine-tuned for other tasks do not use this layer.
+- The embedding of a text is the mean of `AutoModel`'s `last_hidden_state` over its tokens. mlm_dist's `embed` returns
+  the same vector.
 
 ## The model
 
@@ -78,27 +78,27 @@ def model_figures(model: TrainedModel) -> dict[str, str]:
     """Table rows on the shape and size of the model."""
     shape, tokenizer = model.config.model, model.tokenizer
     return {
-        "weights": f"{sum(weight.numel() for weight in model.encoder.parameters()):,}",
+        "parameters": f"{sum(parameter.numel() for parameter in model.encoder.parameters()):,}",
         "blocks": f"{shape.blocks}",
-        "attention heads in each": f"{shape.heads}",
-        "width": f"{shape.embedding_dim}",
-        "tokens it sees": f"{shape.block_size}",
+        "attention heads per block": f"{shape.heads}",
+        "embedding dimension": f"{shape.embedding_dim}",
+        "context window": f"{shape.block_size}",
         "vocabulary": f"{tokenizer.vocab_size} tokens ({tokenizer.name}, with {MASK})",
-        "entries of the output layer": f"{shape.entries}",
-        "input and output embedding": "the same matrix" if shape.tie_embeddings else "two matrices",
+        "size of the output layer": f"{shape.entries}",
+        "input and output embeddings": "tied" if shape.tie_embeddings else "separate",
     }
 
 
 def training_figures(model: TrainedModel) -> dict[str, str]:
     """Table rows on the training: its corpus, length and settings, and the last evaluation of the run so far."""
     config, rows = model.config, model.config.train.batch_size
-    masked = "always by the mask token" if config.masking.replacement == "mask" else config.masking.replacement
+    masked = "always replaced by the mask token" if config.masking.replacement == "mask" else config.masking.replacement
     return {
         "corpus": corpus_name(config),
         "steps": "unknown" if model.step is None else f"{model.step:,} of {config.train.max_iters:,}",
-        "rows in a step": f"{rows:,}",
+        "rows per step": f"{rows:,}",
         "tokens seen": "unknown" if model.step is None else f"{model.step * rows * config.model.block_size:,}",
-        "tokens that were hidden": f"{describe(config.masking)}, {masked}",
+        "masked tokens": f"{describe(config.masking)}, {masked}",
         "dropout": f"{config.model.dropout}",
         "optimizer": f"{config.optim.name}",
         "precision": str(read_machine(model.run_dir.machine).get("precision", "not recorded")),
@@ -120,11 +120,11 @@ def describe(masking: MaskingConfig) -> str:
 def evaluation_figures(event: Event | None, masking: MaskingConfig) -> dict[str, str]:
     """Table rows on the results of an evaluation."""
     if event is None:
-        return {"held-out loss": "not measured"}
-    unit = "token, each hidden one standing for several" if masking.is_sampled else "hidden token"
+        return {"validation loss": "not measured"}
+    unit = "token, each masked one weighted by 1 / rate" if masking.is_sampled else "masked token"
     return {
-        "held-out loss": f"{event['val_loss']:.4f} nats for each {unit}, at step {event['step']:,.0f}",
-        "held-out accuracy": f"{event['val_accuracy']:.1%}",
+        "validation loss": f"{event['val_loss']:.4f} nats per {unit}, at step {event['step']:,.0f}",
+        "validation accuracy": f"{event['val_accuracy']:.1%}",
     }
 
 

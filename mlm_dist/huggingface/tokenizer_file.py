@@ -1,4 +1,4 @@
-"""Converting our tokenizer to the `tokenizers` library, which transformers reads, with the same ids as in tiktoken."""
+"""Converting a `Tokenizer` to the `tokenizers` library, which transformers reads, with the same ids as in tiktoken."""
 
 import re
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ HARD_MASKS = f"{MASK}a {MASK} b  {MASK}\n{MASK} \t{MASK}\n {MASK}.{MASK}{MASK} {
 # In tiktoken, a plus after such a count is possessive: it forbids backtracking to fewer repeats. In `tokenizers`, it
 # repeats the count. If backtracking could not help what follows to match, as in tiktoken's encodings, the plus changes
 # nothing and can be removed.
-COUNT_THAT_GIVES_NOTHING_BACK = re.compile(r"(\{\d+(?:,\d*)?\})\+")
+POSSESSIVE_COUNT = re.compile(r"(\{\d+(?:,\d*)?\})\+")
 
 CHARACTERS = byte_characters()
 
@@ -37,14 +37,14 @@ def convert_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         UserError: the library does not split texts as the encoding's pattern does.
     """
     try:
-        pattern = Regex(COUNT_THAT_GIVES_NOTHING_BACK.sub(r"\1", tokenizer.pattern))
+        pattern = Regex(POSSESSIVE_COUNT.sub(r"\1", tokenizer.pattern))
     except Exception as error:  # the library does not raise a more specific type
-        raise UserError(f"{cannot_follow(tokenizer)}: {error}") from error
+        raise UserError(f"{mismatch_message(tokenizer)}: {error}") from error
     converted = tokenizers.Tokenizer(
         models.BPE(
-            # With the special tokens, to which the library would give consecutive ids; theirs may have gaps.
-            vocab={in_characters(token): rank for token, rank in tokenizer.ranks.items()} | tokenizer.special_tokens,
-            merges=[(in_characters(left), in_characters(right)) for left, right in find_merges(tokenizer.ranks)],
+            # Includes the special tokens, whose ids may have gaps. The library would give them consecutive ids.
+            vocab={to_characters(token): rank for token, rank in tokenizer.ranks.items()} | tokenizer.special_tokens,
+            merges=[(to_characters(left), to_characters(right)) for left, right in find_merges(tokenizer.ranks)],
             ignore_merges=True,  # a word that is in the vocabulary is one token, as in tiktoken
         )
     )
@@ -71,7 +71,7 @@ def find_merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
                 yield token[:cut], token[cut:]
 
 
-def in_characters(token: bytes) -> str:
+def to_characters(token: bytes) -> str:
     """Spell a token as `tokenizers` does, with one printable character per byte."""
     return "".join(CHARACTERS[byte] for byte in token)
 
@@ -80,15 +80,15 @@ def check(converted: tokenizers.Tokenizer, tokenizer: Tokenizer) -> None:
     """Raise `UserError` if a tokenizer and the converted one give different ids on hard texts."""
     for text in (SAMPLE_TEXT.read_text(encoding="utf-8"), HARD_TEXT):
         if converted.encode(text).ids != tokenizer.encode(text).tolist():
-            raise UserError(cannot_follow(tokenizer))
+            raise UserError(mismatch_message(tokenizer))
     if converted.encode(HARD_MASKS).ids != tokenizer.encode_with_masks(HARD_MASKS):
-        raise UserError(cannot_follow(tokenizer))
+        raise UserError(mismatch_message(tokenizer))
 
 
-def cannot_follow(tokenizer: Tokenizer) -> str:
+def mismatch_message(tokenizer: Tokenizer) -> str:
     """The error message for an encoding that cannot be converted."""
     return (
-        f"the tokenizer '{tokenizer.name}' cannot be exported, since the tokenizers library does not cut texts as its "
+        f"the tokenizer '{tokenizer.name}' cannot be exported: the tokenizers library does not split texts as its "
         f"pattern {tokenizer.pattern} does"
     )
 

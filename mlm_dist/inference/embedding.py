@@ -20,17 +20,17 @@ def embed(predictor: Predictor, texts: Sequence[str]) -> npt.NDArray[np.float32]
     """
     sums = torch.zeros(len(texts), predictor.encoder.config.embedding_dim, dtype=torch.float64)
     counts = torch.zeros(len(texts), dtype=torch.float64)
-    for numbers, tokens in predictor.in_batches(blocks(predictor, texts)):
-        owners = torch.tensor(numbers)
-        sums.index_add_(0, owners, predictor.states(tokens).double().sum(1).cpu())
-        counts.index_add_(0, owners, torch.full((len(numbers),), tokens.shape[1], dtype=torch.float64))
+    for indices, tokens in predictor.in_batches(blocks(predictor, texts)):
+        rows = torch.tensor(indices)
+        sums.index_add_(0, rows, predictor.states(tokens).double().sum(1).cpu())
+        counts.index_add_(0, rows, torch.full((len(indices),), tokens.shape[1], dtype=torch.float64))
     vectors: npt.NDArray[np.float32] = (sums / counts.clamp(min=1)[:, None]).float().numpy()
     return vectors
 
 
 def blocks(predictor: Predictor, texts: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
     """Split the token ids of texts into blocks. Yields each block with the index of its text."""
-    for number, text in enumerate(texts):
+    for i, text in enumerate(texts):
         ids = predictor.tokenizer.encode(text).tolist()
         for start in range(0, len(ids), predictor.block_size):
-            yield number, ids[start : start + predictor.block_size]
+            yield i, ids[start : start + predictor.block_size]

@@ -9,7 +9,7 @@ import torch
 
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.inference.marks import GAP
-from mlm_dist.inference.predictor import ROWS_AT_A_TIME, Predictor, Window
+from mlm_dist.inference.predictor import MAX_BATCH_SIZE, Predictor, Window
 from mlm_dist.inference.request import Request
 from mlm_dist.inference.unmasking import Rows, unmask
 
@@ -44,7 +44,7 @@ class Template(NamedTuple):
 class Stretch(NamedTuple):
     """Masked tokens that are generated together: their positions in the text, and the window the model reads."""
 
-    places: list[int]
+    positions: list[int]
     window: Window
 
 
@@ -61,11 +61,11 @@ def generate(predictor: Predictor, request: Request, watch: Watch | None = None)
             samples are then generated one at a time instead of in batches.
     """
     template = read_template(predictor, request)
-    size = 1 if watch else ROWS_AT_A_TIME
+    size = 1 if watch else MAX_BATCH_SIZE
     generations = []
     for first in range(0, request.samples, size):
         samples = range(first, min(first + size, request.samples))
-        generations += write(predictor, request, template, samples, watch)
+        generations += generate_batch(predictor, request, template, samples, watch)
     return generations
 
 
@@ -75,23 +75,23 @@ def read_template(predictor: Predictor, request: Request) -> Template:
     request.check_amount(sum(sizes))
     text = GAP.sub(lambda found: MASK * int(found[1]), request.text) if request.gaps else request.text + MASK * sizes[0]
     ids = predictor.tokenizer.encode_with_masks(text)
-    places = [place for place, token in enumerate(ids) if token == predictor.tokenizer.mask_id]
+    positions = [position for position, token in enumerate(ids) if token == predictor.tokenizer.mask_id]
     ends = itertools.accumulate(sizes)
     return Template(
-        ids, [slice(places[end - size], places[end - 1] + 1) for size, end in zip(sizes, ends, strict=True)]
+        ids, [slice(positions[end - size], positions[end - 1] + 1) for size, end in zip(sizes, ends, strict=True)]
     )
 
 
-def write(
+def generate_batch(
     predictor: Predictor, request: Request, template: Template, samples: Sequence[int], watch: Watch | None
 ) -> list[Generation]:
     """Generate the samples with these indices in one batch."""
     texts = torch.tensor(template.ids, device=predictor.device).repeat(len(samples), 1)
     passes = 0
-    for places, (start, stop) in plan(template.ids, predictor.tokenizer.mask_id, predictor.block_size):
-        hidden = torch.tensor(places, device=predictor.device) - start
-        for seen in unmask(predictor, request, Rows(texts[:, start:stop], hidden, start, samples)):
-            texts[:, start:stop] = seen
+    for positions, (start, stop) in plan(template.ids, predictor.tokenizer.mask_id, predictor.block_size):
+        masked = torch.tensor(positions, device=predictor.device) - start
+        for tokens in unmask(predictor, request, Rows(texts[:, start:stop], masked, start, samples)):
+            texts[:, start:stop] = tokens
             passes += 1
             if watch:
                 watch(shaded(predictor, texts[0, :stop].tolist()))
@@ -102,37 +102,39 @@ def write(
 def plan(ids: list[int], mask_id: int, block_size: int) -> list[Stretch]:
     """Split masked tokens, from left to right, into stretches to generate together, each with its window."""
     length = len(ids)
-    hidden = [place for place, token in enumerate(ids) if token == mask_id]
+    masked = [position for position, token in enumerate(ids) if token == mask_id]
     if length <= block_size:
-        return [Stretch(hidden, Window(0, length))]
+        return [Stretch(masked, Window(0, length))]
     stretches = []
-    while hidden:
-        end = hidden[0] + max(1, block_size // 2)
-        places = [place for place in hidden if place < end]
-        hidden = hidden[len(places) :]
-        stretches.append(Stretch(places, best_window(places, hidden, length, block_size)))
+    while masked:
+        end = masked[0] + max(1, block_size // 2)
+        positions = [position for position in masked if position < end]
+        masked = masked[len(positions) :]
+        stretches.append(Stretch(positions, best_window(positions, masked, length, block_size)))
     return stretches
 
 
-def best_window(places: list[int], later: list[int], length: int, block_size: int) -> Window:
+def best_window(positions: list[int], later: list[int], length: int, block_size: int) -> Window:
     """The window around a stretch with the fewest tokens that are generated later; the most central one if several.
 
     Args:
-        places: positions of the stretch.
+        positions: positions of the stretch.
         later: positions that stay masked for now.
         length: of the text, larger than `block_size`.
         block_size: length of the window.
     """
-    starts = range(max(0, places[-1] + 1 - block_size), min(places[0], length - block_size) + 1)
+    starts = range(max(0, positions[-1] + 1 - block_size), min(positions[0], length - block_size) + 1)
 
     def unknown(start: int) -> int:
         return bisect_left(later, start + block_size)
 
-    start = min(starts, key=lambda start: (unknown(start), abs(2 * start + block_size - 1 - places[0] - places[-1])))
+    start = min(
+        starts, key=lambda start: (unknown(start), abs(2 * start + block_size - 1 - positions[0] - positions[-1]))
+    )
     return Window(start, start + block_size)
 
 
 def shaded(predictor: Predictor, ids: list[int]) -> str:
     """Decode a text for display, with masked tokens shaded."""
     runs = itertools.groupby(ids, key=lambda token: token == predictor.tokenizer.mask_id)
-    return "".join(SHADE * len(list(run)) if hidden else predictor.tokenizer.decode(run) for hidden, run in runs)
+    return "".join(SHADE * len(list(run)) if masked else predictor.tokenizer.decode(run) for masked, run in runs)

@@ -55,24 +55,26 @@ class TrainedModel:
     def __init__(self, path: Path, device: torch.device) -> None:
         self.run_dir = run_dir = RunDir(path)
         if not run_dir.config.exists():
-            raise UserError(f"{path} is no run directory: it has no {run_dir.config.name}")
+            raise UserError(f"{path} is not a run directory: it contains no {run_dir.config.name}")
         self.device = device
         self.config = read_config(run_dir.config)
         if self.config.model.vocab_size is None:
-            raise UserError(f"{run_dir.config}: model.vocab_size has to be the number that the run was trained with")
+            raise UserError(
+                f"{run_dir.config}: model.vocab_size is null: set it to the value that the run was trained with"
+            )
         self.tokenizer = Tokenizer.load(run_dir.tokenizer)
         check_record(run_dir, self.config, self.tokenizer)
-        weights, self.step = load_weights(run_dir, self.config)
+        parameters, self.step = load_parameters(run_dir, self.config)
         try:
-            check_parameters(weights, self.config.model)
+            check_parameters(parameters, self.config.model)
         except ValueError as error:
             raise UserError(
-                f"{run_dir.config} describes a model of another shape than the weights in {path}"
+                f"the parameters in {path} do not fit the model in {run_dir.config}: restore the original files"
             ) from error
         self.encoder = build_model(self.config.model)
-        self.encoder.load_state_dict(weights)
-        if not all(weight.isfinite().all() for weight in self.encoder.parameters()):
-            raise UserError(f"the weights in {path} are no finite numbers: the run has gone wrong")
+        self.encoder.load_state_dict(parameters)
+        if not all(parameter.isfinite().all() for parameter in self.encoder.parameters()):
+            raise UserError(f"the parameters in {path} contain NaN or infinity: the training diverged")
         self.encoder.to(device).eval()
         self._predictor = Predictor(self.encoder, self.tokenizer, device)
 
@@ -91,7 +93,7 @@ class TrainedModel:
 
         Raises:
             UserError: the text has no mask, n is 0 or larger than the block size, `top` is above 1000 although a
-                mask stands for several tokens, or the text holds a lone surrogate.
+                mask stands for several tokens, or the text contains a lone surrogate.
         """
         return fill(self._predictor, text, top)
 
@@ -136,7 +138,7 @@ class TrainedModel:
 
         Raises:
             UserError: a value is out of bounds, a gap is misspelt, the text has a `[MASK]`, `length` is given for a
-                text with gaps, or the text holds a lone surrogate.
+                text with gaps, or the text contains a lone surrogate.
         """
         request = Request(text, length, samples, order, steps, temperature, top_p, remask, seed)
         return generate(self._predictor, request, watch)
@@ -174,18 +176,18 @@ def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
     Raises:
         UserError: they differ.
     """
-    records = (read_record(place) for place in list_checkpoints(run_dir.checkpoints))
+    records = (read_record(checkpoint) for checkpoint in list_checkpoints(run_dir.checkpoints))
     record = next(filter(None, records), None)
     shape = {f"model.{key}": value for key, value in dataclasses.asdict(config.model).items() if key != "dropout"}
     now = shape | {"corpus.tokenizer_sha256": tokenizer.fingerprint}
     if record and (changes := differences(record["fixed"], now)):
         raise UserError(
-            f"{run_dir.config} or {run_dir.tokenizer} was changed after the training, which had {', '.join(changes)}: "
-            f"restore it"
+            f"{run_dir.config} or {run_dir.tokenizer} was changed after the training, which used {', '.join(changes)}: "
+            f"restore the original file"
         )
 
 
-def load_weights(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int | None]:
+def load_parameters(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int | None]:
     """Load the parameters of a run, and their step: from `model.pth` or from the newest undamaged checkpoint.
 
     If the run is finished, `model.pth` is loaded, otherwise the checkpoint. If there is only one of the two, that one
@@ -194,16 +196,18 @@ def load_weights(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int |
     Raises:
         UserError: there is neither, `model.pth` is damaged, or all checkpoints are damaged.
     """
-    goes_on = not run_dir.done.exists() and list_checkpoints(run_dir.checkpoints)
-    if goes_on or not run_dir.model.exists():
-        place = find_newest(run_dir.checkpoints)
-        if place is None:
-            raise UserError(f"{run_dir.path} holds neither {run_dir.model.name} nor a checkpoint yet")
-        return load_checkpoint(place).get("model", {}), step_of(place)
+    unfinished = not run_dir.done.exists() and list_checkpoints(run_dir.checkpoints)
+    if unfinished or not run_dir.model.exists():
+        checkpoint = find_newest(run_dir.checkpoints)
+        if checkpoint is None:
+            raise UserError(f"{run_dir.path} contains neither {run_dir.model.name} nor a checkpoint yet")
+        return load_checkpoint(checkpoint).get("model", {}), step_of(checkpoint)
     try:
-        weights = load_tensors(run_dir.model)
+        parameters = load_tensors(run_dir.model)
     except OSError as error:
         raise UserError(f"{run_dir.model}: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{run_dir.model} cannot be read as weights: it is damaged, or of another program") from error
-    return weights, config.train.max_iters if run_dir.done.exists() else None
+        raise UserError(
+            f"{run_dir.model} cannot be read as model parameters: it is damaged, or another program wrote it"
+        ) from error
+    return parameters, config.train.max_iters if run_dir.done.exists() else None

@@ -9,7 +9,7 @@ import torch
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.model.masked_model import MaskedModel
 
-ROWS_AT_A_TIME = 64
+MAX_BATCH_SIZE = 64
 
 Key = TypeVar("Key")
 
@@ -55,23 +55,23 @@ class Predictor:
         Yields:
             The keys of a batch and its (B, T) token ids. The order of the rows is not kept.
         """
-        waiting: dict[int, list[tuple[Key, Sequence[int]]]] = {}
+        pending: dict[int, list[tuple[Key, Sequence[int]]]] = {}
         for row in rows:
-            alike = waiting.setdefault(len(row[1]), [])
-            alike.append(row)
-            if len(alike) == ROWS_AT_A_TIME:
-                yield self._batch(waiting.pop(len(row[1])))
-        for alike in waiting.values():
-            yield self._batch(alike)
+            same_length = pending.setdefault(len(row[1]), [])
+            same_length.append(row)
+            if len(same_length) == MAX_BATCH_SIZE:
+                yield self._batch(pending.pop(len(row[1])))
+        for same_length in pending.values():
+            yield self._batch(same_length)
 
     def _batch(self, rows: list[tuple[Key, Sequence[int]]]) -> tuple[list[Key], torch.Tensor]:
         return [key for key, _ in rows], torch.tensor([ids for _, ids in rows], device=self.device)
 
     @torch.no_grad()
-    def logits(self, tokens: torch.Tensor, places: Sequence[int]) -> torch.Tensor:
+    def logits(self, tokens: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         """Logits at one position of each row: (B, T) ids and B positions -> (B, V)."""
-        positions = torch.tensor(places, device=self.device)[:, None]
-        out: torch.Tensor = self.encoder(tokens, positions)[:, 0]
+        columns = torch.tensor(positions, device=self.device)[:, None]
+        out: torch.Tensor = self.encoder(tokens, columns)[:, 0]
         return out
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:

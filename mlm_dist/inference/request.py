@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mlm_dist.errors import UserError
-from mlm_dist.inference.marks import GAP, LIKE_A_MASK, MASKED_WORD, misspelt_gap
+from mlm_dist.inference.marks import GAP, MASK_LOOKALIKE, MASKED_WORD, misspelt_gap
 
 Order = Literal["random", "confidence"]
 
-DIGITS = 8  # digits read of n in `[GAP:n]`; a longer number exceeds MOST_TOKENS anyway
-MOST_TOKENS = 1_000_000
-HOTTEST = 100.0
+MAX_DIGITS = 8  # digits of n in `[GAP:n]` that are read; a longer number exceeds MAX_TOKENS anyway
+MAX_TOKENS = 1_000_000
+MAX_TEMPERATURE = 100.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class Request:
         for name, count in counts.items():
             require(count is None or count >= 1, name, count, "at least 1")
         require(self.order in get_args(Order), "order", self.order, " or ".join(get_args(Order)))
-        require(0 <= self.temperature <= HOTTEST, "temperature", self.temperature, f"from 0 to {HOTTEST:g}")
+        require(
+            0 <= self.temperature <= MAX_TEMPERATURE, "temperature", self.temperature, f"from 0 to {MAX_TEMPERATURE:g}"
+        )
         require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         require(0 <= self.remask < 1, "remask", self.remask, "at least 0 and below 1")
         require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -62,25 +64,27 @@ class Request:
     @property
     def gaps(self) -> list[int]:
         """The number of tokens to generate in each gap of the text."""
-        return [int(number[:DIGITS]) for number in GAP.findall(self.text)]
+        return [int(number[:MAX_DIGITS]) for number in GAP.findall(self.text)]
 
     def check_amount(self, tokens: int) -> None:
         """Raise `UserError` if this many tokens per sample exceed the limit for all samples."""
-        if self.samples * tokens > MOST_TOKENS:
+        if self.samples * tokens > MAX_TOKENS:
             raise UserError(
-                f"at most {MOST_TOKENS:,} tokens are written at once, in all --samples together: ask for fewer"
+                f"at most {MAX_TOKENS:,} tokens can be generated at once, over all --samples: request fewer"
             )
 
     def _check_gaps(self) -> None:
-        if complaint := misspelt_gap(self.text):
-            raise UserError(complaint)
-        if found := (MASKED_WORD if self.gaps else LIKE_A_MASK).search(self.text):
-            raise UserError(f"{found[0]} is for `fill`: here [GAP:1] stands for a token to be written")
+        if hint := misspelt_gap(self.text):
+            raise UserError(hint)
+        if found := (MASKED_WORD if self.gaps else MASK_LOOKALIKE).search(self.text):
+            raise UserError(f"{found[0]} is for `fill`: to generate one token, write [GAP:1]")
         if self.gaps and self.length is not None:
-            raise UserError(f"--length is {self.length}, but the text has gaps, which say themselves how long they are")
+            raise UserError(
+                f"--length is {self.length}, but the text has gaps, which have their own lengths: omit --length"
+            )
 
 
-def require(holds: bool, name: str, value: object, bounds: str) -> None:
+def require(valid: bool, name: str, value: object, bounds: str) -> None:
     """Raise `UserError` if an option is out of its bounds."""
-    if not holds:
+    if not valid:
         raise UserError(f"--{name} is {value}: it must be {bounds}")

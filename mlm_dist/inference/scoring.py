@@ -21,11 +21,11 @@ class Score(NamedTuple):
     tokens: int
 
 
-class Question(NamedTuple):
+class MaskedToken(NamedTuple):
     """A masked token to predict: the index of its text, its position in the window, and its id."""
 
     text: int
-    place: int
+    position: int
     target: int
 
 
@@ -43,12 +43,12 @@ def score(predictor: Predictor, texts: Sequence[str], within_word: bool) -> list
     """
     sums = torch.zeros(len(texts), dtype=torch.float64)
     words = [predictor.tokenizer.encode_words(text) for text in texts]
-    questions = (row for number, text in enumerate(words) for row in hide_each(predictor, number, text, within_word))
-    for asked, tokens in predictor.in_batches(questions):
-        logits = predictor.logits(tokens, [question.place for question in asked])
-        targets = torch.tensor([question.target for question in asked], device=logits.device)
+    rows = (row for i, text in enumerate(words) for row in mask_each(predictor, i, text, within_word))
+    for masked, tokens in predictor.in_batches(rows):
+        logits = predictor.logits(tokens, [token.position for token in masked])
+        targets = torch.tensor([token.target for token in masked], device=logits.device)
         found = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
-        sums.index_add_(0, torch.tensor([question.text for question in asked]), found.double().cpu())
+        sums.index_add_(0, torch.tensor([token.text for token in masked]), found.double().cpu())
     counts = [sum(map(len, text)) for text in words]
     return [Score(total, count) for total, count in zip(sums.tolist(), counts, strict=True)]
 
@@ -58,19 +58,19 @@ def score_together(
 ) -> list[Score]:
     """Score texts on all ranks, each a part of them. Returns all scores on every rank."""
     scores = [Score(0.0, 0)] * len(texts)
-    for rank, share in enumerate(processes.all_gather(score_texts(texts[processes.rank :: processes.world_size]))):
-        scores[rank :: processes.world_size] = share
+    for rank, part in enumerate(processes.all_gather(score_texts(texts[processes.rank :: processes.world_size]))):
+        scores[rank :: processes.world_size] = part
     return scores
 
 
-def hide_each(
-    predictor: Predictor, number: int, words: list[list[int]], within_word: bool
-) -> Iterator[tuple[Question, list[int]]]:
+def mask_each(
+    predictor: Predictor, i: int, words: list[list[int]], within_word: bool
+) -> Iterator[tuple[MaskedToken, list[int]]]:
     """Yield one row per token of a text: the window around the token, in which it is masked.
 
     Args:
         predictor: the model.
-        number: index of the text.
+        i: index of the text.
         words: token ids of the text, word by word.
         within_word: also mask the tokens after it in the same word.
     """
@@ -78,9 +78,9 @@ def hide_each(
     ends = [end for word, end in zip(words, ends_of(words), strict=True) for _ in word]
     for index, target in enumerate(ids):
         start, stop = predictor.window(len(ids), index)
-        hidden_to = min(stop, ends[index]) if within_word else index + 1
-        masks = [predictor.tokenizer.mask_id] * (hidden_to - index)
-        yield Question(number, index - start, target), [*ids[start:index], *masks, *ids[hidden_to:stop]]
+        mask_end = min(stop, ends[index]) if within_word else index + 1
+        masks = [predictor.tokenizer.mask_id] * (mask_end - index)
+        yield MaskedToken(i, index - start, target), [*ids[start:index], *masks, *ids[mask_end:stop]]
 
 
 def ends_of(words: list[list[int]]) -> list[int]:

@@ -16,8 +16,8 @@ from mlm_dist.data.randomness import GOLDEN, derive_key, hash32
 from mlm_dist.inference.predictor import Predictor
 from mlm_dist.inference.request import Request
 
-PLACES_AT_A_TIME = 64  # positions whose logits are held at once
-COLDEST = 1e-6  # below this temperature, only the most likely token is left anyway
+MAX_POSITIONS = 64  # whose logits are in memory at once
+MIN_TEMPERATURE = 1e-6  # below it, only the most likely token is left anyway
 
 
 class Rows(NamedTuple):
@@ -25,13 +25,13 @@ class Rows(NamedTuple):
 
     Attributes:
         tokens: (B, T) ids, T at most the model's block size.
-        hidden: (n,) the masked positions to sample.
+        masked: (n,) the masked positions to sample.
         start: position of the first token, in the text.
         samples: sample index of each row.
     """
 
     tokens: torch.Tensor
-    hidden: torch.Tensor
+    masked: torch.Tensor
     start: int
     samples: Sequence[int]
 
@@ -39,8 +39,8 @@ class Rows(NamedTuple):
 class Pass(NamedTuple):
     """What one forward pass does: how many masked tokens it unmasks, and how many unmasked ones it masks again."""
 
-    write: int
-    hide: int
+    unmask: int
+    remask: int
 
 
 def schedule(count: int, steps: int | None, remask: float) -> list[Pass]:
@@ -52,11 +52,11 @@ def schedule(count: int, steps: int | None, remask: float) -> list[Pass]:
     than the one before, so no two passes read the same input.
     """
     steps = min(count, steps or count)
-    standing = [-(-count * step // steps) for step in range(steps + 1)]
+    unmasked = [-(-count * step // steps) for step in range(steps + 1)]
     passes = []
-    for before, after in itertools.pairwise(standing):
-        hide = min(int(remask * before), count - after)
-        passes.append(Pass(after - before + hide, hide))
+    for before, after in itertools.pairwise(unmasked):
+        again = min(int(remask * before), count - after)
+        passes.append(Pass(after - before + again, again))
     return passes
 
 
@@ -67,41 +67,42 @@ def unmask(predictor: Predictor, request: Request, rows: Rows) -> Iterator[torch
     Yields:
         (B, T) the rows after each pass.
     """
-    tokens, places = rows.tokens, rows.hidden
-    hidden = torch.ones(len(tokens), len(places), dtype=torch.bool, device=tokens.device)
-    surety = torch.zeros(hidden.shape, device=tokens.device)  # log-probability of each token when it was sampled
-    for number, (write, hide) in enumerate(schedule(len(places), request.steps, request.remask)):
-        lots = Lots(request.seed, number, rows)
+    tokens, positions = rows.tokens, rows.masked
+    masked = torch.ones(len(tokens), len(positions), dtype=torch.bool, device=tokens.device)
+    confidence = torch.zeros(masked.shape, device=tokens.device)  # log-probability of each token when it was sampled
+    for i, (to_unmask, to_remask) in enumerate(schedule(len(positions), request.steps, request.remask)):
+        hashes = Hashes(request.seed, i, rows)
         if request.order == "random":
-            asked = lowest(lots.of("order"), hidden, write)
+            chosen = lowest(hashes.of("order"), masked, to_unmask)
         else:
-            asked = hidden.nonzero()[:, 1].view(len(tokens), -1)
-        states = predictor.encoder.encode(tokens, places[asked])
-        drawn, found = draw(predictor, request, states, lots.of("token").gather(1, asked))
+            chosen = masked.nonzero()[:, 1].view(len(tokens), -1)
+        states = predictor.encoder.encode(tokens, positions[chosen])
+        sampled, likely = sample(predictor, request, states, hashes.of("token").gather(1, chosen))
         if request.order == "confidence":
-            kept = found.argsort(dim=1, descending=True, stable=True)[:, :write]
-            asked, drawn, found = asked.gather(1, kept), drawn.gather(1, kept), found.gather(1, kept)
-        again = lowest(lots.of("again") if request.order == "random" else surety, ~hidden, hide)
-        tokens = tokens.scatter(1, places[again], predictor.tokenizer.mask_id).scatter(1, places[asked], drawn)
-        hidden = hidden.scatter(1, again, True).scatter(1, asked, False)
-        surety = surety.scatter(1, asked, found)
+            kept = likely.argsort(dim=1, descending=True, stable=True)[:, :to_unmask]
+            chosen, sampled, likely = chosen.gather(1, kept), sampled.gather(1, kept), likely.gather(1, kept)
+        again = lowest(hashes.of("again") if request.order == "random" else confidence, ~masked, to_remask)
+        tokens = tokens.scatter(1, positions[again], predictor.tokenizer.mask_id)
+        tokens = tokens.scatter(1, positions[chosen], sampled)
+        masked = masked.scatter(1, again, True).scatter(1, chosen, False)
+        confidence = confidence.scatter(1, chosen, likely)
         yield tokens
 
 
-class Lots:
+class Hashes:
     """Hashes of (seed, sample, position, pass, purpose). Those of a row do not depend on the other rows."""
 
-    def __init__(self, seed: int, number: int, rows: Rows) -> None:
-        self.seed, self.number, self.samples = seed, number, rows.samples
-        self.places = (rows.hidden + rows.start).to(torch.int32) * GOLDEN
+    def __init__(self, seed: int, pass_index: int, rows: Rows) -> None:
+        self.seed, self.pass_index, self.samples = seed, pass_index, rows.samples
+        self.positions = (rows.masked + rows.start).to(torch.int32) * GOLDEN
 
     def of(self, purpose: str) -> torch.Tensor:
         """Hashes for each position to sample in each row, (B, n) int32."""
-        salts = [derive_key(self.seed, sample, self.number, purpose) for sample in self.samples]
-        return hash32(torch.tensor(salts, dtype=torch.int32, device=self.places.device)[:, None] + self.places)
+        keys = [derive_key(self.seed, sample, self.pass_index, purpose) for sample in self.samples]
+        return hash32(torch.tensor(keys, dtype=torch.int32, device=self.positions.device)[:, None] + self.positions)
 
 
-def draw(
+def sample(
     predictor: Predictor, request: Request, states: torch.Tensor, hashes: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample a token for each position.
@@ -119,14 +120,14 @@ def draw(
     Returns:
         (B, K) token ids, and (B, K) their log-probabilities at temperature 1.
     """
-    entries = torch.arange(predictor.tokenizer.vocab_size, dtype=torch.int32, device=states.device) * GOLDEN
+    token_hashes = torch.arange(predictor.tokenizer.vocab_size, dtype=torch.int32, device=states.device) * GOLDEN
     parts = []
-    for start in range(0, hashes.numel(), PLACES_AT_A_TIME):
-        part = slice(start, start + PLACES_AT_A_TIME)
+    for start in range(0, hashes.numel(), MAX_POSITIONS):
+        part = slice(start, start + MAX_POSITIONS)
         likely = predictor.log_probabilities(predictor.encoder.output(states.flatten(0, 1)[part]))
         scores = likely if request.top_p == 1 else nucleus(likely, request.temperature, request.top_p)
         if request.temperature > 0:
-            scores = scores + request.temperature * gumbel(hash32(hashes.flatten()[part, None] + entries))
+            scores = scores + request.temperature * gumbel(hash32(hashes.flatten()[part, None] + token_hashes))
         best = scores.argmax(1, keepdim=True)
         parts.append((best, likely.gather(1, best)))
     ids, log_probabilities = (torch.cat(columns).view(hashes.shape) for columns in zip(*parts, strict=True))
@@ -139,10 +140,12 @@ def nucleus(likely: torch.Tensor, temperature: float, top_p: float) -> torch.Ten
     The nucleus is the smallest set of most likely tokens whose probabilities, after the temperature, add up to at least
     `top_p` (nucleus sampling; Holtzman et al. 2019, arXiv 1904.09751).
     """
-    probabilities, ids = (likely / max(temperature, COLDEST)).softmax(1).sort(dim=1, descending=True, stable=True)
-    beyond = probabilities.cumsum(1) - probabilities >= top_p
-    beyond[:, 0] = False  # the sum before it is 0, up to rounding
-    return likely.masked_fill(torch.zeros_like(beyond).scatter(1, ids, beyond), -torch.inf)
+    probabilities, ids = (
+        (likely / max(temperature, MIN_TEMPERATURE)).softmax(1).sort(dim=1, descending=True, stable=True)
+    )
+    outside = probabilities.cumsum(1) - probabilities >= top_p
+    outside[:, 0] = False  # the sum before it is 0, up to rounding
+    return likely.masked_fill(torch.zeros_like(outside).scatter(1, ids, outside), -torch.inf)
 
 
 def gumbel(hashes: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from mlm_dist.files import LARGEST_NOTE, read_text, replacing
+from mlm_dist.files import LARGEST_SMALL_FILE, read_text, replacing
 from mlm_dist.plots.curves import LABELS, add_loss_legend, plot_losses, plot_metric, unit_of_time
 from mlm_dist.plots.sentences import Sentence
 from mlm_dist.plots.style import BLUE, INK, SKY, new_figure, printable, render
@@ -86,7 +86,7 @@ def state_of(run_dir: RunDir) -> str:
         return "finished"
     if run_dir.stopped.exists():
         try:
-            return f"stopped by {read_text(run_dir.stopped, 'replace', LARGEST_NOTE).strip()}"
+            return f"stopped by {read_text(run_dir.stopped, 'replace', LARGEST_SMALL_FILE).strip()}"
         except OSError:
             return "stopped"
     return "not finished"
@@ -181,7 +181,7 @@ def as_data_uri(svg: str) -> str:
 def sections_of(config: Path) -> list[str]:
     """The text of a config.yaml, split into its sections; empty if it cannot be read."""
     try:
-        text = read_text(config, "replace", LARGEST_NOTE)
+        text = read_text(config, "replace", LARGEST_SMALL_FILE)
     except OSError:
         return []
     return re.split(r"^(?=\w+:$)", text, flags=re.MULTILINE)

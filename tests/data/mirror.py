@@ -1,4 +1,4 @@
-"""A mirror of Project Gutenberg on this machine, which answers as each test wants it to."""
+"""A local mirror of Project Gutenberg with responses set by each test."""
 
 import threading
 import time
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
-Answer = Callable[[BaseHTTPRequestHandler], None]
+Response = Callable[[BaseHTTPRequestHandler], None]
 
 
 def file_of(text: str, title: str = "A Title") -> str:
-    """A text with header and footer, as Project Gutenberg sends it."""
+    """A text with the header and footer of Project Gutenberg."""
     return (
         f"\ufeffThe Project Gutenberg eBook of {title}\n    \nYou may copy it or give it away.\n\n"
         f"Title: {title}\n\nAuthor: Nobody\n\nLanguage: English\n\n\n"
@@ -21,8 +21,8 @@ def file_of(text: str, title: str = "A Title") -> str:
     ).replace("\n", "\r\n")
 
 
-def page(body: str | bytes, status: int = 200, **headers: str) -> Answer:
-    """An answer with a body; `Retry_After="1"` stands for a header."""
+def page(body: str | bytes, status: int = 200, **headers: str) -> Response:
+    """A response with a body; keyword arguments such as `Retry_After="1"` are headers."""
     content = body if isinstance(body, bytes) else body.encode()
 
     def send(handler: BaseHTTPRequestHandler) -> None:
@@ -35,8 +35,8 @@ def page(body: str | bytes, status: int = 200, **headers: str) -> Answer:
     return send
 
 
-def cut_page(body: str) -> Answer:
-    """An answer that breaks off in the middle of its body."""
+def truncated_page(body: str) -> Response:
+    """A response whose connection closes in the middle of the body."""
     whole = body.encode()
 
     def send(handler: BaseHTTPRequestHandler) -> None:
@@ -46,14 +46,14 @@ def cut_page(body: str) -> Answer:
     return send
 
 
-def no_answer(handler: BaseHTTPRequestHandler) -> None:
-    """The connection is closed without a word."""
+def no_response(handler: BaseHTTPRequestHandler) -> None:
+    """Close the connection without a response."""
     handler.close_connection = True
 
 
 @dataclass
 class Request:
-    """A request that the mirror had, from when to when by `time.monotonic`."""
+    """A request to the mirror; the times are those of `time.monotonic`."""
 
     path: str
     user_agent: str
@@ -62,16 +62,16 @@ class Request:
 
 
 class Mirror:
-    """A server in threads of its own, while its `with` block lasts.
+    """A server that runs in its own threads during its `with` block.
 
     Attributes:
-        answers: to each book's number what is answered, one after the other, the last one for good; 404 to all others.
-        requests: what was asked, in this order.
-        closing: set when the block ends.
+        responses: the responses for each book number, in order; the last one repeats. Other numbers give 404.
+        requests: the requests, in order.
+        closing: set when the `with` block ends.
     """
 
     def __init__(self) -> None:
-        self.answers: dict[int, list[Answer]] = defaultdict(lambda: [page("nothing here", 404)])
+        self.responses: dict[int, list[Response]] = defaultdict(lambda: [page("nothing here", 404)])
         self.requests: list[Request] = []
         self.closing = threading.Event()
         mirror = self
@@ -83,7 +83,7 @@ class Mirror:
             def do_GET(self) -> None:
                 request = Request(self.path, self.headers["User-Agent"], time.monotonic())
                 mirror.requests.append(request)
-                mirror.answer_to(self.path)(self)
+                mirror.next_response(self.path)(self)
                 request.end = time.monotonic()
 
             def log_message(self, *_: object) -> None:
@@ -92,20 +92,20 @@ class Mirror:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
-    def add(self, number: int, *answers: Answer | str) -> None:
-        """Have a book, or something else, under a number."""
-        self.answers[number] = [page(answer) if isinstance(answer, str) else answer for answer in answers]
+    def add(self, number: int, *responses: Response | str) -> None:
+        """Set the responses for a book number; text stands for a page."""
+        self.responses[number] = [page(each) if isinstance(each, str) else each for each in responses]
 
-    def answer_to(self, path: str) -> Answer:
-        """The next answer for a path of Project Gutenberg's layout."""
+    def next_response(self, path: str) -> Response:
+        """The next response for a path of Project Gutenberg's layout."""
         number = int(path.split("/")[-2])
         if path != f"/cache/epub/{number}/pg{number}.txt":
             return page("not the layout", 400)
-        answers = self.answers[number]
-        return answers.pop(0) if len(answers) > 1 else answers[0]
+        responses = self.responses[number]
+        return responses.pop(0) if len(responses) > 1 else responses[0]
 
-    def stalled_page(self, body: str) -> Answer:
-        """An answer that stops in the middle of its body, with the connection open, until the block ends."""
+    def stalled_page(self, body: str) -> Response:
+        """A response that stops in the middle of its body and keeps the connection open until the `with` block ends."""
         whole = body.encode()
 
         def send(handler: BaseHTTPRequestHandler) -> None:
@@ -116,7 +116,7 @@ class Mirror:
         return send
 
     def silence(self, handler: BaseHTTPRequestHandler) -> None:
-        """No answer, with the connection open, until the block ends."""
+        """Send nothing and keep the connection open until the `with` block ends."""
         self.closing.wait()
         handler.close_connection = True
 

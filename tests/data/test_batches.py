@@ -1,4 +1,4 @@
-"""Batches: the same for any number of ranks, and read without a loop over rows."""
+"""Batches are the same for any number of ranks and are read without a loop over rows."""
 
 from itertools import islice
 from typing import Any
@@ -33,14 +33,14 @@ def parts(batch: MaskedBatch) -> list[torch.Tensor]:
 def batches(
     corpus: Corpus, rank: int, world_size: int, steps: int, start_step: int = 0, masking: MaskingConfig = BERT
 ) -> list[MaskedBatch]:
-    """What one rank trains on."""
+    """The batches of one rank."""
     matrix = corpus.rows("train", T)
     sampler = GlobalBatchSampler(len(matrix), BATCH, SEED, rank, world_size, start_step)
     mask = masker(corpus, masking=masking)
     return [load_batch(matrix, selection, mask) for selection in islice(sampler, steps)]
 
 
-DIALS = [
+MASKINGS = [
     BERT,
     MaskingConfig(mask_prob=0.4, mask_prob_end=0.1),
     MaskingConfig(mask_prob_range=[0.0, 1.0]),
@@ -52,7 +52,7 @@ DIALS = [
 
 
 class Operations(TorchDispatchMode):
-    """Counts the torch operations of a block."""
+    """Counts the torch operations in a `with` block."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,37 +64,37 @@ class Operations(TorchDispatchMode):
 
 
 class ReadMatrix:
-    """Rows that note each time they are read."""
+    """Rows that count how often they are read."""
 
     def __init__(self, rows: Tokens) -> None:
         self.rows = rows
         self.reads = 0
 
-    def __getitem__(self, numbers: Any) -> Tokens:
+    def __getitem__(self, indices: Any) -> Tokens:
         self.reads += 1
-        return self.rows[numbers]
+        return self.rows[indices]
 
 
-@pytest.mark.parametrize("masking", DIALS, ids=str)
+@pytest.mark.parametrize("masking", MASKINGS, ids=str)
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_together_read_the_rows_and_masks_of_one_rank(
+def test_all_ranks_together_read_the_rows_and_masks_of_a_single_rank(
     corpus: Corpus, world_size: int, masking: MaskingConfig
 ) -> None:
     steps = len(corpus.rows("train", T)) // BATCH + 3  # into the second epoch
     ranks = [batches(corpus, rank, world_size, steps, masking=masking) for rank in range(world_size)]
-    for alone, *shares in zip(batches(corpus, 0, 1, steps, masking=masking), *ranks, strict=True):
-        for whole, *cut in zip(parts(alone), *map(parts, shares), strict=True):
-            assert torch.equal(torch.stack(cut, dim=1).flatten(0, 1), whole)
+    for alone, *local in zip(batches(corpus, 0, 1, steps, masking=masking), *ranks, strict=True):
+        for whole, *shards in zip(parts(alone), *map(parts, local), strict=True):
+            assert torch.equal(torch.stack(shards, dim=1).flatten(0, 1), whole)
 
 
-@pytest.mark.parametrize("masking", DIALS, ids=str)
-def test_a_run_that_is_continued_reads_what_it_would_have_read(corpus: Corpus, masking: MaskingConfig) -> None:
+@pytest.mark.parametrize("masking", MASKINGS, ids=str)
+def test_a_continued_run_reads_the_same_batches_as_an_uninterrupted_one(corpus: Corpus, masking: MaskingConfig) -> None:
     all_steps, rest = batches(corpus, 0, 1, 12, masking=masking), batches(corpus, 0, 1, 5, 7, masking)
     for whole, tail in zip(all_steps[7:], rest, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(parts(whole), parts(tail), strict=True))
 
 
-def test_a_batch_holds_the_rows_asked_for_in_their_order(corpus: Corpus) -> None:
+def test_a_batch_contains_the_selected_rows_in_order(corpus: Corpus) -> None:
     matrix = corpus.rows("train", T)
     selection = select(5, 0, len(matrix) - 1, 5)
     batch = load_batch(matrix, selection, masker(corpus))
@@ -106,7 +106,7 @@ def test_a_batch_holds_the_rows_asked_for_in_their_order(corpus: Corpus) -> None
     assert torch.equal(restored, true)
 
 
-def test_masks_are_those_of_the_rows_and_the_epoch(corpus: Corpus) -> None:
+def test_masks_depend_only_on_the_rows_and_the_epoch(corpus: Corpus) -> None:
     matrix, selection, mask = corpus.rows("train", T), select(5, 0, 77, 5, epoch=3), masker(corpus)
     tokens = torch.from_numpy(matrix[selection.rows].astype(np.int64))
     expected = mask(tokens, Selection(7, 3, selection.rows, selection.batch_indices[::-1]))
@@ -114,11 +114,11 @@ def test_masks_are_those_of_the_rows_and_the_epoch(corpus: Corpus) -> None:
     assert all(torch.equal(one, other) for one, other in zip(parts(batch), parts(expected), strict=True))
 
 
-@pytest.mark.parametrize("masking", DIALS, ids=str)
+@pytest.mark.parametrize("masking", MASKINGS, ids=str)
 def test_a_large_batch_takes_no_more_reads_and_operations_than_a_small_one(
     corpus: Corpus, masking: MaskingConfig
 ) -> None:
-    # A loop over rows would make the input path slower than a model. `benchmark` measures how fast it is.
+    # A loop over rows would make the input pipeline slower than the model. `benchmark` measures its speed.
     rows, mask = corpus.rows("train", T), masker(corpus, masking=masking)
     mask.rate.strata = np.arange(256)
     counts = []
@@ -132,8 +132,8 @@ def test_a_large_batch_takes_no_more_reads_and_operations_than_a_small_one(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("masking", DIALS, ids=str)
-def test_batches_on_the_gpu_are_those_on_the_cpu(corpus: Corpus, masking: MaskingConfig) -> None:
+@pytest.mark.parametrize("masking", MASKINGS, ids=str)
+def test_batches_on_the_gpu_equal_those_on_the_cpu(corpus: Corpus, masking: MaskingConfig) -> None:
     device = torch.device("cuda")
     matrix = corpus.rows("train", T)
     selection = select(*range(0, 3 * BATCH, 3), epoch=2)

@@ -1,4 +1,4 @@
-"""Prepared corpora: read as they were written, and refused where they were not."""
+"""Prepared corpora are read as written; damaged ones are refused."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from mlm_dist.errors import UserError
     ("vocab_size", "dtype"),
     [(2, "<u2"), (300, "<u2"), (50258, "<u2"), (65536, "<u2"), (65537, "<u4"), (100278, "<u4"), (200020, "<u4")],
 )
-def test_token_ids_take_16_bits_where_the_vocabulary_allows(vocab_size: int, dtype: str) -> None:
+def test_token_ids_have_16_bits_if_the_vocabulary_allows(vocab_size: int, dtype: str) -> None:
     assert token_dtype(vocab_size) == np.dtype(dtype)
     assert np.iinfo(token_dtype(vocab_size)).max >= vocab_size - 1
 
@@ -28,7 +28,7 @@ def test_token_ids_are_little_endian() -> None:
     assert np.array([0x01020304], dtype=token_dtype(1 << 30)).tobytes() == b"\x04\x03\x02\x01"
 
 
-def test_opens_what_was_prepared(corpus: Corpus) -> None:
+def test_a_prepared_corpus_can_be_opened(corpus: Corpus) -> None:
     assert corpus.manifest.version == FORMAT_VERSION
     assert (len(corpus.train), len(corpus.val)) == (corpus.manifest.tokens["train"], corpus.manifest.tokens["val"])
     assert corpus.tokenizer.vocab_size == corpus.manifest.vocab_size == 300
@@ -36,7 +36,7 @@ def test_opens_what_was_prepared(corpus: Corpus) -> None:
     assert text.startswith("The Keeper of Hollin\n")
 
 
-def test_files_are_mapped_not_read(corpus: Corpus) -> None:
+def test_token_files_are_memory_mapped(corpus: Corpus) -> None:
     assert isinstance(corpus.train, np.memmap)
     assert isinstance(corpus.val, np.memmap)
     assert not corpus.train.flags.writeable
@@ -44,7 +44,7 @@ def test_files_are_mapped_not_read(corpus: Corpus) -> None:
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("block_size", [1, 16, 64, 1000])
-def test_rows_are_the_tokens_in_order_without_a_short_rest(corpus: Corpus, split: Any, block_size: int) -> None:
+def test_rows_are_the_tokens_in_order_without_an_incomplete_row(corpus: Corpus, split: Any, block_size: int) -> None:
     tokens = corpus.train if split == "train" else corpus.val
     rows = corpus.rows(split, block_size)
     assert rows.shape == (len(tokens) // block_size, block_size)
@@ -53,12 +53,12 @@ def test_rows_are_the_tokens_in_order_without_a_short_rest(corpus: Corpus, split
     assert np.shares_memory(rows, tokens)
 
 
-def test_fewer_tokens_than_a_row_are_no_rows(corpus: Corpus) -> None:
+def test_fewer_tokens_than_a_row_give_no_rows(corpus: Corpus) -> None:
     assert corpus.rows("val", len(corpus.val) + 1).shape == (0, len(corpus.val) + 1)
 
 
 def edited(**changes: Any) -> Callable[[Path], None]:
-    """Change entries of corpus.json; None takes them out."""
+    """Change entries of corpus.json; None removes one."""
 
     def edit(folder: Path) -> None:
         content = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | changes
@@ -82,7 +82,7 @@ def without(name: str) -> Callable[[Path], None]:
 
 
 def as_fifo(name: str) -> Callable[[Path], None]:
-    """Put a FIFO in the place of a file."""
+    """Replace a file by a FIFO."""
 
     def replace(folder: Path) -> None:
         (folder / name).unlink()
@@ -122,16 +122,16 @@ def as_fifo(name: str) -> Callable[[Path], None]:
         (edited(vocab_size=301), r"its tokenizer is not the one in corpus\.json"),
         (edited(mask_id=5), r"its tokenizer is not the one in corpus\.json"),
         (without("train.bin"), r"train\.bin: No such file"),
-        (rewritten("train.bin", lambda content: content[:-2]), r"train\.bin: \d+ bytes where corpus\.json says \d+"),
-        (rewritten("train.bin", lambda content: content[:-1]), r"train\.bin: \d+ bytes where corpus\.json says \d+"),
-        (rewritten("train.bin", lambda content: b""), r"train\.bin: 0 bytes where corpus\.json says \d+"),
-        (rewritten("val.bin", lambda content: content + b"\0\0"), r"val\.bin: \d+ bytes where corpus\.json says \d+"),
+        (rewritten("train.bin", lambda content: content[:-2]), r"train\.bin: \d+ bytes, but corpus\.json says \d+"),
+        (rewritten("train.bin", lambda content: content[:-1]), r"train\.bin: \d+ bytes, but corpus\.json says \d+"),
+        (rewritten("train.bin", lambda content: b""), r"train\.bin: 0 bytes, but corpus\.json says \d+"),
+        (rewritten("val.bin", lambda content: content + b"\0\0"), r"val\.bin: \d+ bytes, but corpus\.json says \d+"),
         (without("tokenizer/ranks.tiktoken"), r"ranks\.tiktoken: No such file"),
-        (rewritten("tokenizer/ranks.tiktoken", lambda content: b"rubbish"), r"the tokenizer stored there is damaged"),
-        (rewritten("tokenizer/encoding.json", lambda content: b"{}"), r"the tokenizer stored there is damaged"),
+        (rewritten("tokenizer/ranks.tiktoken", lambda content: b"rubbish"), r"the tokenizer is damaged"),
+        (rewritten("tokenizer/encoding.json", lambda content: b"{}"), r"the tokenizer is damaged"),
     ],
 )
-def test_a_damaged_corpus_is_the_users_mistake(
+def test_a_damaged_corpus_is_a_user_error(
     corpus_folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = tmp_path / "corpus"
@@ -142,12 +142,12 @@ def test_a_damaged_corpus_is_the_users_mistake(
         Corpus.open(folder)
 
 
-def test_a_folder_that_is_none_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_missing_folder_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file"):
         Corpus.open(tmp_path / "missing")
 
 
-def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
     manifest = Manifest(
         tokenizer="bpe",
         vocab_size=300,

@@ -1,4 +1,4 @@
-"""Files that are plainly not plain text are refused; novels never are."""
+"""Files that are clearly not plain text are refused; novels never are."""
 
 import bz2
 import csv
@@ -52,15 +52,15 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_another_format_is_told_by_its_content(name: str, tmp_path: Path) -> None:
+def test_another_format_is_detected_by_its_content(name: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_bytes(CONTENTS[name])
     [document] = find_documents([tmp_path])
-    with pytest.raises(UserError, match=rf"novel\.txt: the format is {name}, and only plain text is read: \w+"):
+    with pytest.raises(UserError, match=rf"novel\.txt: the format is {name}, but only plain text is supported: \w+"):
         list(read_pieces(document))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
-def test_another_format_is_told_in_every_encoding(encoding: str, tmp_path: Path) -> None:
+def test_another_format_is_detected_in_every_encoding(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(CONTENTS["JSON Lines"].decode(), encoding=encoding)
     [document] = find_documents([tmp_path])
     with pytest.raises(UserError, match="the format is JSON Lines"):
@@ -71,7 +71,7 @@ def test_another_format_is_told_in_every_encoding(encoding: str, tmp_path: Path)
     ("suffix", "name"),
     [(".jsonl", "JSON Lines"), (".csv", "CSV"), (".HTML", "HTML"), (".txt.gz", "gzip"), (".docx", "Word")],
 )
-def test_another_format_is_told_by_the_name_of_a_file(suffix: str, name: str, tmp_path: Path) -> None:
+def test_another_format_is_detected_by_the_suffix(suffix: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"novel{suffix}"
     path.write_text(PROSE, encoding="utf-8")
     with pytest.raises(UserError, match=rf"novel{suffix}: the format is {name}, .*; if it is plain text, rename it"):
@@ -100,7 +100,7 @@ def test_another_format_is_told_by_the_name_of_a_file(suffix: str, name: str, tm
         "".join(f"{word}, he said; {word}\n" for word in PROSE.split()[:50]),
     ],
 )
-def test_prose_is_read_however_it_begins(beginning: str, tmp_path: Path) -> None:
+def test_prose_is_read_whatever_its_beginning(beginning: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(beginning + PROSE, encoding="utf-8")
     (tmp_path / "short.txt").write_text(beginning, encoding="utf-8")
     novel, short = find_documents([tmp_path])
@@ -109,7 +109,7 @@ def test_prose_is_read_however_it_begins(beginning: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("rows", [40, 4000])
-def test_a_table_is_told_by_the_lines_that_are_read_whole(rows: int, tmp_path: Path) -> None:
+def test_a_table_is_detected_by_its_complete_lines(rows: int, tmp_path: Path) -> None:
     lines = [f"{row},some words of the row,{'en' * (row % 3)}" for row in range(rows)]
     (tmp_path / "table.txt").write_text("\n".join(lines), encoding="utf-8")
     [document] = find_documents([tmp_path])
@@ -117,16 +117,18 @@ def test_a_table_is_told_by_the_lines_that_are_read_whole(rows: int, tmp_path: P
         list(read_pieces(document))
 
 
-def test_utf_16_is_told_by_its_byte_order_mark(tmp_path: Path) -> None:
+def test_utf_16_is_detected_by_its_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(PROSE, encoding="utf-16")
     [document] = find_documents([tmp_path])
-    with pytest.raises(UserError, match=r"novel\.txt: not utf-8 but utf-16, .*--encoding utf-16, .*"):
+    with pytest.raises(
+        UserError, match=r"novel\.txt: its byte order mark shows that it is utf-16, not utf-8: .*--encoding utf-16, .*"
+    ):
         list(read_pieces(document))
     assert "".join(piece.text for piece in read_pieces(document, "utf-16")) == PROSE
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
-def test_no_verb_takes_json_lines_for_prose(suffix: str, run_dir: Path, tmp_path: Path) -> None:
+def test_every_command_refuses_json_lines(suffix: str, run_dir: Path, tmp_path: Path) -> None:
     path, out = tmp_path / f"records{suffix}", tmp_path / "out"
     path.write_bytes(CONTENTS["JSON Lines"])
     for arguments in (
@@ -137,5 +139,5 @@ def test_no_verb_takes_json_lines_for_prose(suffix: str, run_dir: Path, tmp_path
     ):
         done = verb(*map(str, arguments), cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"records{suffix}: the format is JSON Lines, and only plain text is read" in done.stderr
+        assert f"records{suffix}: the format is JSON Lines, but only plain text is supported" in done.stderr
         assert list(tmp_path.iterdir()) == [path]

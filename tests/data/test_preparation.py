@@ -1,4 +1,4 @@
-"""Preparing: every token of every document in its place, and nothing at all where something went wrong."""
+"""Preparing a corpus keeps every token in order, and leaves nothing if it fails."""
 
 import hashlib
 import itertools
@@ -28,16 +28,16 @@ from tests.data.test_texts import HARD_TEXTS, random_text
 
 
 def byte_tokenizer(end_id: int = 256) -> Tokenizer:
-    """A token for each byte; the ids of the special tokens are free to choose."""
+    """A tokenizer with one token per byte and special tokens from `end_id` on."""
     ranks = {bytes([byte]): byte for byte in range(256)}
     return Tokenizer.build("bytes", r"\s+|\S+", ranks, {END_OF_TEXT: end_id, MASK: end_id + 1})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Hard texts and random ones, a file each."""
-    draw = random.Random(3)
-    texts = HARD_TEXTS | {f"random {number}": random_text(draw, 400).lstrip("\ufeff") for number in range(20)}
+    """Hard and random texts, one file each."""
+    rng = random.Random(3)
+    texts = HARD_TEXTS | {f"random {number}": random_text(rng, 400).lstrip("\ufeff") for number in range(20)}
     for name, text in texts.items():
         path = tmp_path / "texts" / f"{name}.txt"
         path.parent.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def split_by_document(corpus: Corpus) -> list[tuple[str, list[int], list[int]]]:
-    """(name, tokens to train on, held-out tokens) of each document, as corpus.json gives their ranges."""
+    """(name, training tokens, validation tokens) of each document, by the ranges in corpus.json."""
     return [
         (d["name"], corpus.train[slice(*d["train"])].tolist(), corpus.val[slice(*d["val"])].tolist())
         for d in corpus.manifest.documents
@@ -54,10 +54,10 @@ def split_by_document(corpus: Corpus) -> list[tuple[str, list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.1, 0.5])
-def test_train_then_val_of_each_document_are_the_tokens_of_the_whole_with_gpt2(
+def test_training_and_validation_tokens_of_a_document_concatenate_to_its_gpt2_tokens(
     gpt2_vocabulary: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_fraction: float
 ) -> None:
-    # Pieces as small as these texts allow without cutting a token: many cuts in every document.
+    # The smallest pieces that split no token of these texts, for many cuts in every document.
     monkeypatch.setattr("mlm_dist.data.texts.read_pieces.__defaults__", ("utf-8", 100))
     manifest = prepare_corpus(hold_out(find_documents([folder]), val_fraction), tmp_path / "out", "gpt2")
     assert (manifest.tokenizer, manifest.mask_id, manifest.vocab_size) == ("gpt2", 50257, 50258)
@@ -69,13 +69,15 @@ def test_train_then_val_of_each_document_are_the_tokens_of_the_whole_with_gpt2(
         assert train[:-1] + val[:-1] == gpt2.encode_ordinary(text)
 
 
-def test_documents_are_separated_and_described_where_they_lie(folder: Path, tmp_path: Path) -> None:
+def test_the_manifest_describes_the_ranges_of_documents_and_each_ends_with_end_of_text(
+    folder: Path, tmp_path: Path
+) -> None:
     documents = hold_out(find_documents([folder]), 0.2)
     prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
     corpus = Corpus.open(tmp_path / "out")
     end = corpus.tokenizer.end_id
     assert [d["name"] for d in corpus.manifest.documents] == [d.name for d in documents]
-    # The ranges follow one another without a gap, and each ends with the one end of text in it.
+    # The ranges are contiguous, and the only end-of-text token of each is its last token.
     for split, tokens in (("train", corpus.train), ("val", corpus.val)):
         ranges = [d[split] for d in corpus.manifest.documents]
         assert [0, *(stop for _, stop in ranges)] == [*(start for start, _ in ranges), len(tokens)]
@@ -86,7 +88,7 @@ def test_documents_are_separated_and_described_where_they_lie(folder: Path, tmp_
         assert text == (folder / name).read_bytes().decode()
 
 
-def test_the_tail_of_every_document_is_held_out(tmp_path: Path) -> None:
+def test_the_end_of_every_document_is_validation_text(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(f"{name} " * 5000, encoding="utf-8")
     prepare_corpus(hold_out(find_documents([tmp_path]), 0.25), tmp_path / "out", "bpe", vocab_size=258)
@@ -97,12 +99,12 @@ def test_the_tail_of_every_document_is_held_out(tmp_path: Path) -> None:
 
 
 def byte_of(letter: str, corpus: Path) -> int:
-    """The id of an ASCII letter in a trained vocabulary."""
+    """The id of an ASCII letter in the vocabulary of a corpus."""
     [token] = Tokenizer.load(corpus / "tokenizer").encode(letter)
     return int(token)
 
 
-def test_named_documents_are_held_out_whole_and_the_vocabulary_never_saw_them(tmp_path: Path) -> None:
+def test_named_validation_documents_train_neither_the_model_nor_the_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("hello world " * 100, encoding="utf-8")
     (tmp_path / "b.txt").write_text("zqzq " * 1000, encoding="utf-8")
     documents = find_documents([tmp_path], [tmp_path / "b.txt"])
@@ -115,7 +117,7 @@ def test_named_documents_are_held_out_whole_and_the_vocabulary_never_saw_them(tm
     assert b"ll" in corpus.tokenizer.ranks or b"lo" in corpus.tokenizer.ranks
 
 
-def test_the_manifest_tells_what_the_files_hold(corpus_folder: Path) -> None:
+def test_the_manifest_describes_the_files(corpus_folder: Path) -> None:
     manifest = json.loads((corpus_folder / "corpus.json").read_text(encoding="utf-8"))
     assert (manifest["version"], manifest["tokenizer"], manifest["vocab_size"]) == (2, "bpe", 300)
     assert (manifest["end_id"], manifest["mask_id"]) == (298, 299)
@@ -127,7 +129,7 @@ def test_the_manifest_tells_what_the_files_hold(corpus_folder: Path) -> None:
     assert sample == {"name": "sample.txt", **{s: [0, manifest["tokens"][s]] for s in ("train", "val")}}
 
 
-def test_a_corpus_is_these_files_and_no_others(corpus_folder: Path) -> None:
+def test_a_corpus_consists_of_these_files_only(corpus_folder: Path) -> None:
     files = sorted(str(path.relative_to(corpus_folder)) for path in corpus_folder.rglob("*") if path.is_file())
     assert files == ["corpus.json", "tokenizer/encoding.json", "tokenizer/ranks.tiktoken", "train.bin", "val.bin"]
 
@@ -140,7 +142,7 @@ def test_preparing_again_gives_the_same_bytes(corpus_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("piece_bytes", [50, 1000])
-def test_the_size_of_pieces_changes_nothing(
+def test_the_piece_size_does_not_change_the_corpus(
     corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
 ) -> None:
     monkeypatch.setattr("mlm_dist.data.texts.read_pieces.__defaults__", ("utf-8", piece_bytes))
@@ -164,7 +166,7 @@ def test_large_vocabularies_are_written_in_32_bits(tmp_path: Path, end_id: int, 
     ]
 
 
-def test_pieces_are_encoded_in_order_with_few_of_them_in_memory() -> None:
+def test_pieces_are_encoded_in_order_with_few_in_memory() -> None:
     tokenizer, taken = byte_tokenizer(), 0
 
     def endless() -> itertools.chain[tuple[int, Piece]]:
@@ -173,21 +175,21 @@ def test_pieces_are_encoded_in_order_with_few_of_them_in_memory() -> None:
             yield taken, Piece("train", f"piece {taken}")
 
     encoded = encode_in_order(endless(), tokenizer)
-    for number, (document, piece, ids) in enumerate(itertools.islice(encoded, 500), start=1):
-        assert document == number
-        assert tokenizer.decode(ids) == piece.text == f"piece {number}"
-        assert taken - number <= 4 * (os.cpu_count() or 1) + 1
+    for index, (document, piece, ids) in enumerate(itertools.islice(encoded, 500), start=1):
+        assert document == index
+        assert tokenizer.decode(ids) == piece.text == f"piece {index}"
+        assert taken - index <= 4 * (os.cpu_count() or 1) + 1
     encoded.close()
 
 
 def test_out_must_not_exist(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="out exists already"):
+    with pytest.raises(UserError, match="out already exists"):
         prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), tmp_path / "out", "bpe", vocab_size=300)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_broken_document_after_good_ones_leaves_nothing(tmp_path: Path) -> None:
+def test_an_invalid_document_after_valid_ones_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("fine " * 100_000, encoding="utf-8")
     (tmp_path / "texts" / "b.txt").write_bytes(b"not fine \xff")
@@ -196,7 +198,7 @@ def test_a_broken_document_after_good_ones_leaves_nothing(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["texts"]
 
 
-def test_a_document_of_nothing_but_a_byte_order_mark_is_left_out(tmp_path: Path) -> None:
+def test_a_document_with_only_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     for name, text in {"a": "\ufeff", "b": "one", "c": "\ufeff", "d": "two", "e": "three"}.items():
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
     prepare_corpus(find_documents([tmp_path]), tmp_path / "out", "bpe", vocab_size=258)
@@ -212,12 +214,12 @@ def test_the_name_of_a_file_need_not_be_utf_8(tmp_path: Path) -> None:
     assert [found for found, _, _ in split_by_document(Corpus.open(tmp_path / "out"))] == [name]
 
 
-@pytest.mark.parametrize("content", ["\ufeff", "held out"])
-def test_texts_with_nothing_to_train_on_are_the_users_mistake(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("content", ["\ufeff", "validation text"])
+def test_a_corpus_without_training_text_is_a_user_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text(content, encoding="utf-8")
     document = Document("a.txt", path, path.stat().st_size, val_start=0)
-    with pytest.raises(UserError, match="no text to train on"):
+    with pytest.raises(UserError, match="no training text"):
         prepare_corpus([document], tmp_path / "out", "bpe", vocab_size=258)
     assert not (tmp_path / "out").exists()
 
@@ -228,7 +230,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "mlm_dist"
 
 
-def test_a_prepared_corpus_is_found_where_it_is(corpus_folder: Path, cache: Path) -> None:
+def test_a_prepared_corpus_is_used_in_place(corpus_folder: Path, cache: Path) -> None:
     assert find_or_prepare(DataConfig(path=str(corpus_folder)), 300) == corpus_folder
     assert not cache.exists()
 
@@ -245,14 +247,14 @@ def test_text_is_prepared_into_the_cache_once(tmp_path: Path, cache: Path) -> No
     assert [path.parent for path in cache.glob("*/corpus.json")] == [folder]
 
 
-def test_to_train_a_vocabulary_its_size_is_needed(tmp_path: Path, cache: Path) -> None:
+def test_training_a_bpe_requires_a_vocabulary_size(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "a.txt").write_text("some words " * 50, encoding="utf-8")
     with pytest.raises(UserError, match=r"^data\.tokenizer bpe needs model\.vocab_size: 8000 suits a few megabytes"):
         find_or_prepare(DataConfig(path=str(tmp_path / "a.txt"), tokenizer="bpe"), None)
     assert not cache.exists()
 
 
-def test_other_text_or_another_recipe_is_prepared_anew(tmp_path: Path, cache: Path) -> None:
+def test_changed_text_or_settings_are_prepared_again(tmp_path: Path, cache: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_text("some words " * 50, encoding="utf-8")
     config = DataConfig(path=str(text), tokenizer="bpe")
@@ -266,14 +268,12 @@ def test_other_text_or_another_recipe_is_prepared_anew(tmp_path: Path, cache: Pa
     assert corpus.tokenizer.decode(corpus.train).startswith("more words")
 
 
-def test_sample_is_the_text_that_comes_with_the_package(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sample_is_the_text_in_the_package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     corpus = Corpus.open(find_or_prepare(DataConfig(path="sample", tokenizer="bpe", val_fraction=0.1), 300))
     assert [d["name"] for d in corpus.manifest.documents] == ["sample.txt"]
 
 
-def test_data_path_that_is_nothing_is_the_users_mistake(cache: Path, tmp_path: Path) -> None:
+def test_a_missing_data_path_is_a_user_error(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.path .*missing: there is no such corpus or text"):
         find_or_prepare(DataConfig(path=str(tmp_path / "missing")), 300)

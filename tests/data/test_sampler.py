@@ -1,4 +1,4 @@
-"""Rows of a step: the same for any number of ranks and from any start."""
+"""The rows of a step are the same for any number of ranks and from any start step."""
 
 from itertools import islice
 
@@ -20,7 +20,7 @@ def steps(count: int, start_step: int = 0, seed: int = SEED) -> list[tuple[int, 
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
-def test_any_number_of_ranks_reads_the_same_rows_at_a_step(world_size: int) -> None:
+def test_a_step_reads_the_same_rows_with_any_number_of_ranks(world_size: int) -> None:
     ranks = [
         islice(GlobalBatchSampler(ROWS, BATCH, SEED, rank, world_size), 2 * STEPS_PER_EPOCH)
         for rank in range(world_size)
@@ -28,21 +28,21 @@ def test_any_number_of_ranks_reads_the_same_rows_at_a_step(world_size: int) -> N
     for (epoch, alone), *parts in zip(steps(2 * STEPS_PER_EPOCH), *ranks, strict=True):
         assert {part.epoch for part in parts} == {epoch}
         assert [len(part.rows) for part in parts] == [BATCH // world_size] * world_size
-        # Rank r takes every world_size-th row from the r-th on, so that the ranks' rows interleave to the batch.
+        # Rank r reads every world_size-th row from the r-th on, so the rows of all ranks interleave to the batch.
         assert np.stack([part.rows for part in parts], axis=1).ravel().tolist() == alone
         assert np.stack([part.batch_indices for part in parts], axis=1).ravel().tolist() == list(range(BATCH))
 
 
-def test_no_row_comes_twice_in_an_epoch() -> None:
+def test_no_row_appears_twice_in_an_epoch() -> None:
     for epoch in range(3):
         part = steps(STEPS_PER_EPOCH, epoch * STEPS_PER_EPOCH)
-        assert {number for number, _ in part} == {epoch}
+        assert {found for found, _ in part} == {epoch}
         rows = [row for _, batch in part for row in batch]
         assert len(rows) == len(set(rows)) == STEPS_PER_EPOCH * BATCH
         assert set(rows) <= set(range(ROWS))
 
 
-def test_an_epoch_holds_whole_global_batches_only() -> None:
+def test_an_epoch_contains_only_complete_global_batches() -> None:
     assert {len(rows) for _, rows in steps(3 * STEPS_PER_EPOCH)} == {BATCH}
     epochs = [epoch for epoch, _ in steps(3 * STEPS_PER_EPOCH)]
     assert epochs == [0] * STEPS_PER_EPOCH + [1] * STEPS_PER_EPOCH + [2] * STEPS_PER_EPOCH
@@ -53,22 +53,22 @@ def test_an_epoch_of_one_batch_reads_all_rows() -> None:
     assert [sorted(selection.rows.tolist()) for selection in islice(sampler, 3)] == [list(range(BATCH))] * 3
 
 
-def test_every_row_gets_its_turn_though_epochs_leave_some_out() -> None:
+def test_every_row_is_read_eventually_although_epochs_skip_some() -> None:
     assert {row for _, rows in steps(5 * STEPS_PER_EPOCH) for row in rows} == set(range(ROWS))
 
 
 @pytest.mark.parametrize("start_step", [1, 7, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH + 3, 30])
-def test_a_start_in_the_middle_is_the_tail_of_the_whole(start_step: int) -> None:
+def test_a_later_start_step_gives_the_remaining_steps(start_step: int) -> None:
     assert steps(40 - start_step, start_step) == steps(40)[start_step:]
 
 
-def test_a_start_far_into_a_run_is_found_at_once() -> None:
+def test_a_distant_start_step_takes_no_time() -> None:
     selection = next(iter(GlobalBatchSampler(ROWS, BATCH, SEED, start_step=10**12)))
     assert (selection.step, selection.epoch) == (10**12, 10**12 // STEPS_PER_EPOCH)
     assert len(set(selection.rows.tolist())) == BATCH
 
 
-def test_iterating_again_begins_again() -> None:
+def test_iterating_again_starts_over() -> None:
     sampler = GlobalBatchSampler(ROWS, BATCH, SEED, start_step=5)
     first, second = ([selection.rows.tolist() for selection in islice(sampler, 4)] for _ in range(2))
     assert first == second
@@ -84,17 +84,17 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
     assert all(list(order) != sorted(order) for order in orders)
 
 
-def test_a_seed_keeps_its_meaning() -> None:
-    # A checkpoint holds no more than the step: if this changes, a run that is continued reads other rows.
+def test_the_rows_of_a_seed_never_change() -> None:
+    # A checkpoint stores only the step. If this order changes, a continued run reads other rows.
     assert steps(1) == [(0, [43, 33, 53, 69, 73, 30, 96, 55])]
 
 
-def test_is_a_distributed_sampler() -> None:
+def test_the_sampler_is_a_distributed_sampler() -> None:
     sampler = GlobalBatchSampler(ROWS, BATCH, SEED, rank=1, world_size=4)
     assert isinstance(sampler, DistributedSampler)
     assert (sampler.rank, sampler.num_replicas) == (1, 4)
 
 
-def test_fewer_rows_than_a_batch_is_the_users_mistake() -> None:
+def test_fewer_rows_than_a_batch_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"7 rows .*train.batch_size 8"):
         GlobalBatchSampler(7, 8, SEED)

@@ -1,4 +1,4 @@
-"""Finding texts, and reading them in pieces that tokenize as the whole would."""
+"""Finding texts, and reading them in pieces that give the same tokens as the whole text."""
 
 import functools
 import itertools
@@ -19,7 +19,7 @@ from mlm_dist.data.texts import Document, find_documents, read_pieces
 from mlm_dist.data.tokenizer import GPT2_PATTERN, byte_characters
 from mlm_dist.errors import UserError
 
-# Each offers a safe place to cut now and then, as texts do.
+# Each has safe cuts now and then, as real texts do.
 HARD_TEXTS = {
     "windows newlines": "One line.\r\nTwo lines\r\n\r\n  three\r\n\r\n\r\nfour , five\r\r\nsix\r" * 5,
     "emoji": "Smile 😀 twice 😀😀 family👩‍👩‍👧‍👦 thumb 👍🏽 flag 🇩🇪 end\n" * 5,
@@ -38,21 +38,21 @@ ATOMS = sorted(
     {"  ", "\n\n", "\r\n", "'s", "'LL", ".\n", "/\n", "e\u0301", "word", "Word", "123", *"".join(HARD_TEXTS.values())}
 )
 
-# Where at least a cut changes no token: after a letter or digit before white space, or after a newline that ends a line
-# with something on it, before a letter or digit.
-SAFE_PLACE = re.compile(r"(?<=[^\W_])(?=\s)|(?<=\S\n)(?=[^\W_])")
+# A lower bound on the safe cuts: between a letter or digit and white space, and between the newline of a line that is
+# not empty and a letter or digit.
+SAFE_CUT = re.compile(r"(?<=[^\W_])(?=\s)|(?<=\S\n)(?=[^\W_])")
 
 
-def random_text(draw: random.Random, length: int) -> str:
-    """Characters and bits of all the hard texts, in no order."""
-    chosen = draw.sample(ATOMS, draw.randint(3, 40)) + [" ", "\n", "a ", "b\n"] * draw.randint(0, 5)
-    return "".join(draw.choice(chosen) for _ in range(length))
+def random_text(rng: random.Random, length: int) -> str:
+    """Characters and fragments of all hard texts, in random order."""
+    chosen = rng.sample(ATOMS, rng.randint(3, 40)) + [" ", "\n", "a ", "b\n"] * rng.randint(0, 5)
+    return "".join(rng.choice(chosen) for _ in range(length))
 
 
 def piece_bytes_for(text: str) -> int:
-    """The least size of a piece with which no token of a text has to be cut."""
-    places = [0, *(match.start() for match in SAFE_PLACE.finditer(text)), len(text)]
-    return max(after - before for before, after in itertools.pairwise(places)) + 1
+    """The smallest piece size for which no token of a text is split."""
+    cuts = [0, *(match.start() for match in SAFE_CUT.finditer(text)), len(text)]
+    return max(after - before for before, after in itertools.pairwise(cuts)) + 1
 
 
 def document(path: Path, content: str | bytes, val_fraction: float = 0.0) -> Document:
@@ -68,9 +68,9 @@ def read(document: Document, piece_bytes: int, encoding: str = "utf-8") -> str:
 
 @functools.cache
 def ranks_across_words() -> dict[bytes, int]:
-    """A vocabulary with tokens across words and white space, so that any other cut shows in the ids."""
-    draw = random.Random(1)
-    texts = [*HARD_TEXTS.values(), *(random_text(draw, 300) for _ in range(100))]
+    """A vocabulary with tokens across words and white space, so that any unsafe cut changes the ids."""
+    rng = random.Random(1)
+    texts = [*HARD_TEXTS.values(), *(random_text(rng, 300) for _ in range(100))]
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -82,7 +82,7 @@ def ranks_across_words() -> dict[bytes, int]:
 
 
 def pattern_of(name: str) -> str:
-    """The pattern of one of tiktoken's encodings, or ours, without tiktoken's vocabulary, which is not everywhere."""
+    """The pattern of a tiktoken encoding or of `bpe`. It does not need tiktoken's vocabulary files."""
     if name == "bpe":
         return GPT2_PATTERN
     with pytest.MonkeyPatch.context() as patch:
@@ -93,13 +93,13 @@ def pattern_of(name: str) -> str:
 
 @pytest.fixture(scope="module", params=["gpt2", "cl100k_base", "o200k_base", "bpe"])
 def encoding(request: pytest.FixtureRequest) -> tiktoken.Encoding:
-    """An encoding that splits text as tiktoken's does."""
+    """An encoding with the pattern of a real tokenizer and the ranks of `ranks_across_words`."""
     ranks = ranks_across_words()
     return tiktoken.Encoding("test", pat_str=pattern_of(request.param), mergeable_ranks=ranks, special_tokens={})
 
 
 def check_tokens(document: Document, text: str, piece_bytes: int, encoding: tiktoken.Encoding) -> None:
-    """Check that the pieces of a document, encoded one by one, give the tokens of the whole text."""
+    """Check that the pieces of a document, encoded separately, give the tokens of the whole text."""
     pieces = list(read_pieces(document, piece_bytes=piece_bytes))
     assert "".join(piece.text for piece in pieces) == text
     splits = [piece.split for piece in pieces]
@@ -112,18 +112,18 @@ def check_tokens(document: Document, text: str, piece_bytes: int, encoding: tikt
 def test_pieces_of_hard_texts_have_the_tokens_of_the_whole(
     text: str, encoding: tiktoken.Encoding, tmp_path: Path
 ) -> None:
-    least = piece_bytes_for(text)
-    for piece_bytes in (least, least + 1, least + 7, 3 * least, 1 << 18):
+    smallest = piece_bytes_for(text)
+    for piece_bytes in (smallest, smallest + 1, smallest + 7, 3 * smallest, 1 << 18):
         for val_fraction in (0.0, 0.05, 0.5, 0.9, 1.0):
             check_tokens(document(tmp_path / "hard.txt", text, val_fraction), text, piece_bytes, encoding)
 
 
 def test_pieces_of_random_texts_have_the_tokens_of_the_whole(encoding: tiktoken.Encoding, tmp_path: Path) -> None:
-    draw = random.Random(2)
+    rng = random.Random(2)
     for _ in range(150):
-        text = random_text(draw, draw.randint(1, 200))
+        text = random_text(rng, rng.randint(1, 200))
         text = text.removeprefix("\ufeff")
-        file = document(tmp_path / "random.txt", text, draw.choice([0.0, 0.05, 0.3, 0.7, 1.0]))
+        file = document(tmp_path / "random.txt", text, rng.choice([0.0, 0.05, 0.3, 0.7, 1.0]))
         check_tokens(file, text, max(8, piece_bytes_for(text)), encoding)
 
 
@@ -133,7 +133,7 @@ def test_pieces_of_a_novel_have_the_tokens_of_the_whole(encoding: tiktoken.Encod
 
 
 @pytest.mark.parametrize("piece_bytes", [8, 64, 1000])
-def test_pieces_are_bounded_and_lose_nothing_even_where_no_place_is_safe(tmp_path: Path, piece_bytes: int) -> None:
+def test_pieces_are_bounded_and_complete_even_without_safe_cuts(tmp_path: Path, piece_bytes: int) -> None:
     for text in ("x" * 5000, " " * 5000, "文" * 5000, "👍" * 5000, "-" * 4999 + "a b", "a " * 2500):
         pieces = [piece.text for piece in read_pieces(document(tmp_path / "long.txt", text), piece_bytes=piece_bytes)]
         assert "".join(pieces) == text
@@ -141,39 +141,39 @@ def test_pieces_are_bounded_and_lose_nothing_even_where_no_place_is_safe(tmp_pat
 
 
 @pytest.mark.parametrize("text", HARD_TEXTS.values(), ids=HARD_TEXTS.keys())
-def test_the_held_out_part_begins_in_the_tail_no_later_than_at_its_first_safe_place(text: str, tmp_path: Path) -> None:
-    places = [match.start() for match in SAFE_PLACE.finditer(text)]
+def test_validation_text_starts_no_later_than_at_the_first_safe_cut_after_val_start(text: str, tmp_path: Path) -> None:
+    cuts = [match.start() for match in SAFE_CUT.finditer(text)]
     for val_fraction in (0.1, 0.5, 0.9):
         file = document(tmp_path / "text.txt", text, val_fraction)
-        tail = [place for place in places if len(text[:place].encode()) >= file.val_start]
+        allowed = [cut for cut in cuts if len(text[:cut].encode()) >= file.val_start]
         for piece_bytes in (piece_bytes_for(text), 1 << 18):
             train = "".join(p.text for p in read_pieces(file, piece_bytes=piece_bytes) if p.split == "train")
             assert file.val_start <= len(train.encode())
-            assert len(train) <= min(tail, default=len(text))
+            assert len(train) <= min(allowed, default=len(text))
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\n\n", "\n\u3000"], ids=["plain", "windows", "blank", "indented"])
-def test_the_tail_is_held_out_in_scripts_without_spaces(
+def test_the_end_is_validation_text_in_scripts_without_spaces(
     line_end: str, encoding: tiktoken.Encoding, tmp_path: Path
 ) -> None:
-    # Windows newlines, blank lines between paragraphs and indented ones are how such texts come.
+    # Such texts have Windows newlines, blank lines between paragraphs, or indented paragraphs.
     text = f"吾輩は猫である。名前はまだ無い。{line_end}" * 100
     file = document(tmp_path / "cat.txt", text, 0.5)
-    held_out = "".join(p.text for p in read_pieces(file) if p.split == "val")
-    assert 0.45 < len(held_out) / len(text) <= 0.5
+    val = "".join(p.text for p in read_pieces(file) if p.split == "val")
+    assert 0.45 < len(val) / len(text) <= 0.5
     check_tokens(file, text, 200, encoding)
 
 
-def test_a_document_held_out_whole_has_no_other_part(tmp_path: Path) -> None:
-    whole = document(tmp_path / "val.txt", "some words held out\n", val_fraction=1.0)
+def test_a_document_can_be_in_one_split_only(tmp_path: Path) -> None:
+    whole = document(tmp_path / "val.txt", "some validation words\n", val_fraction=1.0)
     assert {piece.split for piece in read_pieces(whole, piece_bytes=8)} == {"val"}
-    none = document(tmp_path / "train.txt", "some words to train on\n", val_fraction=0.0)
+    none = document(tmp_path / "train.txt", "some training words\n", val_fraction=0.0)
     assert {piece.split for piece in read_pieces(none, piece_bytes=8)} == {"train"}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
 @pytest.mark.parametrize("piece_bytes", [8, 9, 11, 1000])
-def test_characters_that_lie_across_blocks_are_read_whole(tmp_path: Path, encoding: str, piece_bytes: int) -> None:
+def test_characters_across_block_boundaries_are_decoded(tmp_path: Path, encoding: str, piece_bytes: int) -> None:
     text = "añ文👍 b" * 50
     for val_fraction in (0.0, 0.33, 0.5):
         file = document(tmp_path / "text.txt", text.encode(encoding), val_fraction)
@@ -182,8 +182,8 @@ def test_characters_that_lie_across_blocks_are_read_whole(tmp_path: Path, encodi
 
 @pytest.mark.parametrize("val_start", range(6))
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, val_start: int, encoding: str) -> None:
-    mark = "" if encoding == "utf-16" else "\ufeff"  # which that encoding writes itself
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path: Path, val_start: int, encoding: str) -> None:
+    mark = "" if encoding == "utf-16" else "\ufeff"  # Python's utf-16 codec writes the mark itself
     path = tmp_path / "bom.txt"
     path.write_bytes(f"{mark}Hello \ufeff there".encode(encoding.removesuffix("-sig")))
     file = Document("bom.txt", path, path.stat().st_size, val_start)
@@ -207,29 +207,31 @@ def test_half_a_surrogate_pair_is_not_text(tmp_path: Path) -> None:
         (b"surrogate \xed\xa0\x80", 10),
     ],
 )
-def test_what_is_not_utf8_is_named_with_its_byte(tmp_path: Path, content: bytes, byte: int, piece_bytes: int) -> None:
+def test_invalid_utf8_is_reported_with_its_byte_offset(
+    tmp_path: Path, content: bytes, byte: int, piece_bytes: int
+) -> None:
     for val_fraction in (0.0, 0.4):
         with pytest.raises(UserError, match=rf"odd\.txt: not utf-8 at byte {byte} "):
             read(document(tmp_path / "odd.txt", content, val_fraction), piece_bytes)
 
 
-def test_another_encoding_reads_what_is_not_utf8(tmp_path: Path) -> None:
+def test_a_file_in_another_encoding_can_be_read(tmp_path: Path) -> None:
     text = "fine so far été\n"
     assert read(document(tmp_path / "odd.txt", text.encode("latin-1")), 8, "latin-1") == text
 
 
 @pytest.mark.parametrize("encoding", ["nonsense", "", "rot13", "hex", "base64", "undefined"])
-def test_what_is_no_text_encoding_is_the_users_mistake(tmp_path: Path, encoding: str) -> None:
-    with pytest.raises(UserError, match=f"'{encoding}'"):
+def test_an_unknown_text_encoding_is_a_user_error(tmp_path: Path, encoding: str) -> None:
+    with pytest.raises(UserError, match=f"'{encoding}' is not a text encoding"):
         read(document(tmp_path / "text.txt", "some text"), 8, encoding)
 
 
-def test_utf16_without_its_byte_order_mark_is_the_users_mistake(tmp_path: Path) -> None:
+def test_utf16_without_a_byte_order_mark_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"text\.txt: not utf-16"):
         read(document(tmp_path / "text.txt", "some text".encode("utf-16-le")), 8, "utf-16")
 
 
-def test_a_file_that_vanishes_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_file_that_disappears_is_a_user_error(tmp_path: Path) -> None:
     file = document(tmp_path / "gone.txt", "some text")
     file.path.unlink()
     with pytest.raises(UserError, match=r"gone\.txt: No such file"):
@@ -250,46 +252,46 @@ def names(documents: list[Document]) -> list[str]:
     return [document.name for document in documents]
 
 
-def test_folders_give_their_txt_files_in_a_fixed_order(folder: Path) -> None:
+def test_the_txt_files_of_a_folder_are_found_in_a_fixed_order(folder: Path) -> None:
     assert names(find_documents([folder])) == ["a.txt", "b/c.txt", "b/d/e.txt", "b.txt"]
 
 
-def test_files_are_taken_whatever_their_name_in_the_order_given(folder: Path) -> None:
+def test_given_files_may_have_any_name_and_keep_their_order(folder: Path) -> None:
     found = find_documents([folder / "notes.md", folder / "b", folder / "a.txt"])
     assert names(found) == ["notes.md", "c.txt", "d/e.txt", "a.txt"]
 
 
-def test_a_file_named_twice_is_read_once(folder: Path) -> None:
+def test_a_file_given_twice_is_read_once(folder: Path) -> None:
     found = find_documents([folder / "a.txt", folder, folder / "b" / ".." / "a.txt"])
     assert names(found) == ["a.txt", "b/c.txt", "b/d/e.txt", "b.txt"]
 
 
-def test_nothing_is_held_out_at_first(folder: Path) -> None:
+def test_without_val_paths_there_is_no_validation_text(folder: Path) -> None:
     assert [(d.size, d.val_start) for d in find_documents([folder])] == [(100, 100)] * 4
 
 
-def test_documents_to_hold_out_are_held_out_whole_and_no_others(folder: Path) -> None:
+def test_val_paths_are_validation_text_as_a_whole(folder: Path) -> None:
     found = find_documents([folder], [folder / "b"])
     assert {d.name: d.val_start for d in found} == {"a.txt": 100, "b/c.txt": 0, "b/d/e.txt": 0, "b.txt": 100}
 
 
-def test_documents_to_hold_out_need_not_be_among_the_others(folder: Path) -> None:
+def test_val_paths_need_not_be_among_the_other_paths(folder: Path) -> None:
     found = find_documents([folder / "b"], [folder / "a.txt"])
     assert {d.name: d.val_start for d in found} == {"c.txt": 100, "d/e.txt": 100, "a.txt": 0}
 
 
-def test_an_empty_file_in_a_folder_is_left_out_with_a_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_empty_file_in_a_folder_is_skipped_with_a_warning(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "a.txt").write_bytes(b"")
     assert names(find_documents([folder])) == ["b/c.txt", "b/d/e.txt", "b.txt"]
-    assert "a.txt is empty and left out" in capsys.readouterr().err
+    assert f"skipped {folder / 'a.txt'}: it is empty" in capsys.readouterr().err
 
 
-def test_files_of_a_folder_that_are_left_out_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_skipped_files_of_a_folder_are_counted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("b/more.md", "LICENSE", ".DS_Store", ".git/config", "b/page.html"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"text")
     find_documents([folder])
-    message = f"mlm_dist: {folder}: 4 files that are not *.txt are left out (2 .md, 1 without a suffix, 1 .html)\n"
+    message = f"mlm_dist: {folder}: skipped 4 files that are not *.txt (2 .md, 1 without a suffix, 1 .html)\n"
     assert capsys.readouterr().err == message
     find_documents([folder / "b" / "d"])
     assert capsys.readouterr().err == ""
@@ -310,7 +312,7 @@ def a_folder_without_texts(folder: Path) -> list[Path]:
     return [folder / "none"]
 
 
-def a_name_too_long_for_a_file(folder: Path) -> list[Path]:
+def a_file_name_that_is_too_long(folder: Path) -> list[Path]:
     return [folder / ("x" * 300)]
 
 
@@ -320,11 +322,9 @@ def a_name_too_long_for_a_file(folder: Path) -> list[Path]:
         (no_such_path, r"missing\.txt: there is no such file or folder"),
         (an_empty_file, r"empty\.txt: the file is empty"),
         (a_folder_without_texts, r"no text in .*none"),
-        (a_name_too_long_for_a_file, r"xxx"),
+        (a_file_name_that_is_too_long, r"xxx"),
     ],
 )
-def test_paths_without_text_are_the_users_mistake(
-    folder: Path, paths: Callable[[Path], list[Path]], message: str
-) -> None:
+def test_paths_without_text_are_a_user_error(folder: Path, paths: Callable[[Path], list[Path]], message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_documents(paths(folder))

@@ -1,4 +1,4 @@
-"""Tokenizers: exact, reversible, and whole after a round through their files."""
+"""Tokenizers are exact and reversible, and survive saving and loading."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ from mlm_dist.errors import UserError
 from tests.data.test_texts import HARD_TEXTS, random_text
 
 SAMPLE = SAMPLE_TEXT.read_text(encoding="utf-8")
-# Runs of one letter are where two ways of merging could come to differ.
+# Two merge algorithms are most likely to differ on runs of one letter.
 RUNS = " ".join("a" * n + "b" * (n % 5) for n in range(60)) + " --------- ....... ......"
 
 
@@ -41,7 +41,7 @@ def bpe() -> Tokenizer:
 
 
 def trained_by_tokenizers(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """A byte-level BPE as the `tokenizers` documentation makes it."""
+    """A byte-level BPE trained as in the documentation of `tokenizers`."""
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -51,20 +51,20 @@ def trained_by_tokenizers(texts: list[str], vocab_size: int) -> tokenizers.Token
 
 
 def random_texts() -> list[str]:
-    draw = random.Random(0)
-    return [random_text(draw, 60) for _ in range(100)]
+    rng = random.Random(0)
+    return [random_text(rng, 60) for _ in range(100)]
 
 
-def test_a_trained_vocabulary_has_the_size_asked_for(bpe: Tokenizer) -> None:
+def test_a_trained_vocabulary_has_the_requested_size(bpe: Tokenizer) -> None:
     assert (bpe.name, bpe.vocab_size, bpe.end_id, bpe.mask_id) == ("bpe", 300, 298, 299)
     assert sorted(bpe.ranks.values()) == list(range(298))
 
 
-def test_the_least_vocabulary_is_the_bytes_and_two_special_tokens() -> None:
-    least = Tokenizer.train_bpe([SAMPLE], 258)
-    assert least.vocab_size == 258
-    assert set(least.ranks) == {bytes([byte]) for byte in range(256)}
-    with pytest.raises(UserError, match="257 is too small: 258 is the least"):
+def test_the_smallest_vocabulary_is_the_bytes_and_two_special_tokens() -> None:
+    smallest = Tokenizer.train_bpe([SAMPLE], 258)
+    assert smallest.vocab_size == 258
+    assert set(smallest.ranks) == {bytes([byte]) for byte in range(256)}
+    with pytest.raises(UserError, match="257 is too small: the minimum is 258"):
         Tokenizer.train_bpe([SAMPLE], 257)
 
 
@@ -80,20 +80,20 @@ def test_training_is_deterministic(bpe: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [258, 300, 1000, 2000])
-def test_training_gives_what_tokenizers_gives(vocab_size: int) -> None:
+def test_training_gives_the_tokens_of_tokenizers(vocab_size: int) -> None:
     texts = [SAMPLE[: len(SAMPLE) // 2], RUNS]
-    ours = Tokenizer.train_bpe(texts, vocab_size)
-    theirs = trained_by_tokenizers(texts, vocab_size - 2)
+    trained = Tokenizer.train_bpe(texts, vocab_size)
+    reference = trained_by_tokenizers(texts, vocab_size - 2)
     for text in [SAMPLE, RUNS, *HARD_TEXTS.values(), *random_texts()]:
-        assert ours.encode(text).tolist() == theirs.encode(text).ids
+        assert trained.encode(text).tolist() == reference.encode(text).ids
 
 
-def test_the_first_word_of_a_text_is_learnt_without_a_space_before_it() -> None:
+def test_training_adds_no_space_before_the_first_word_of_a_text() -> None:
     texts = ["ab", "abc", "abcd"] * 10
-    ours = Tokenizer.train_bpe(texts, 265)
-    assert b"abcd" in ours.ranks
-    assert not [token for token in ours.ranks if len(token) > 1 and token.startswith(b" ")]
-    assert ours.encode("abcd ab").tolist() == trained_by_tokenizers(texts, 263).encode("abcd ab").ids
+    trained = Tokenizer.train_bpe(texts, 265)
+    assert b"abcd" in trained.ranks
+    assert not [token for token in trained.ranks if len(token) > 1 and token.startswith(b" ")]
+    assert trained.encode("abcd ab").tolist() == trained_by_tokenizers(texts, 263).encode("abcd ab").ids
 
 
 @pytest.mark.parametrize("text", HARD_TEXTS.values(), ids=HARD_TEXTS.keys())
@@ -108,20 +108,20 @@ def test_random_texts_survive_a_round_trip(bpe: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("text", [SAMPLE, *HARD_TEXTS.values()], ids=["sample", *HARD_TEXTS.keys()])
-def test_words_in_a_row_have_the_tokens_of_their_text(bpe: Tokenizer, text: str) -> None:
+def test_words_concatenate_to_the_tokens_of_the_text(bpe: Tokenizer, text: str) -> None:
     words = bpe.encode_words(text)
     assert [token for word in words for token in word] == bpe.encode(text).tolist()
     assert "".join(bpe.decode(word) for word in words) == text
 
 
 def letters_and_numbers() -> str:
-    """Every letter and number of the newest Unicode that `regex` knows, each in several places of a word."""
+    """Every letter and number of the newest Unicode that `regex` knows, each at several positions in a word."""
     characters = regex.findall(r"[\p{L}\p{N}]", "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)])))
     return "".join(f"a{character}b {character}'s 1{character}2 .{character}'ll " for character in characters)
 
 
 @pytest.mark.parametrize("tokenizer", ["bpe", "gpt2"])
-def test_words_in_a_row_have_the_tokens_of_their_text_in_every_script(
+def test_words_concatenate_to_the_tokens_of_the_text_in_every_script(
     tokenizer: str, request: pytest.FixtureRequest, bpe: Tokenizer
 ) -> None:
     if tokenizer == "gpt2":
@@ -134,7 +134,7 @@ def test_words_in_a_row_have_the_tokens_of_their_text_in_every_script(
 
 
 @pytest.mark.parametrize("text", ["\ud800", "fine \udcff", "[MASK] \udfff\ud800"])
-def test_a_lone_surrogate_is_the_users_mistake(bpe: Tokenizer, text: str) -> None:
+def test_a_lone_surrogate_is_a_user_error(bpe: Tokenizer, text: str) -> None:
     for encode in (bpe.encode, bpe.encode_words, bpe.encode_with_masks):
         with pytest.raises(
             UserError, match=r"a lone surrogate, half of a character \(U\+D[8CF][0F][0F] at character \d\)"
@@ -142,7 +142,7 @@ def test_a_lone_surrogate_is_the_users_mistake(bpe: Tokenizer, text: str) -> Non
             encode(text)  # type: ignore[operator]
 
 
-def test_a_word_begins_with_its_space_and_ends_before_a_mark(bpe: Tokenizer) -> None:
+def test_a_word_starts_with_its_space_and_ends_before_punctuation(bpe: Tokenizer) -> None:
     words = [bpe.decode(word) for word in bpe.encode_words("The lamp, unbelievably, didn't burn 12 hours.")]
     assert words == ["The", " lamp", ",", " unbelievably", ",", " didn", "'t", " burn", " 12", " hours", "."]
 
@@ -154,11 +154,11 @@ def test_special_tokens_in_a_text_are_plain_text(bpe: Tokenizer) -> None:
     assert bpe.decode(ids) == text
 
 
-def test_bytes_that_are_no_character_decode_to_the_replacement_character(bpe: Tokenizer) -> None:
+def test_invalid_bytes_decode_to_the_replacement_character(bpe: Tokenizer) -> None:
     assert bpe.decode([bpe.ranks[b"\xe4"], bpe.ranks[b"a"]]) == "\N{REPLACEMENT CHARACTER}a"
 
 
-def test_masks_in_a_prompt_take_the_space_before_them(bpe: Tokenizer) -> None:
+def test_a_mask_in_a_prompt_includes_the_space_before_it(bpe: Tokenizer) -> None:
     expected = [*bpe.encode("The"), bpe.mask_id, *bpe.encode(" was late."), bpe.mask_id]
     assert bpe.encode_with_masks("The [MASK] was late.[MASK]") == expected
 
@@ -175,24 +175,24 @@ def test_byte_characters_are_those_of_tokenizers() -> None:
         assert characters == "".join(byte_characters()[byte] for byte in text.encode())
 
 
-def test_gpt2_gets_a_mask_token_after_its_last_id(gpt2_vocabulary: None) -> None:
+def test_the_mask_token_of_gpt2_is_after_its_last_id(gpt2_vocabulary: None) -> None:
     gpt2 = Tokenizer.from_tiktoken("gpt2")
     assert (gpt2.name, gpt2.vocab_size, gpt2.end_id, gpt2.mask_id) == ("gpt2", 50258, 50256, 50257)
 
 
 def test_gpt2_encodes_as_tiktoken_does(gpt2_vocabulary: None) -> None:
-    ours, theirs = Tokenizer.from_tiktoken("gpt2"), tiktoken.get_encoding("gpt2")
+    gpt2, reference = Tokenizer.from_tiktoken("gpt2"), tiktoken.get_encoding("gpt2")
     for text in [SAMPLE, *HARD_TEXTS.values(), *random_texts()]:
-        assert ours.encode(text).tolist() == theirs.encode_ordinary(text)
+        assert gpt2.encode(text).tolist() == reference.encode_ordinary(text)
 
 
-def test_an_unknown_tokenizer_is_named_with_those_there_are() -> None:
+def test_an_unknown_tokenizer_is_refused_with_a_list_of_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"no tokenizer 'gpt5'.*gpt2.*cl100k_base.*bpe"):
         Tokenizer.from_tiktoken("gpt5")
 
 
-def check_stored(tokenizer: Tokenizer, folder: Path) -> None:
-    """Check that a tokenizer is the same after it was saved and loaded."""
+def check_saved(tokenizer: Tokenizer, folder: Path) -> None:
+    """Check that a tokenizer is the same after saving and loading."""
     tokenizer.save(folder)
     loaded = Tokenizer.load(folder)
     assert (loaded.name, loaded.pattern) == (tokenizer.name, tokenizer.pattern)
@@ -202,33 +202,33 @@ def check_stored(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let every attempt to reach the network, or a vocabulary fetched before, fail the test."""
+    """Make the test fail if it uses the network or a cached vocabulary."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path / "empty"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(tiktoken, "get_encoding", refuse)
 
 
-def test_training_storing_and_loading_ask_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_saving_and_loading_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_network(monkeypatch, tmp_path)
-    check_stored(Tokenizer.train_bpe([SAMPLE], 400), tmp_path / "tokenizer")
+    check_saved(Tokenizer.train_bpe([SAMPLE], 400), tmp_path / "tokenizer")
 
 
-def test_gpt2_once_stored_asks_no_network(
+def test_a_saved_gpt2_tokenizer_needs_no_network(
     gpt2_vocabulary: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpt2 = Tokenizer.from_tiktoken("gpt2")
     without_network(monkeypatch, tmp_path)
-    check_stored(gpt2, tmp_path / "tokenizer")
+    check_saved(gpt2, tmp_path / "tokenizer")
 
 
-def test_ranks_are_stored_in_tiktokens_own_format(
+def test_ranks_are_saved_in_the_format_of_tiktoken(
     bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # or tiktoken would keep a copy of the file
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # otherwise, tiktoken caches the file
     bpe.save(tmp_path)
     assert load_tiktoken_bpe(str(tmp_path / RANKS_FILE)) == bpe.ranks
     lines = (tmp_path / RANKS_FILE).read_text(encoding="ascii").splitlines()
@@ -240,24 +240,24 @@ def test_ranks_are_stored_in_tiktokens_own_format(
 
 DAMAGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "no ranks": (RANKS_FILE, lambda content: b""),
-    "ranks cut between lines": (RANKS_FILE, lambda content: b"".join(content.splitlines(keepends=True)[:150])),
-    "last rank lost": (RANKS_FILE, lambda content: b"".join(content.splitlines(keepends=True)[:-1])),
-    "ranks cut within a number": (RANKS_FILE, lambda content: content[: content.index(b" 155\n") + 2]),
-    "ranks cut within a token": (RANKS_FILE, lambda content: content[: content.index(b" 155\n") - 1]),
-    "a rank given twice": (RANKS_FILE, lambda content: content.replace(b" 5\n", b" 6\n")),
+    "ranks truncated between lines": (RANKS_FILE, lambda content: b"".join(content.splitlines(keepends=True)[:150])),
+    "last rank missing": (RANKS_FILE, lambda content: b"".join(content.splitlines(keepends=True)[:-1])),
+    "ranks truncated within a number": (RANKS_FILE, lambda content: content[: content.index(b" 155\n") + 2]),
+    "ranks truncated within a token": (RANKS_FILE, lambda content: content[: content.index(b" 155\n") - 1]),
+    "a duplicate rank": (RANKS_FILE, lambda content: content.replace(b" 5\n", b" 6\n")),
     "a negative rank": (RANKS_FILE, lambda content: content.replace(b" 5\n", b" -5\n")),
-    "a token given twice": (RANKS_FILE, lambda content: content.replace(b"IQ== 0\n", b"Ig== 0\n")),
-    "a token that is no base64": (RANKS_FILE, lambda content: content.replace(b"IQ== 0\n", b"I?== 0\n")),
-    "binary rubbish": (RANKS_FILE, lambda content: bytes(range(256)) + content),
+    "a duplicate token": (RANKS_FILE, lambda content: content.replace(b"IQ== 0\n", b"Ig== 0\n")),
+    "a token that is not base64": (RANKS_FILE, lambda content: content.replace(b"IQ== 0\n", b"I?== 0\n")),
+    "binary garbage": (RANKS_FILE, lambda content: bytes(range(256)) + content),
     "an empty description": (ENCODING_FILE, lambda content: b""),
-    "a description cut": (ENCODING_FILE, lambda content: content[: len(content) // 2]),
+    "a truncated description": (ENCODING_FILE, lambda content: content[: len(content) // 2]),
     "a description of something else": (ENCODING_FILE, lambda content: b"[1, 2]"),
-    "a pattern that is none": (ENCODING_FILE, lambda content: content.replace(b"'(?:", b"'((?:")),
+    "an invalid pattern": (ENCODING_FILE, lambda content: content.replace(b"'(?:", b"'((?:")),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_files_are_the_users_mistake(bpe: Tokenizer, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_a_user_error(bpe: Tokenizer, tmp_path: Path, damage: str) -> None:
     bpe.save(tmp_path)
     name, change = DAMAGES[damage]
     before = (tmp_path / name).read_bytes()
@@ -268,7 +268,7 @@ def test_damaged_files_are_the_users_mistake(bpe: Tokenizer, tmp_path: Path, dam
 
 
 @pytest.mark.parametrize("name", [RANKS_FILE, ENCODING_FILE])
-def test_a_missing_file_is_the_users_mistake(bpe: Tokenizer, tmp_path: Path, name: str) -> None:
+def test_a_missing_file_is_a_user_error(bpe: Tokenizer, tmp_path: Path, name: str) -> None:
     bpe.save(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(UserError, match=f"{name}: No such file"):
@@ -293,8 +293,8 @@ def test_a_tokenizer_without_its_special_tokens_is_damaged(
 
 
 @pytest.mark.usefixtures("kept_handlers")
-def test_an_interrupt_ends_what_does_not_listen_to_it_before_it_has_ended() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
+def test_an_interrupt_ends_work_that_ignores_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
     begun, may_end, ended = threading.Event(), threading.Event(), threading.Event()
     main_thread = threading.get_ident()
 
@@ -314,8 +314,8 @@ def test_an_interrupt_ends_what_does_not_listen_to_it_before_it_has_ended() -> N
     may_end.set()
 
 
-def gpt2_like(**changes: int | None) -> dict[bytes, int]:
-    """Ranks of single bytes, some of which are changed or left out."""
+def byte_ranks(**changes: int | None) -> dict[bytes, int]:
+    """Ranks of single bytes with changes; None removes a byte."""
     changed = {key.encode(): rank for key, rank in changes.items()}
     return {token: rank for token, rank in ({bytes([b]): b for b in range(256)} | changed).items() if rank is not None}
 
@@ -323,22 +323,22 @@ def gpt2_like(**changes: int | None) -> dict[bytes, int]:
 @pytest.mark.parametrize(
     ("ranks", "special_tokens"),
     [
-        (gpt2_like(a=98), {}),  # that of b
-        (gpt2_like(a=None), {}),
-        (gpt2_like(a=-1), {}),
-        (gpt2_like(a=10**30), {}),
-        (gpt2_like(), {MASK: 256}),
-        (gpt2_like(), {MASK: 97}),
-        (gpt2_like(), {MASK: -1}),
-        (gpt2_like(), {MASK: 2**31}),
-        (gpt2_like(), {MASK: 10**30}),
-        (gpt2_like(), {MASK: 257.0}),
-        (gpt2_like(), {MASK: "257"}),
-        (gpt2_like(), {"more": None}),
+        (byte_ranks(a=98), {}),  # the rank of b
+        (byte_ranks(a=None), {}),
+        (byte_ranks(a=-1), {}),
+        (byte_ranks(a=10**30), {}),
+        (byte_ranks(), {MASK: 256}),
+        (byte_ranks(), {MASK: 97}),
+        (byte_ranks(), {MASK: -1}),
+        (byte_ranks(), {MASK: 2**31}),
+        (byte_ranks(), {MASK: 10**30}),
+        (byte_ranks(), {MASK: 257.0}),
+        (byte_ranks(), {MASK: "257"}),
+        (byte_ranks(), {"more": None}),
     ],
     ids=str,
 )
-def test_ids_at_which_tiktoken_would_panic_or_take_any_memory_are_damage(
+def test_ids_that_would_crash_tiktoken_or_exhaust_memory_are_refused(
     tmp_path: Path, ranks: dict[bytes, int], special_tokens: dict[str, object]
 ) -> None:
     content = b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())

@@ -1,4 +1,4 @@
-"""Token files are hashed once on a machine, and again when anything about them has changed."""
+"""Token files are hashed once per machine, and again after any change."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ Tokens = np.ndarray
 
 @pytest.fixture
 def scanned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The names of the files that have been read whole; notes go to a cache of the test's own."""
+    """The names of the hashed files. Records go to a separate cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: list[str] = []
     monkeypatch.setattr(verification, "scan", lambda tokens, name: names.append(name) or scan(tokens, name))
@@ -36,40 +36,40 @@ def verify(path: Path, always: bool = False, vocab_size: int = 100, digest: str 
     verify_tokens(path, tokens, expected, vocab_size, always)
 
 
-def test_a_file_is_read_once(file: Path, scanned: list[str]) -> None:
+def test_a_file_is_hashed_once(file: Path, scanned: list[str]) -> None:
     for _ in range(3):
         verify(file)
     assert scanned == ["train.bin"]
 
 
-def test_a_file_is_read_each_time_where_that_is_asked_for(file: Path, scanned: list[str]) -> None:
+def test_always_hashes_a_file_every_time(file: Path, scanned: list[str]) -> None:
     for _ in range(3):
         verify(file, always=True)
     assert len(scanned) == 3
 
 
-def test_another_digest_or_vocabulary_is_checked_anew(file: Path, scanned: list[str]) -> None:
+def test_another_digest_or_vocabulary_is_checked_again(file: Path, scanned: list[str]) -> None:
     verify(file)
     with pytest.raises(UserError, match=r"train\.bin: its SHA-256 is not the one in corpus\.json"):
         verify(file, digest="0" * 64)
-    with pytest.raises(UserError, match="it holds the token id 99, and the vocabulary ends at 98"):
+    with pytest.raises(UserError, match="it contains the token id 99, but the largest id of the vocabulary is 98"):
         verify(file, vocab_size=99)
     assert len(scanned) == 3
 
 
-def test_a_file_of_the_same_size_whose_mtime_was_set_back_is_read_again(file: Path, scanned: list[str]) -> None:
+def test_a_changed_file_with_the_same_size_and_mtime_is_hashed_again(file: Path, scanned: list[str]) -> None:
     verify(file)
     status = file.stat()
     with file.open("r+b") as opened:
         opened.write(b"\x07")
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    for _ in range(2):  # what was refused is not known as verified either
+    for _ in range(2):  # a refused file is not recorded as verified
         with pytest.raises(UserError, match="the file was changed after it was prepared"):
             verify(file)
     assert len(scanned) == 3
 
 
-def test_a_copy_in_the_place_of_a_file_is_read_again(file: Path, scanned: list[str]) -> None:
+def test_a_file_replaced_by_a_copy_is_hashed_again(file: Path, scanned: list[str]) -> None:
     verify(file)
     content = file.read_bytes()
     file.unlink()
@@ -78,17 +78,17 @@ def test_a_copy_in_the_place_of_a_file_is_read_again(file: Path, scanned: list[s
     assert len(scanned) == 2
 
 
-def test_a_damaged_note_costs_a_reading_and_no_more(file: Path, scanned: list[str], tmp_path: Path) -> None:
+def test_a_damaged_record_only_causes_another_hash(file: Path, scanned: list[str], tmp_path: Path) -> None:
     verify(file)
-    (note,) = (tmp_path / "cache" / "mlm_dist" / "verified").iterdir()
+    (record,) = (tmp_path / "cache" / "mlm_dist" / "verified").iterdir()
     for damage in (b"", b"[" * 100_000, b"\xff", b"{}"):
-        note.write_bytes(damage)
+        record.write_bytes(damage)
         verify(file)
     verify(file)
     assert len(scanned) == 5
 
 
-def test_without_a_place_for_caches_every_file_is_read(
+def test_without_a_cache_folder_a_file_is_hashed_every_time(
     file: Path, scanned: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a file").touch()
@@ -98,14 +98,14 @@ def test_without_a_place_for_caches_every_file_is_read(
     assert len(scanned) == 2
 
 
-def test_the_digest_of_tokens_is_that_of_their_bytes_and_the_highest_is_found_wherever_it_is(
+def test_scan_returns_the_digest_of_the_bytes_and_the_largest_id_at_any_position(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(verification, "CHUNK_TOKENS", 7)
     for dtype in ("<u2", "<u4"):
         for length in (0, 1, 6, 7, 8, 50):
-            for place in range(length):
+            for position in range(length):
                 tokens = np.ones(length, dtype=dtype)
-                tokens[place] = 9
+                tokens[position] = 9
                 assert scan(tokens, "") == (hashlib.sha256(tokens.tobytes()).hexdigest(), 9)
     assert scan(np.empty(0, dtype="<u2"), "") == (hashlib.sha256().hexdigest(), -1)

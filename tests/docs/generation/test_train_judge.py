@@ -24,6 +24,6 @@ def test_a_judge_learns_and_is_saved(corpus_folder: Path, tmp_path: Path) -> Non
 def test_mistakes_are_one_line(corpus_folder: Path, tmp_path: Path) -> None:
     taken = train_judge("--corpus", corpus_folder, "--out", tmp_path)
     assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
-    assert "exists already" in taken.stderr
+    assert "already exists" in taken.stderr
     none = train_judge("--corpus", corpus_folder, "--out", tmp_path / "judge", "--steps", 0)
     assert (none.returncode, none.stderr) == (2, "mlm_dist: error: --steps is 0: it must be at least 1\n")
