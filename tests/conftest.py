@@ -1,14 +1,19 @@
 """Shared fixtures: a prepared corpus, one tiny trained run, and ways to start real processes."""
 
+import importlib
+import io
 import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from mlm_dist.command_line import run_verb
 from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
@@ -35,6 +40,19 @@ TINY = {
     "checkpoint.interval": 10,
     "optim.warmup_iters": 5,
 }
+
+torch.set_num_threads(1)  # as in the processes that tests start
+without_processes = False
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--without-processes", action="store_true", help="skip the tests that start a process")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    global without_processes  # noqa: PLW0603 (set once, before any test)
+    without_processes = config.getoption("--without-processes")
+
 
 Result = subprocess.CompletedProcess[str]
 
@@ -69,6 +87,8 @@ def start(
     command: list[str], cwd: Path | None = None, timeout: float = 240, stdin: str = "", **environment: str
 ) -> Result:
     """Run a command in a process of its own, as a person would, outside any torchrun."""
+    if without_processes:
+        pytest.skip("starts a process")
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
     kept |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
@@ -84,8 +104,42 @@ def start(
 
 
 def verb(name: str, *arguments: object, **options: object) -> Result:
-    """Run `python -m mlm_dist.<name>`."""
-    return start([sys.executable, "-m", f"mlm_dist.{name}", *map(str, arguments)], **options)  # type: ignore[arg-type]
+    """Run a verb on its command line: in this process, which has torch already, or else as `python -m mlm_dist.<name>`.
+
+    A process of its own gets what this one cannot change: a time limit, and variables that are read at its start.
+    """
+    command = [sys.executable, "-m", f"mlm_dist.{name}", *map(str, arguments)]
+    if options.keys() <= {"cwd", "stdin", "XDG_CACHE_HOME"}:
+        return run_in_process(command, **options)  # type: ignore[arg-type]
+    return start(command, **options)  # type: ignore[arg-type]
+
+
+def run_in_process(command: list[str], cwd: Path | None = None, stdin: str = "", **environment: str) -> Result:
+    """Run `python -m mlm_dist.<verb>` in this process, as `run_verb` does: with its output, exit code and handlers."""
+    _, _, module, *arguments = command
+    streams = [io.TextIOWrapper(io.BytesIO(text), encoding="utf-8") for text in (stdin.encode(), b"", b"")]
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    code: object = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *arguments])
+        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.chdir(cwd or REPOSITORY)
+        try:
+            run_verb(importlib.import_module(module).main, prints_only_a_log=module == "mlm_dist.train")
+        except SystemExit as left:
+            code = left.code or 0
+        except Exception:
+            traceback.print_exc()
+            code = 1
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    out, err = (stream.buffer.getvalue().decode() for stream in streams[1:] if not stream.flush())  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(command, code, out, err)  # type: ignore[arg-type]
 
 
 def torchrun(processes: int, *arguments: object, verb: str = "train", **options: object) -> Result:

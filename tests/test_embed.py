@@ -1,4 +1,4 @@
-"""`python -m mlm_dist.embed`, as a person runs it."""
+"""`python -m mlm_dist.embed`, run from the command line."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def test_a_line_becomes_a_row(run_dir: Path, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     vectors = np.load(tmp_path / "vectors")
     np.testing.assert_allclose(vectors, mlm_dist.load(run_dir, "cpu").embed(LINES), rtol=1e-5)
-    assert result.stdout == f"{tmp_path}/vectors: 3 vectors of 16\n"
+    assert result.stdout == f"{tmp_path}/vectors: 3 vectors of dimension 16\n"
 
 
 def test_lines_come_from_standard_input_too(run_dir: Path, tmp_path: Path) -> None:
@@ -28,19 +28,19 @@ def test_lines_come_from_standard_input_too(run_dir: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("out", "lines", "complaint"),
+    ("out", "lines", "message"),
     [
-        ("nowhere/v.npy", "lines.txt", "has to be a file in a folder that is there"),
-        (".", "lines.txt", "has to be a file in a folder that is there"),
-        ("pipe", "lines.txt", "has to be a file in a folder that is there"),
-        ("lines.txt", "./lines.txt", "that is the text itself"),
+        ("nowhere/v.npy", "lines.txt", "it must be a file in an existing folder"),
+        (".", "lines.txt", "it must be a file in an existing folder"),
+        ("pipe", "lines.txt", "it must be a file in an existing folder"),
+        ("lines.txt", "./lines.txt", "it is the input file: choose another file"),
         ("v.npy", "gone.txt", "gone.txt: No such file"),
         ("v.npy", "latin.txt", "latin.txt: not UTF-8 at byte 3"),
         ("v.npy", "empty.txt", "empty.txt: it holds no line"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(
-    run_dir: Path, tmp_path: Path, out: str, lines: str, complaint: str
+def test_user_errors_are_one_line_and_write_nothing(
+    run_dir: Path, tmp_path: Path, out: str, lines: str, message: str
 ) -> None:
     (tmp_path / "lines.txt").write_text("a\n")
     (tmp_path / "latin.txt").write_bytes("caf\u00e9".encode("latin-1"))
@@ -50,7 +50,7 @@ def test_mistakes_are_one_line_and_write_nothing(
     result = verb("embed", "--run", run_dir, "--out", out, lines, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert complaint in result.stderr
+    assert message in result.stderr
     assert sorted(tmp_path.iterdir()) == before
     assert (tmp_path / "lines.txt").read_text() == "a\n"
     assert (tmp_path / "pipe").is_fifo()

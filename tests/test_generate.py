@@ -1,4 +1,4 @@
-"""`python -m mlm_dist.generate`, as a person runs it, in a pipe and on a terminal."""
+"""`python -m mlm_dist.generate`, run from the command line, in a pipe and on a terminal."""
 
 import fcntl
 import json
@@ -25,16 +25,16 @@ SHADE, HIDE_CURSOR, SHOW_CURSOR = "░", "\x1b[?25l", "\x1b[?25h"
 
 
 class Terminal:
-    """What can be read on a terminal, and above it, after some output. It knows no control codes but those expected."""
+    """The text on a terminal, including lines that scrolled away. It supports only the expected control codes."""
 
     def __init__(self) -> None:
         self.rows = [""]
         self.row = self.column = 0
 
     def show(self, output: str) -> "Terminal":
-        for code, motion, erased, letter in re.findall(r"(\x1b\[([\d?]*)([A-Za-z]))|([^\x1b])", output):
+        for code, motion, erased, character in re.findall(r"(\x1b\[([\d?]*)([A-Za-z]))|([^\x1b])", output):
             if not code:
-                self._put(letter)
+                self._put(character)
             elif erased == "A":
                 top = max(0, len(self.rows) - LINES)
                 self.row = max(top, self.row - int(motion or 1))
@@ -45,15 +45,15 @@ class Terminal:
                 assert code in (HIDE_CURSOR, SHOW_CURSOR) or erased == "m", repr(code)
         return self
 
-    def _put(self, letter: str) -> None:
-        if letter == "\r":
+    def _put(self, character: str) -> None:
+        if character == "\r":
             self.column = 0
             return
-        cells = letter + WIDE * (unicodedata.east_asian_width(letter) == "W")
-        if letter == "\n" or self.column + len(cells) > COLUMNS:
+        cells = character + WIDE * (unicodedata.east_asian_width(character) == "W")
+        if character == "\n" or self.column + len(cells) > COLUMNS:
             self.row += 1
             self.rows += [""] * (self.row + 1 - len(self.rows))
-            if letter == "\n":
+            if character == "\n":
                 return
             self.column = 0
         row = self.rows[self.row].ljust(self.column)
@@ -62,26 +62,26 @@ class Terminal:
 
 
 def on_a_terminal(*arguments: object, interrupt: bool = False) -> tuple[int, str]:
-    """Run the verb on a small terminal; its exit code and all that came, perhaps with Ctrl-C at the first shade."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    """Run the verb on a small terminal. Returns exit code and output. `interrupt`: send Ctrl-C at the first shade."""
+    terminal, child_end = pty.openpty()
+    fcntl.ioctl(child_end, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "RANK")}
     environment |= {"TERM": "xterm", "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mlm_dist.generate", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, env=environment) as process:
-        os.close(theirs)
+    with subprocess.Popen(command, stdout=child_end, stderr=subprocess.PIPE, env=environment) as process:
+        os.close(child_end)
         output = b""
-        while block := read(ours):
+        while block := read(terminal):
             output += block
             if interrupt and SHADE.encode() in output:
                 process.send_signal(signal.SIGINT)
                 interrupt = False
-    os.close(ours)
+    os.close(terminal)
     return process.returncode, output.decode()
 
 
 def read(terminal: int) -> bytes:
-    """What comes next; nothing where all who write to it have gone."""
+    """The next output; empty when no process can write to the terminal any more."""
     try:
         return os.read(terminal, 65536)
     except OSError:
@@ -95,7 +95,7 @@ def test_the_text_is_printed(run_dir: Path) -> None:
     assert not result.stderr
 
 
-def test_flags_are_those_of_the_model(run_dir: Path) -> None:
+def test_flags_equal_the_arguments_of_the_model(run_dir: Path) -> None:
     flags = ["--samples", 3, "--length", 20, "--order", "confidence", "--steps", 4, "--temperature", 0.8]
     flags += ["--top_p", 0.9, "--remask", 0.2, "--seed", 7]
     result = verb("generate", "--run", run_dir, *flags, "The lamp")
@@ -114,7 +114,7 @@ def test_flags_are_those_of_the_model(run_dir: Path) -> None:
     assert generations[0].passes == 12
 
 
-def test_json_is_one_object_a_sample(run_dir: Path) -> None:
+def test_json_is_one_object_per_sample(run_dir: Path) -> None:
     result = verb("generate", "--run", run_dir, "--json", "--samples", 2, GAPS)
     generations = mlm_dist.load(run_dir, "cpu").generate(GAPS, samples=2)
     assert [json.loads(line) for line in result.stdout.splitlines()] == [g._asdict() for g in generations]
@@ -122,7 +122,7 @@ def test_json_is_one_object_a_sample(run_dir: Path) -> None:
 
 def test_watching_changes_nothing_in_a_pipe(run_dir: Path) -> None:
     arguments = ["--run", run_dir, "--samples", 2, GAPS]
-    watched = verb("generate", *arguments, "--watch", FORCE_COLOR="1")  # by which rich takes a pipe for a terminal
+    watched = verb("generate", *arguments, "--watch", FORCE_COLOR="1")  # makes rich treat a pipe as a terminal
     assert watched.stdout == verb("generate", *arguments).stdout
 
 
@@ -131,8 +131,8 @@ def test_watching_changes_nothing_in_a_pipe(run_dir: Path) -> None:
     [("The lamp", 20), ("The lamp\n\n", 300), ("灯台の灯は、夜になると、ともる。", 20)],
     ids=["fits", "taller than the terminal", "of wide characters"],
 )
-def test_on_a_terminal_the_text_is_redrawn_until_it_stands_there_alone(run_dir: Path, prompt: str, length: int) -> None:
-    # The likeliest tokens are letters; of others this model has control codes, too.
+def test_a_terminal_shows_every_pass_and_finally_only_the_text(run_dir: Path, prompt: str, length: int) -> None:
+    # The most likely tokens are letters. Others of this model are control codes.
     arguments = ["--run", run_dir, prompt, "--length", length, "--temperature", 0]
     plain = verb("generate", *arguments).stdout
     code, output = on_a_terminal(*arguments, "--watch")
@@ -146,7 +146,7 @@ def test_on_a_terminal_the_text_is_redrawn_until_it_stands_there_alone(run_dir: 
     assert output.rindex(SHOW_CURSOR) > output.rindex(HIDE_CURSOR)
 
 
-def test_interrupted_it_leaves_the_terminal_as_it_was(run_dir: Path) -> None:
+def test_an_interrupt_leaves_the_terminal_as_it_was(run_dir: Path) -> None:
     code, output = on_a_terminal("--run", run_dir, "--length", 3000, "--watch", interrupt=True)
     assert code == 130
     assert set(Terminal().show(output).rows) == {""}

@@ -56,11 +56,11 @@ def test_a_run_without_parameters_has_curves_and_a_report_that_gives_the_reason(
     (run / "model.pth").unlink()
     result = verb("plot", "--run", run)
     assert result.returncode == 0, result.stderr
-    assert "holds neither model.pth nor a checkpoint yet" in (run / "plots" / PAGE).read_text(encoding="utf-8")
+    assert "contains neither model.pth nor a checkpoint yet" in (run / "plots" / PAGE).read_text(encoding="utf-8")
     for flags in (["--attention", "The"], ["--neighbours", "the"], ["--fill", "A [MASK]"]):
         result = verb("plot", "--run", run, *flags)
         assert result.returncode == 2
-        assert "holds neither model.pth nor a checkpoint yet" in result.stderr
+        assert "contains neither model.pth nor a checkpoint yet" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_run_without_parameters_has_curves_and_a_report_that_gives_the_reason(
         (["--run", "tests"], "tests is no run directory: metrics.jsonl: No such file or directory"),
         (["--run", "RUN", "--attention", "a" * 400], "tokens, but the context window is 16: use a shorter text"),
         (["--run", "RUN", "--neighbours", "the", ""], "--neighbours: a word is empty"),
-        (["--run", "RUN", "--fill", "no mask"], "there is no [MASK] in the text: no mask"),
+        (["--run", "RUN", "--fill", "no mask"], "the text contains no [MASK]: no mask"),
         (["--run", "RUN", "--out", "setup.cfg"], "setup.cfg cannot be written: File exists"),
         (["--run", "RUN", "OTHER"], "2 runs are given: set --out to a folder for their plot"),
         (["--run", "RUN", "RUN", "--out", "OUT"], "is given twice"),

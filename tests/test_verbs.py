@@ -42,29 +42,29 @@ def test_every_verb_returns(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_training_returns_and_leaves_the_process_as_it_was(corpus_folder: Path, tmp_path: Path) -> None:
-    handlers, hook = {number: signal.getsignal(number) for number in SIGNALS}, threading.excepthook
+    handlers, hook = {signum: signal.getsignal(signum) for signum in SIGNALS}, threading.excepthook
     for run in ("one", "two"):
         train.main(tiny_flags(corpus_folder, tmp_path / run, train__max_iters=3, debug=True))
         assert (tmp_path / run / "DONE").exists()
-        taken = lock(tmp_path / run / ".lock")  # is refused where another file of this process holds it
-        assert taken is not None
-        taken.close()
+        handle = lock(tmp_path / run / ".lock")  # raises while another file of this process holds the lock
+        assert handle is not None
+        handle.close()
     evaluate.main(["--run", str(tmp_path / "two")])
-    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == handlers
     assert threading.excepthook == hook
     assert torch.get_deterministic_debug_mode() == 0
     assert not torch.is_anomaly_enabled()
     assert not [thread.name for thread in threading.enumerate() if thread.name == "checkpoint"]
 
 
-def test_a_mistake_in_training_is_raised_and_leaves_the_process_as_it_was(run_dir: Path, corpus_folder: Path) -> None:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+def test_a_user_error_in_training_leaves_the_process_as_it_was(run_dir: Path, corpus_folder: Path) -> None:
+    handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
     with pytest.raises(UserError, match=r"seed 1337 and not 7"):
         train.main(tiny_flags(corpus_folder, run_dir, seed=7))
-    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == handlers
 
 
-def test_training_runs_in_a_thread_of_a_program(corpus_folder: Path, tmp_path: Path) -> None:
+def test_training_runs_in_a_thread(corpus_folder: Path, tmp_path: Path) -> None:
     thread = threading.Thread(target=train.main, args=(tiny_flags(corpus_folder, tmp_path / "run"),))
     thread.start()
     thread.join()

@@ -189,7 +189,7 @@ def test_no_code_in_final_weights_is_run(hostile_run, victim):
     result = verb("fill", "--run", hostile_run, "The [MASK].")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert "model.pth cannot be read as weights" in line
+    assert "model.pth cannot be read as model parameters" in line
     assert not victim.exists()
 
 

@@ -1,4 +1,4 @@
-"""Runs of several shapes, and what transformers makes of them once exported."""
+"""An exported run, and runs with any model."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(path: Path, model: ModelConfig, tokenizer: Tokenizer, encoder: Encoder | None = None) -> TrainedModel:
-    """The model of a run that holds an encoder's weights, by default those that training starts from."""
+    """Load a run that contains the parameters of `encoder`, by default those of a freshly initialised one."""
     torch.manual_seed(0)
     run_dir = RunDir(path)
     run_dir.take()

@@ -1,4 +1,4 @@
-"""What transformers makes of an exported folder: the model card's example, tokenizer, pipeline, batches."""
+"""An exported folder in transformers: the model card's example, tokenizer, pipeline, batches."""
 
 import re
 import sys
@@ -27,28 +27,25 @@ def model(run_dir: Path) -> TrainedModel:
     return mlm_dist.load(run_dir, "cpu")
 
 
-def test_it_holds_what_transformers_reads_and_no_more(exported: Path) -> None:
+def test_the_folder_contains_only_the_files_that_transformers_reads(exported: Path) -> None:
     names = ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     assert sorted(file.name for file in exported.iterdir()) == names
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
 
-def test_the_tokenizer_has_our_ids_and_roles(exported: Path, model: TrainedModel) -> None:
-    theirs, config, ours = (
-        AutoTokenizer.from_pretrained(exported),
-        AutoConfig.from_pretrained(exported),
-        model.tokenizer,
-    )
-    assert (theirs.mask_token, theirs.mask_token_id) == ("[MASK]", ours.mask_id)
+def test_the_exported_tokenizer_has_the_same_ids_and_roles(exported: Path, model: TrainedModel) -> None:
+    converted, config = AutoTokenizer.from_pretrained(exported), AutoConfig.from_pretrained(exported)
+    tokenizer = model.tokenizer
+    assert (converted.mask_token, converted.mask_token_id) == ("[MASK]", tokenizer.mask_id)
     for role in ("bos", "eos", "unk", "pad"):
-        assert getattr(theirs, f"{role}_token_id") == ours.end_id
-        assert role == "unk" or getattr(config, f"{role}_token_id") == ours.end_id
-    assert theirs.model_max_length == config.max_position_embeddings == 16
-    assert len(theirs) == ours.vocab_size
+        assert getattr(converted, f"{role}_token_id") == tokenizer.end_id
+        assert role == "unk" or getattr(config, f"{role}_token_id") == tokenizer.end_id
+    assert converted.model_max_length == config.max_position_embeddings == 16
+    assert len(converted) == tokenizer.vocab_size
     for text in [SAMPLE, *TEXTS, *HARDER_TEXTS.values()]:
-        expected = ours.encoding.encode(text.replace(" [MASK]", "[MASK]"), allowed_special="all")
-        assert theirs(text).input_ids == expected
-        assert theirs.decode(expected) == text.replace(" [MASK]", "[MASK]")
+        expected = tokenizer.encoding.encode(text.replace(" [MASK]", "[MASK]"), allowed_special="all")
+        assert converted(text).input_ids == expected
+        assert converted.decode(expected) == text.replace(" [MASK]", "[MASK]")
 
 
 def test_the_tokenizer_is_the_same_after_transformers_has_saved_it(exported: Path, tmp_path: Path) -> None:
@@ -59,27 +56,27 @@ def test_the_tokenizer_is_the_same_after_transformers_has_saved_it(exported: Pat
         assert again(text).input_ids == first(text).input_ids
 
 
-def test_a_text_that_is_too_long_is_cut_to_what_the_model_sees(exported: Path, model: TrainedModel) -> None:
-    cut = AutoTokenizer.from_pretrained(exported)(SAMPLE, truncation=True).input_ids
-    assert cut == model.tokenizer.encode(SAMPLE).tolist()[:16]
+def test_a_long_text_is_truncated_to_the_context_window(exported: Path, model: TrainedModel) -> None:
+    truncated = AutoTokenizer.from_pretrained(exported)(SAMPLE, truncation=True).input_ids
+    assert truncated == model.tokenizer.encode(SAMPLE).tolist()[:16]
 
 
 @torch.no_grad()
-def test_padding_in_a_batch_changes_nothing(exported: Path, model: TrainedModel) -> None:
-    tokenizer, theirs = AutoTokenizer.from_pretrained(exported), AutoModelForMaskedLM.from_pretrained(exported)
+def test_padding_does_not_change_the_logits(exported: Path, model: TrainedModel) -> None:
+    tokenizer, converted = AutoTokenizer.from_pretrained(exported), AutoModelForMaskedLM.from_pretrained(exported)
     batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
     assert not batch["attention_mask"].all()
-    for text, row, seen in zip(TEXTS, theirs(**batch).logits, batch["attention_mask"].bool(), strict=True):
+    for text, row, attended in zip(TEXTS, converted(**batch).logits, batch["attention_mask"].bool(), strict=True):
         ids = model.tokenizer.encode_with_masks(text)
-        torch.testing.assert_close(row[seen], model.encoder(torch.tensor([ids]))[0])
+        torch.testing.assert_close(row[attended], model.encoder(torch.tensor([ids]))[0])
 
 
-def test_the_pipeline_fills_a_mask_as_we_do(exported: Path, model: TrainedModel) -> None:
+def test_the_pipeline_fills_a_mask_as_fill_does(exported: Path, model: TrainedModel) -> None:
     special = {model.tokenizer.mask_id, model.tokenizer.end_id}
     guesses = [g for g in pipeline("fill-mask", str(exported), top_k=300)(TEXTS[0]) if g["token"] not in special]
     (expected,) = model.fill(TEXTS[0], top=298).masks
-    share = sum(guess["score"] for guess in guesses)  # ours leave the special tokens out
-    assert [guess["score"] / share for guess in guesses] == pytest.approx([c.probability for c in expected], rel=1e-4)
+    total = sum(guess["score"] for guess in guesses)  # `fill` excludes the special tokens
+    assert [guess["score"] / total for guess in guesses] == pytest.approx([c.probability for c in expected], rel=1e-4)
     assert [guess["token_str"] for guess in guesses[:5]] == [candidate.text for candidate in expected[:5]]
 
 
@@ -93,15 +90,15 @@ def test_the_example_on_the_model_card_runs(exported: Path) -> None:
 
 
 def test_transformers_is_not_needed(run_dir: Path, tmp_path: Path) -> None:
-    (tmp_path / "transformers.py").write_text("raise ImportError('transformers was asked for')")
+    (tmp_path / "transformers.py").write_text("raise ImportError('transformers was imported')")
     path = f"{tmp_path}:{Path(exporting.__file__).parents[2]}"
     command = [sys.executable, "-m", "mlm_dist.export", "--run", str(run_dir), "--out", str(tmp_path / "out")]
     result = start(command, PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
-    assert "transformers was asked for" in start([sys.executable, "-c", "import transformers"], PYTHONPATH=path).stderr
+    assert "transformers was imported" in start([sys.executable, "-c", "import transformers"], PYTHONPATH=path).stderr
 
 
-def test_a_tokenizer_that_cannot_be_exported_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_that_cannot_be_exported_leaves_no_files(run_dir: Path, tmp_path: Path) -> None:
     model = mlm_dist.load(run_dir, "cpu")
     parts = model.tokenizer
     model.tokenizer = Tokenizer.build(parts.name, r"(?s:.)", parts.ranks, parts.special_tokens)

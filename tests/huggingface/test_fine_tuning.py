@@ -1,4 +1,4 @@
-"""What was learned without labels helps to learn with few of them, through transformers alone."""
+"""A pretrained model learns better from few labels than a fresh one, in transformers alone."""
 
 import random
 from collections.abc import Iterator
@@ -17,36 +17,36 @@ from tests.conftest import tiny_flags, verb
 
 SEEDS = 3
 LABELLED = 8
-HELD_OUT = 400
+VALIDATION = 400
 STEPS = 30
 
 
 class Authors:
-    """Two authors who say the same things, each with words of their own for them.
+    """Two authors who write about the same things, each with their own words.
 
-    There are 100 things, and any of them leads to one of four others. Each thing has two names, of which an author
-    takes the own one in four of five cases. So a passage tells its author by all its words together, and nobody has
-    to know labels to see which words go together.
+    There are 100 things, each followed by one of four others. Each thing has one name per author, and an author uses
+    their own name with probability 0.8. A passage therefore reveals its author by its words together, and which words
+    belong together can be learned without labels.
     """
 
     def __init__(self) -> None:
-        draw = random.Random(0)
+        rng = random.Random(0)
         syllables = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
-        names = draw.sample([first + second for first in syllables for second in syllables], 200)
+        names = rng.sample([first + second for first in syllables for second in syllables], 200)
         self.names = [names[:100], names[100:]]
-        self.next = [draw.sample(range(100), 4) for _ in range(100)]
+        self.next = [rng.sample(range(100), 4) for _ in range(100)]
 
-    def passage(self, author: int, draw: random.Random, words: int = 30) -> str:
-        thing, said = draw.randrange(100), []
+    def passage(self, author: int, rng: random.Random, words: int = 30) -> str:
+        thing, words_used = rng.randrange(100), []
         for _ in range(words):
-            said.append(self.names[author if draw.random() < 0.8 else 1 - author][thing])
-            thing = draw.choice(self.next[thing])
-        return " ".join(said)
+            words_used.append(self.names[author if rng.random() < 0.8 else 1 - author][thing])
+            thing = rng.choice(self.next[thing])
+        return " ".join(words_used)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """So small a model is fastest on one core, and leaves the others to their work."""
+    """So small a model is fastest on one core, and the other cores stay free for other tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,11 +54,11 @@ def one_thread() -> Iterator[None]:
 
 
 def pretrain(authors: Authors, folder: Path) -> Path:
-    """Train on passages without labels, and export."""
-    draw = random.Random(1)
+    """Train on passages without labels, and export the model."""
+    rng = random.Random(1)
     (folder / "texts").mkdir()
     for author in range(2):
-        text = "\n".join(authors.passage(author, draw, words=60) for _ in range(1500))
+        text = "\n".join(authors.passage(author, rng, words=60) for _ in range(1500))
         (folder / "texts" / f"{author}.txt").write_text(text, encoding="utf-8")
     documents = hold_out(find_documents([folder / "texts"]), 0.05)
     prepare_corpus(documents, folder / "corpus", "bpe", vocab_size=1000)
@@ -73,15 +73,15 @@ def pretrain(authors: Authors, folder: Path) -> Path:
 
 
 def accuracy(model: PreTrainedModel, tokenizer: object, authors: Authors, seed: int) -> float:
-    """Fine-tune on few labelled passages, and tell the authors of others."""
+    """Fine-tune on few labelled passages. Returns the accuracy on others."""
 
-    def batch(draw: random.Random, count: int) -> dict[str, torch.Tensor]:
-        labels = [number % 2 for number in range(count)]
-        passages = [authors.passage(author, draw) for author in labels]
+    def batch(rng: random.Random, count: int) -> dict[str, torch.Tensor]:
+        labels = [i % 2 for i in range(count)]
+        passages = [authors.passage(author, rng) for author in labels]
         encoded = tokenizer(passages, truncation=True, padding=True, return_tensors="pt")  # type: ignore[operator]
         return {**encoded, "labels": torch.tensor(labels)}
 
-    labelled, held_out = batch(random.Random(seed), LABELLED), batch(random.Random("held out"), HELD_OUT)
+    labelled, validation = batch(random.Random(seed), LABELLED), batch(random.Random("held out"), VALIDATION)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()
     for _ in range(STEPS):
@@ -90,7 +90,7 @@ def accuracy(model: PreTrainedModel, tokenizer: object, authors: Authors, seed: 
         optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
-        return (model(**held_out).logits.argmax(-1) == held_out["labels"]).float().mean().item()
+        return (model(**validation).logits.argmax(-1) == validation["labels"]).float().mean().item()
 
 
 def test_a_pretrained_model_learns_authors_from_few_passages(tmp_path: Path) -> None:
@@ -105,6 +105,6 @@ def test_a_pretrained_model_learns_authors_from_few_passages(tmp_path: Path) -> 
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(out))
         fresh.append(accuracy(model, tokenizer, authors, seed))
-    print(f"\npretrained {[f'{share:.1%}' for share in pretrained]}, fresh {[f'{share:.1%}' for share in fresh]}")
+    print(f"\npretrained {[f'{result:.1%}' for result in pretrained]}, fresh {[f'{result:.1%}' for result in fresh]}")
     assert min(pretrained) > 0.95
     assert sum(pretrained) / SEEDS > sum(fresh) / SEEDS + 0.1

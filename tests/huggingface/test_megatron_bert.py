@@ -1,4 +1,4 @@
-"""transformers comes to our logits with the exported weights, and misses none."""
+"""transformers computes the same logits with the exported parameters, and none are missing."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mlm_dist.config import ModelConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.huggingface.export import export_model
-from mlm_dist.huggingface.megatron_bert import lift
+from mlm_dist.huggingface.megatron_bert import relu_offset
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import Block, Encoder
 from tests.conftest import tiny_flags, verb
@@ -22,103 +22,103 @@ SMALL = {"vocab_size": 300, "block_size": 16, "embedding_dim": 16, "heads": 2, "
 
 
 def load(folder: Path) -> MegatronBertForMaskedLM:
-    """What transformers makes of an exported folder, of which it misses nothing and leaves nothing over."""
-    theirs, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
+    """Load an exported folder with transformers. No parameter is missing or unexpected."""
+    converted, report = AutoModelForMaskedLM.from_pretrained(folder, output_loading_info=True)
     assert not any(report.values()), report
-    assert isinstance(theirs, MegatronBertForMaskedLM)
-    assert not theirs.training
-    return theirs
+    assert isinstance(converted, MegatronBertForMaskedLM)
+    assert not converted.training
+    return converted
 
 
 @torch.no_grad()
-def check_logits(model: TrainedModel, theirs: MegatronBertForMaskedLM) -> None:
+def check_logits(model: TrainedModel, converted: MegatronBertForMaskedLM) -> None:
     """Check that the logits differ by less than 1e-4 of their standard deviation."""
     shape = model.config.model
     tokens = torch.randint(0, shape.vocab_size, (8, shape.block_size), generator=torch.Generator().manual_seed(0))
     tokens[0, :2] = torch.tensor([model.tokenizer.end_id, model.tokenizer.mask_id])
-    expected, logits = model.encoder(tokens), theirs(tokens).logits
+    expected, logits = model.encoder(tokens), converted(tokens).logits
     difference = ((logits - expected).abs().max() / expected.std()).item()
     print(f"\nlargest difference of two logits: {difference:.1e} of their standard deviation")
     assert difference < 1e-4
 
 
-def check_tying(theirs: MegatronBertForMaskedLM, tied: bool) -> None:
-    assert theirs.config.tie_word_embeddings == tied
-    decoder = theirs.get_output_embeddings()
-    assert (decoder.weight is theirs.get_input_embeddings().weight) == tied
-    assert torch.equal(decoder.bias, theirs.cls.predictions.bias)
+def check_tying(converted: MegatronBertForMaskedLM, tied: bool) -> None:
+    assert converted.config.tie_word_embeddings == tied
+    decoder = converted.get_output_embeddings()
+    assert (decoder.weight is converted.get_input_embeddings().weight) == tied
+    assert torch.equal(decoder.bias, converted.cls.predictions.bias)
 
 
-def test_a_trained_model_has_our_logits(run_dir: Path, exported: Path) -> None:
-    theirs = load(exported)
-    check_logits(mlm_dist.load(run_dir, "cpu"), theirs)
-    check_tying(theirs, tied=True)
+def test_an_exported_model_has_the_same_logits(run_dir: Path, exported: Path) -> None:
+    converted = load(exported)
+    check_logits(mlm_dist.load(run_dir, "cpu"), converted)
+    check_tying(converted, tied=True)
 
 
-def test_a_trained_model_with_two_embeddings_has_our_logits(corpus_folder: Path, tmp_path: Path) -> None:
+def test_an_exported_model_with_untied_embeddings_has_the_same_logits(corpus_folder: Path, tmp_path: Path) -> None:
     result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", model__tie_embeddings=False))
     assert result.returncode == 0, result.stderr
     model = mlm_dist.load(tmp_path / "run", "cpu")
     export_model(model, tmp_path / "out")
-    theirs = load(tmp_path / "out")
-    check_logits(model, theirs)
-    check_tying(theirs, tied=False)
+    converted = load(tmp_path / "out")
+    check_logits(model, converted)
+    check_tying(converted, tied=False)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     "shape",
     [
-        {"vocab_size": 50258},  # that of configs/novels.yaml with a corpus of GPT-2's tokens
-        SMALL | {"vocab_size": 310},  # more entries than the tokenizer has
+        {"vocab_size": 50258},  # as in configs/novels.yaml with GPT-2's tokenizer
+        SMALL | {"vocab_size": 310},  # larger than the tokenizer's
         SMALL | {"dropout": 0.5},
         SMALL | {"heads": 16},
         SMALL | {"embedding_dim": 50, "blocks": 1},
     ],
     ids=str,
 )
-def test_weights_as_training_starts_from_them_have_our_logits(
+def test_a_freshly_initialised_model_has_the_same_logits(
     shape: dict[str, int], tied: bool, corpus: Corpus, tmp_path: Path
 ) -> None:
     model = make_run(tmp_path / "run", ModelConfig(**shape, tie_embeddings=tied), corpus.tokenizer)
     export_model(model, tmp_path / "out")
-    theirs = load(tmp_path / "out")
-    check_logits(model, theirs)
-    check_tying(theirs, tied)
+    converted = load(tmp_path / "out")
+    check_logits(model, converted)
+    check_tying(converted, tied)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_every_weight_finds_its_place(tied: bool, corpus: Corpus, tmp_path: Path) -> None:
-    """Training starts with biases of 0 and norms of 1, which could stand anywhere; here no two weights are the same."""
+def test_every_parameter_gets_the_right_name(tied: bool, corpus: Corpus, tmp_path: Path) -> None:
+    """Initial biases are all 0 and initial norms all 1, so a mix-up would go unnoticed. Here, all values differ."""
     encoder = Encoder(ModelConfig(**SMALL, tie_embeddings=tied))
     with torch.no_grad():
-        for weight in encoder.parameters():
-            weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
+        for parameter in encoder.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
     export_model(model, tmp_path / "out")
     check_logits(model, load(tmp_path / "out"))
 
 
-def test_an_embedding_is_the_mean_of_what_auto_model_returns(corpus: Corpus, tmp_path: Path) -> None:
+def test_an_embedding_is_the_mean_of_the_states_of_auto_model(corpus: Corpus, tmp_path: Path) -> None:
     encoder = Encoder(ModelConfig(**SMALL))
     with torch.no_grad():
-        for weight in encoder.parameters():
-            weight.normal_(std=0.3, generator=torch.Generator().manual_seed(weight.numel()))
+        for parameter in encoder.parameters():
+            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
     model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
     export_model(model, tmp_path / "out")
-    tokenizer, theirs = AutoTokenizer.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out")
+    tokenizer, converted = AutoTokenizer.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out")
     texts = ["The lamp went out.", "x", "Nobody saw it come in under the harbour wall."]
     texts.append(SAMPLE_TEXT.read_text(encoding="utf-8")[:300])
     for text, vector in zip(texts, model.embed(texts), strict=True):
         ids = torch.tensor(tokenizer(text)["input_ids"])
         with torch.no_grad():
-            states = torch.cat([theirs(block[None]).last_hidden_state[0] for block in ids.split(16)])
+            states = torch.cat([converted(block[None]).last_hidden_state[0] for block in ids.split(16)])
         difference = (torch.from_numpy(vector) - states.mean(0)).abs().max().item()
         print(f"\nlargest difference of two entries: {difference:.1e}")
         assert difference < 1e-5
 
 
-def test_the_most_extreme_entry_there_can_be_passes(corpus: Corpus, tmp_path: Path) -> None:
+def test_the_most_extreme_entry_passes_the_relu(corpus: Corpus, tmp_path: Path) -> None:
     encoder = Encoder(ModelConfig(**SMALL))
     with torch.no_grad():
         for block in encoder.blocks:
@@ -137,19 +137,19 @@ def test_the_most_extreme_entry_there_can_be_passes(corpus: Corpus, tmp_path: Pa
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 16, 17, 64, 256, 768, 4096])
-def test_what_is_added_is_the_least_whole_number_that_does(width: int) -> None:
+def test_the_offset_is_the_smallest_sufficient_integer(width: int) -> None:
     largest = F.layer_norm(1e6 * torch.eye(width, dtype=torch.float64)[0], [width]).abs().max().item()
-    assert largest < lift(width) <= largest + 1 + 1e-9
+    assert largest < relu_offset(width) <= largest + 1 + 1e-9
 
 
-def test_where_we_have_no_weights_there_are_zeros(exported: Path) -> None:
+def test_parameters_that_the_encoder_lacks_are_zeros(exported: Path) -> None:
     layer = load(exported).bert.encoder.layer[1].attention.self
     for part in (layer.query, layer.key, layer.value):
         assert not part.bias.any()
     assert not load(exported).bert.embeddings.token_type_embeddings.weight.any()
 
 
-def test_dropout_goes_along(corpus: Corpus, tmp_path: Path) -> None:
+def test_dropout_is_exported(corpus: Corpus, tmp_path: Path) -> None:
     export_model(make_run(tmp_path / "run", ModelConfig(**SMALL, dropout=0.25), corpus.tokenizer), tmp_path / "out")
     dropped = [module.p for module in load(tmp_path / "out").modules() if isinstance(module, torch.nn.Dropout)]
     assert dropped == [0.25] * (1 + 3 * 2)

@@ -1,4 +1,4 @@
-"""The model card tells the run's figures, and none that the run does not give."""
+"""The model card reports the figures of the run, and no others."""
 
 import json
 import shutil
@@ -37,34 +37,34 @@ def evaluations(run_dir: Path) -> list[dict[str, Any]]:
     return [event for event in map(json.loads, lines) if "val_loss" in event]
 
 
-def test_every_figure_is_the_runs(run_dir: Path) -> None:
+def test_every_figure_comes_from_the_run(run_dir: Path) -> None:
     encoder: Encoder = mlm_dist.load(run_dir, "cpu").encoder
     last = evaluations(run_dir)[-1]
     assert last["step"] == 30
     assert figures(card_of(run_dir)) == {
-        "weights": f"{sum(weight.numel() for weight in encoder.parameters()):,}",
+        "parameters": f"{sum(parameter.numel() for parameter in encoder.parameters()):,}",
         "blocks": "2",
-        "attention heads in each": "2",
-        "width": "16",
-        "tokens it sees": "16",
+        "attention heads per block": "2",
+        "embedding dimension": "16",
+        "context window": "16",
         "vocabulary": "300 tokens (bpe, with [MASK])",
-        "entries of the output layer": "300",
-        "input and output embedding": "the same matrix",
+        "size of the output layer": "300",
+        "input and output embeddings": "tied",
         "corpus": "sample",
         "steps": "30 of 30",
-        "rows in a step": "16",
+        "rows per step": "16",
         "tokens seen": f"{30 * 16 * 16:,}",
-        "tokens that were hidden": "15.0%, always by the mask token",
+        "masked tokens": "15.0%, always replaced by the mask token",
         "dropout": "0.0",
         "optimizer": "adamw",
         "precision": "float32",
         "seed": "1337",
-        "held-out loss": f"{last['val_loss']:.4f} nats for each hidden token, at step 30",
-        "held-out accuracy": f"{last['val_accuracy']:.1%}",
+        "validation loss": f"{last['val_loss']:.4f} nats per masked token, at step 30",
+        "validation accuracy": f"{last['val_accuracy']:.1%}",
     }
 
 
-def test_its_front_matter_says_what_the_model_is_for(run_dir: Path) -> None:
+def test_the_front_matter_describes_the_model(run_dir: Path) -> None:
     _, front, page = card_of(run_dir).split("---\n", 2)
     assert yaml.safe_load(front) == {
         "library_name": "transformers",
@@ -76,57 +76,58 @@ def test_its_front_matter_says_what_the_model_is_for(run_dir: Path) -> None:
     assert f"mlm_dist {__version__}." in page
 
 
-def test_it_names_no_place_on_the_machine(run_dir: Path, corpus_folder: Path) -> None:
+def test_the_card_contains_no_path_of_the_machine(run_dir: Path, corpus_folder: Path) -> None:
     card = card_of(run_dir)
     assert str(corpus_folder) in RunDir(run_dir).config.read_text(encoding="utf-8")
     for folder in (*corpus_folder.parents, *run_dir.parents):
         assert len(folder.name) < 2 or folder.name not in card
 
 
-def test_of_an_unfinished_run_it_tells_the_figures_up_to_the_weights_step(copy: Path) -> None:
+def test_the_card_of_an_unfinished_run_has_the_figures_at_its_checkpoint(copy: Path) -> None:
     (copy / "DONE").unlink()
     shutil.rmtree(copy / "checkpoints/step-00000030")
-    told = figures(card_of(copy))
+    found = figures(card_of(copy))
     (at_20,) = (event for event in evaluations(copy) if event["step"] == 20)
-    assert told["steps"] == "20 of 30"
-    assert told["tokens seen"] == f"{20 * 16 * 16:,}"
-    assert told["held-out loss"] == f"{at_20['val_loss']:.4f} nats for each hidden token, at step 20"
+    assert found["steps"] == "20 of 30"
+    assert found["tokens seen"] == f"{20 * 16 * 16:,}"
+    assert found["validation loss"] == f"{at_20['val_loss']:.4f} nats per masked token, at step 20"
 
 
-def test_weights_between_two_evaluations_have_the_earlier_ones_figure(copy: Path) -> None:
+def test_parameters_between_two_evaluations_have_the_earlier_figures(copy: Path) -> None:
     lines = (copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["step"] < 30 or "val_loss" not in line]
     (copy / "metrics.jsonl").write_text("".join(kept), encoding="utf-8")
-    told = figures(card_of(copy))
-    assert (told["steps"], told["held-out loss"].split(", ")[1]) == ("30 of 30", "at step 20")
+    found = figures(card_of(copy))
+    assert (found["steps"], found["validation loss"].split(", ")[1]) == ("30 of 30", "at step 20")
 
 
-def test_an_evaluation_that_came_to_no_number_is_passed_over(copy: Path, run_dir: Path) -> None:
+@pytest.mark.parametrize("accuracy", ["0.0", "null"])
+def test_an_evaluation_without_a_loss_is_skipped(copy: Path, run_dir: Path, accuracy: str) -> None:
     with (copy / "metrics.jsonl").open("a", encoding="utf-8") as file:
-        file.write('{"step": 30, "val_loss": null, "val_accuracy": 0.0}\n')
+        file.write(f'{{"step": 30, "val_loss": null, "val_accuracy": {accuracy}}}\n')
     assert figures(card_of(copy)) == figures(card_of(run_dir))
 
 
 @pytest.mark.parametrize("metrics", ["without evaluations", "lost"])
-def test_a_run_without_evaluations_has_no_figures_of_them(copy: Path, metrics: str) -> None:
+def test_a_run_without_evaluations_has_no_validation_figures(copy: Path, metrics: str) -> None:
     kept = [line for line in (copy / "metrics.jsonl").open(encoding="utf-8") if "val_loss" not in line]
     (copy / "metrics.jsonl").write_text("".join(kept), encoding="utf-8")
     if metrics == "lost":
         (copy / "metrics.jsonl").unlink()
-    told = figures(card_of(copy))
-    assert told["held-out loss"] == "not measured"
-    assert "held-out accuracy" not in told
-    assert told["steps"] == "30 of 30"
+    found = figures(card_of(copy))
+    assert found["validation loss"] == "not measured"
+    assert "validation accuracy" not in found
+    assert found["steps"] == "30 of 30"
 
 
-def test_of_bare_weights_the_steps_are_unknown(copy: Path) -> None:
+def test_the_steps_of_a_model_pth_alone_are_unknown(copy: Path) -> None:
     (copy / "DONE").unlink()
     shutil.rmtree(copy / "checkpoints")
-    told = figures(card_of(copy))
-    assert (told["steps"], told["tokens seen"], told["held-out loss"]) == ("unknown", "unknown", "not measured")
+    found = figures(card_of(copy))
+    assert (found["steps"], found["tokens seen"], found["validation loss"]) == ("unknown", "unknown", "not measured")
 
 
-def test_what_the_config_says_is_told(copy: Path) -> None:
+def test_the_settings_come_from_the_config(copy: Path) -> None:
     config = (copy / "config.yaml").read_text(encoding="utf-8")
     for before, after in [
         ("replacement: mask", "replacement: 80/10/10"),
@@ -138,19 +139,19 @@ def test_what_the_config_says_is_told(copy: Path) -> None:
         assert before in config
         config = config.replace(before, after)
     (copy / "config.yaml").write_text(config, encoding="utf-8")
-    told = figures(card_of(copy))
-    assert told["tokens that were hidden"] == "30.0%, 80/10/10"
-    assert (told["dropout"], told["seed"], told["optimizer"]) == ("0.1", "7", "muon")
+    found = figures(card_of(copy))
+    assert found["masked tokens"] == "30.0%, 80/10/10"
+    assert (found["dropout"], found["seed"], found["optimizer"]) == ("0.1", "7", "muon")
 
 
 @pytest.mark.parametrize(
     ("mask_prob", "unit", "described"),
     [  # in the spelling of earlier versions, which is read too
-        ("[0, 1]", "token", "a rate sampled per row, from 0.0% to 100.0%, always by the mask token"),
+        ("[0, 1]", "token", "a rate sampled per row, from 0.0% to 100.0%, always replaced by the mask token"),
         (
             "{from: 0.3, to: 0.15}",
             "word",
-            "30.0% at the start to 15.0% at the end of the run, whole words, always by the mask token",
+            "30.0% at the start to 15.0% at the end of the run, whole words, always replaced by the mask token",
         ),
     ],
 )
@@ -159,8 +160,8 @@ def test_the_card_describes_the_masking(copy: Path, mask_prob: str, unit: str, d
     config = config.replace("mask_prob: 0.15", f"mask_prob: {mask_prob}").replace("unit: token", f"unit: {unit}")
     (copy / "config.yaml").write_text(config, encoding="utf-8")
     found = figures(card_of(copy))
-    assert found["tokens that were hidden"] == described
-    assert ("each token," in found["held-out loss"]) == (mask_prob == "[0, 1]")
+    assert found["masked tokens"] == described
+    assert ("per token," in found["validation loss"]) == (mask_prob == "[0, 1]")
 
 
 def test_the_precision_is_what_the_device_computed_in(copy: Path) -> None:
@@ -173,14 +174,7 @@ def test_the_precision_is_what_the_device_computed_in(copy: Path) -> None:
     assert figures(card_of(copy))["precision"] == "not recorded"
 
 
-def test_damaged_metrics_are_said(copy: Path) -> None:
+def test_damaged_metrics_are_reported(copy: Path) -> None:
     (copy / "metrics.jsonl").write_text('{"step": 5, "val_loss": 3.0}\n')
     with pytest.raises(UserError, match=r"metrics.jsonl is damaged"):
         card_of(copy)
-
-
-def test_an_evaluation_that_was_no_number_is_passed_over(copy: Path) -> None:
-    with (copy / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 30, "val_loss": null, "val_accuracy": null}\n')
-    before = evaluations(copy)[-2]
-    assert figures(card_of(copy))["held-out loss"].startswith(f"{before['val_loss']:.4f} ")

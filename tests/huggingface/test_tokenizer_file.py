@@ -1,4 +1,4 @@
-"""The exported tokenizer comes to tiktoken's ids, on any text."""
+"""The exported tokenizer has tiktoken's ids on any text."""
 
 import os
 import random
@@ -35,9 +35,9 @@ HARDER_TEXTS = {
 
 
 def texts(seed: int, count: int, length: int = 60) -> list[str]:
-    """Hard texts, and random ones of bits of them."""
-    draw = random.Random(seed)
-    return [*HARDER_TEXTS.values(), SAMPLE, *(random_text(draw, length) for _ in range(count))]
+    """Hard texts, and random combinations of their parts."""
+    rng = random.Random(seed)
+    return [*HARDER_TEXTS.values(), SAMPLE, *(random_text(rng, length) for _ in range(count))]
 
 
 def with_tokens_across_words(name: str) -> Tokenizer:
@@ -53,17 +53,17 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def converted(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tokenizers.Tokenizer:
-    return written_and_read(tokenizer, tmp_path_factory.mktemp("tokenizer"))
+    return save_and_load(tokenizer, tmp_path_factory.mktemp("tokenizer"))
 
 
-def written_and_read(tokenizer: Tokenizer, folder: Path) -> tokenizers.Tokenizer:
-    """What a reader of the exported file has."""
+def save_and_load(tokenizer: Tokenizer, folder: Path) -> tokenizers.Tokenizer:
+    """Convert a tokenizer, and load it from its file."""
     convert_tokenizer(tokenizer).save(str(folder / "tokenizer.json"))
     return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def expected_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """What tiktoken makes of a text in which special tokens are meant, and the mask takes the space before it."""
+    """tiktoken's ids of a text with special tokens, in which a mask includes one space before it."""
     return tokenizer.encoding.encode(text.replace(" [MASK]", "[MASK]"), allowed_special="all")
 
 
@@ -77,22 +77,22 @@ def test_hard_and_random_texts_have_tiktokens_ids(converted: tokenizers.Tokenize
 
 
 def test_characters_of_all_scripts_have_tiktokens_ids(converted: tokenizers.Tokenizer, tokenizer: Tokenizer) -> None:
-    # Python's Unicode is the oldest of the three; of characters that came later, each library may think what it likes.
+    # Python has the oldest Unicode version of the three. The libraries may classify newer characters differently.
     characters = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")]
-    draw = random.Random(4)
+    rng = random.Random(4)
     for _ in range(1000):
-        check_ids(converted, tokenizer, ["".join(draw.choices([*characters, *" \n'1as" * 5000], k=60))])
+        check_ids(converted, tokenizer, ["".join(rng.choices([*characters, *" \n'1as" * 5000], k=60))])
 
 
 def test_a_trained_vocabulary_has_tiktokens_ids(tmp_path: Path) -> None:
     for vocab_size in (258, 300, 2000):
         tokenizer = Tokenizer.train_bpe([SAMPLE, RUNS], vocab_size)
-        check_ids(written_and_read(tokenizer, tmp_path), tokenizer, texts(seed=5, count=300))
+        check_ids(save_and_load(tokenizer, tmp_path), tokenizer, texts(seed=5, count=300))
 
 
 def test_gpt2s_vocabulary_has_tiktokens_ids(gpt2_vocabulary: None, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_tiktoken("gpt2")
-    converted = written_and_read(tokenizer, tmp_path)
+    converted = save_and_load(tokenizer, tmp_path)
     check_ids(converted, tokenizer, texts(seed=6, count=1000))
     assert converted.get_vocab_size() == 50258
 
@@ -105,13 +105,13 @@ def test_novels_have_tiktokens_ids(gpt2_vocabulary: None, tmp_path: Path) -> Non
     documents = find_documents([Path(os.environ["MLM_DIST_NOVELS"])])
     novels = [document.path.read_text(encoding="utf-8") for document in documents]
     for tokenizer in (Tokenizer.from_tiktoken("gpt2"), Tokenizer.train_bpe(novels, 8000)):
-        converted = written_and_read(tokenizer, tmp_path)
+        converted = save_and_load(tokenizer, tmp_path)
         tokens = 0
         for novel in novels:
             expected = tokenizer.encode(novel).tolist()
             assert converted.encode(novel).ids == expected
             tokens += len(expected)
-        print(f"\n{tokenizer.name}: {len(novels)} novels, {tokens:,} tokens, all the same")
+        print(f"\n{tokenizer.name}: {len(novels)} novels, {tokens:,} tokens, all equal")
 
 
 def test_ids_decode_to_the_text(converted: tokenizers.Tokenizer, tokenizer: Tokenizer) -> None:
@@ -120,7 +120,7 @@ def test_ids_decode_to_the_text(converted: tokenizers.Tokenizer, tokenizer: Toke
 
 
 @pytest.mark.parametrize(
-    ("text", "left"),
+    ("text", "expected_parts"),
     [
         ("a [MASK] b", ["a", None, " b"]),
         ("a  [MASK] b", ["a ", None, " b"]),
@@ -133,10 +133,10 @@ def test_ids_decode_to_the_text(converted: tokenizers.Tokenizer, tokenizer: Toke
         ("<|endoftext|> [MASK].", [END_OF_TEXT, None, "."]),
     ],
 )
-def test_a_mask_takes_one_space_before_it(
-    converted: tokenizers.Tokenizer, tokenizer: Tokenizer, text: str, left: list[str | None]
+def test_a_mask_includes_one_space_before_it(
+    converted: tokenizers.Tokenizer, tokenizer: Tokenizer, text: str, expected_parts: list[str | None]
 ) -> None:
-    parts = [tokenizer.mask_id if part is None else part for part in left]
+    parts = [tokenizer.mask_id if part is None else part for part in expected_parts]
     expected = [
         token
         for part in parts
@@ -147,26 +147,26 @@ def test_a_mask_takes_one_space_before_it(
         assert tokenizer.encode_with_masks(text) == expected
 
 
-def test_special_tokens_keep_their_ids_where_there_are_gaps(converted: tokenizers.Tokenizer) -> None:
+def test_special_tokens_keep_ids_that_are_not_consecutive(converted: tokenizers.Tokenizer) -> None:
     ids = converted.encode("a<|other|>[MASK]<|endoftext|>").ids
     assert ids[1:] == [3007, 3010, 3001]
     assert converted.decode([3007, 3010], skip_special_tokens=False) == "<|other|>[MASK]"
     assert converted.decode([3007, 3010]) == ""
 
 
-def test_a_word_that_is_a_token_is_that_token_though_no_merges_lead_to_it(tmp_path: Path) -> None:
+def test_a_word_in_the_vocabulary_is_one_token_even_without_merges(tmp_path: Path) -> None:
     tokenizer = Tokenizer.build("odd", GPT2_PATTERN, BYTES | {b"xyz": 256}, {END_OF_TEXT: 257, MASK: 258})
     assert not list(find_merges(tokenizer.ranks))
-    converted = written_and_read(tokenizer, tmp_path)
+    converted = save_and_load(tokenizer, tmp_path)
     assert converted.encode("xyz xyz").ids == [256, *b" xyz"] == tokenizer.encode("xyz xyz").tolist()
 
 
-def test_tokens_merge_by_their_rank_however_they_are_made_up() -> None:
+def test_merges_are_ordered_by_the_rank_of_their_result() -> None:
     ranks = BYTES | {b"bc": 256, b"ab": 257, b"abc": 258, b"bcd": 259}
     assert list(find_merges(ranks)) == [(b"b", b"c"), (b"a", b"b"), (b"a", b"bc"), (b"ab", b"c"), (b"bc", b"d")]
 
 
-def test_a_count_that_gives_nothing_back_is_no_repetition() -> None:
+def test_a_possessive_count_is_not_repeated() -> None:
     pattern, ranks = pattern_of("cl100k_base"), BYTES | {b"12": 256, b"34": 257, b"1234": 258}
     assert "{1,3}+" in pattern
     converted = convert_tokenizer(Tokenizer.build("digits", pattern, ranks, {END_OF_TEXT: 259, MASK: 260}))
@@ -176,11 +176,11 @@ def test_a_count_that_gives_nothing_back_is_no_repetition() -> None:
 @pytest.mark.parametrize(
     "pattern",
     [
-        r"(?s:.)\p{L}+|\s+|.",  # a group that Oniguruma, which `tokenizers` uses, does not know
+        r"(?s:.)\p{L}+|\s+|.",  # a group that Oniguruma, which `tokenizers` uses, does not support
         r"\s+$|\S+|\s",  # Oniguruma's $ is the end of any line
     ],
 )
-def test_an_encoding_that_tokenizers_cannot_follow_is_refused(pattern: str) -> None:
+def test_an_encoding_that_tokenizers_cannot_reproduce_is_refused(pattern: str) -> None:
     ranks = BYTES | {b" \n": 256, b"  ": 257, b"..": 258}
     tokenizer = Tokenizer.build("strange", pattern, ranks, {END_OF_TEXT: 259, MASK: 260})
     with pytest.raises(UserError, match="the tokenizer 'strange' cannot be exported"):

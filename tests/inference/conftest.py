@@ -1,4 +1,4 @@
-"""A model that is sure enough of itself for its answers to differ."""
+"""A model whose predictions are confident enough to differ."""
 
 import pytest
 import torch
@@ -11,10 +11,10 @@ from mlm_dist.model.encoder import Encoder
 
 @pytest.fixture(scope="session")
 def predictor(corpus: Corpus) -> Predictor:
-    """An encoder of random weights, in fp64, for rows of 16 of the sample's tokens. It has entries to spare."""
+    """A random encoder in fp64 with block size 16. Its vocabulary is larger than the tokenizer's."""
     torch.manual_seed(0)
     encoder = Encoder(ModelConfig(vocab_size=310, block_size=16, embedding_dim=16, heads=2, blocks=2)).double().eval()
     with torch.no_grad():
-        for weight in encoder.parameters():
-            weight.mul_(8)
+        for parameter in encoder.parameters():
+            parameter.mul_(8)
     return Predictor(encoder, corpus.tokenizer, torch.device("cpu"))

@@ -15,7 +15,7 @@ MASK = 9
 GAPS = "Zoë [GAP:3] «a» [GAP:2]."
 LONG = "Aunt Zoë went up [GAP:12] the stairs and came down again and saw the [GAP:30] window of the hall.[GAP:3]"
 
-WAYS = [
+OPTIONS = [
     {},
     {"steps": 2},
     {"temperature": 0.5},
@@ -27,21 +27,21 @@ WAYS = [
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """What the encoder is shown, one forward pass after the other."""
-    shown: list[torch.Tensor] = []
+def encoder_inputs(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """The inputs of the encoder, one per forward pass."""
+    inputs: list[torch.Tensor] = []
     encode = Encoder.encode
 
-    def watched(self: Encoder, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        shown.append(tokens.clone())
+    def record(self: Encoder, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+        inputs.append(tokens.clone())
         return encode(self, tokens, positions)
 
-    monkeypatch.setattr(Encoder, "encode", watched)
-    return shown
+    monkeypatch.setattr(Encoder, "encode", record)
+    return inputs
 
 
 def split(predictor: Predictor, text: str) -> Iterator[int | None]:
-    """Ids of a text with gaps; None for each token to be written."""
+    """Ids of a text with gaps; None for each token to generate."""
     first, *others = text.replace(" [GAP", "[GAP").split("[GAP:")
     yield from predictor.tokenizer.encode(first).tolist()
     for other in others:
@@ -50,8 +50,8 @@ def split(predictor: Predictor, text: str) -> Iterator[int | None]:
         yield from predictor.tokenizer.encode(fixed).tolist()
 
 
-def assert_written(predictor: Predictor, text: str, generation: Generation) -> None:
-    """What was fixed is where it was, every gap is filled, and text and parts are those of the tokens."""
+def assert_generated(predictor: Predictor, text: str, generation: Generation) -> None:
+    """The given tokens are unchanged, every gap is filled, and the text matches the tokens."""
     decode, special = predictor.tokenizer.decode, set(predictor.tokenizer.ids_without_text)
     fixed = list(split(predictor, text))
     assert len(generation.tokens) == len(fixed)
@@ -66,38 +66,38 @@ def assert_written(predictor: Predictor, text: str, generation: Generation) -> N
 
 
 @pytest.mark.parametrize("order", ["random", "confidence"])
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("text", ["[GAP:9]", GAPS, LONG], ids=["nothing fixed", "two gaps", "longer than the block"])
-def test_what_is_fixed_stays_and_every_gap_is_filled(
-    predictor: Predictor, text: str, way: dict[str, float], order: Order
+def test_the_given_text_is_kept_and_every_gap_is_filled(
+    predictor: Predictor, text: str, options: dict[str, float], order: Order
 ) -> None:
-    request = Request(text, samples=8, order=order, **way)  # type: ignore[arg-type]
+    request = Request(text, samples=8, order=order, **options)  # type: ignore[arg-type]
     generations = generate(predictor, request)
     assert len(generations) == 8
     for generation in generations:
-        assert_written(predictor, text, generation)
+        assert_generated(predictor, text, generation)
     assert generate(predictor, request) == generations
-    other = generate(predictor, Request(text, samples=8, order=order, seed=1, **way))  # type: ignore[arg-type]
-    greedy = order == "confidence" and way.get("temperature") == 0
+    other = generate(predictor, Request(text, samples=8, order=order, seed=1, **options))  # type: ignore[arg-type]
+    greedy = order == "confidence" and options.get("temperature") == 0
     assert (other == generations) == greedy
     assert len({generation.text for generation in [*generations, *other]}) > 1 or greedy
 
 
 def test_a_prompt_is_continued(predictor: Predictor) -> None:
     (generation,) = generate(predictor, Request("The lamp", length=5))
-    assert_written(predictor, "The lamp[GAP:5]", generation)
+    assert_generated(predictor, "The lamp[GAP:5]", generation)
     assert generation == generate(predictor, Request("The lamp[GAP:5]"))[0]
-    assert generation == generate(predictor, Request("The lamp ", length=5))[0]  # the space is for the model to write
+    assert generation == generate(predictor, Request("The lamp ", length=5))[0]  # the model generates the space
     assert generation.text == "The lamp" + generation.written[0]
 
 
-def test_nothing_at_all_gives_as_much_as_the_model_sees(predictor: Predictor) -> None:
+def test_an_empty_request_generates_one_block(predictor: Predictor) -> None:
     (generation,) = generate(predictor, Request())
     assert len(generation.tokens) == predictor.block_size
     assert generation.written == [generation.text]
 
 
-def test_each_gap_tells_what_was_written_in_it(predictor: Predictor) -> None:
+def test_the_generated_text_of_each_gap_is_returned(predictor: Predictor) -> None:
     (generation,) = generate(predictor, Request("One [GAP:2][GAP:3] two [GAP:1] three"))
     fixed = list(split(predictor, "One[GAP:2][GAP:3] two[GAP:1] three"))
     new = [token for token, given in zip(generation.tokens, fixed, strict=True) if given is None]
@@ -105,28 +105,28 @@ def test_each_gap_tells_what_was_written_in_it(predictor: Predictor) -> None:
     assert generation.written == [decode(new[:2]), decode(new[2:5]), decode(new[5:])]
 
 
-def test_the_space_before_a_gap_belongs_to_what_is_written(predictor: Predictor) -> None:
+def test_the_space_before_a_gap_belongs_to_the_gap(predictor: Predictor) -> None:
     assert generate(predictor, Request("The [GAP:3]!")) == generate(predictor, Request("The[GAP:3]!"))
 
 
-def test_a_text_that_looks_like_special_tokens_stays_text(predictor: Predictor) -> None:
+def test_text_that_looks_like_a_special_token_stays_text(predictor: Predictor) -> None:
     (generation,) = generate(predictor, Request("<|endoftext|> [GAP:2]"))
     assert generation.text.startswith("<|endoftext|>")
     assert predictor.tokenizer.end_id not in generation.tokens
 
 
 @pytest.mark.parametrize("order", ["random", "confidence"])
-def test_a_sample_does_not_depend_on_how_many_there_are(
+def test_a_sample_does_not_depend_on_the_number_of_samples(
     predictor: Predictor, order: Order, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = generate(predictor, Request(GAPS, samples=7, order=order, remask=0.3))
     assert generate(predictor, Request(GAPS, samples=2, order=order, remask=0.3)) == many[:2]
-    monkeypatch.setattr("mlm_dist.inference.generation.ROWS_AT_A_TIME", 3)
-    monkeypatch.setattr("mlm_dist.inference.unmasking.PLACES_AT_A_TIME", 2)
+    monkeypatch.setattr("mlm_dist.inference.generation.MAX_BATCH_SIZE", 3)
+    monkeypatch.setattr("mlm_dist.inference.unmasking.MAX_POSITIONS", 2)
     assert generate(predictor, Request(GAPS, samples=7, order=order, remask=0.3)) == many
 
 
-def test_the_likeliest_tokens_in_the_order_of_confidence_are_those_of_fill(predictor: Predictor) -> None:
+def test_greedy_generation_in_confidence_order_equals_fill(predictor: Predictor) -> None:
     gaps = "[GAP:1] went [GAP:1] the [GAP:2] stairs"
     (generation,) = generate(predictor, Request(gaps, order="confidence", temperature=0))
     masks = gaps.replace("[GAP:1]", "[MASK]").replace("[GAP:2]", "[MASK*2]")
@@ -138,9 +138,9 @@ def test_the_likeliest_tokens_in_the_order_of_confidence_are_those_of_fill(predi
 @pytest.mark.parametrize(
     ("text", "steps", "passes"), [(GAPS, None, 5), (GAPS, 2, 2), (GAPS, 99, 5), (LONG, None, 45), (LONG, 1, 7)]
 )
-def test_no_pass_is_made_twice_or_for_nothing(
+def test_every_pass_reads_a_new_input_with_masks(
     predictor: Predictor,
-    seen: list[torch.Tensor],
+    encoder_inputs: list[torch.Tensor],
     order: Order,
     remask: float,
     text: str,
@@ -148,23 +148,23 @@ def test_no_pass_is_made_twice_or_for_nothing(
     passes: int,
 ) -> None:
     generations = generate(predictor, Request(text, samples=5, order=order, remask=remask, steps=steps))
-    assert len(seen) == passes
+    assert len(encoder_inputs) == passes
     assert {generation.passes for generation in generations} == {passes}
-    assert all((tokens == predictor.tokenizer.mask_id).any(1).all() for tokens in seen)
-    for before, after in pairwise(seen):
+    assert all((tokens == predictor.tokenizer.mask_id).any(1).all() for tokens in encoder_inputs)
+    for before, after in pairwise(encoder_inputs):
         assert before.shape != after.shape or (before != after).any(1).all()
 
 
-def test_a_batch_is_one_forward_pass(predictor: Predictor, seen: list[torch.Tensor]) -> None:
+def test_a_batch_is_one_forward_pass(predictor: Predictor, encoder_inputs: list[torch.Tensor]) -> None:
     generate(predictor, Request(GAPS, samples=64))
-    assert {len(tokens) for tokens in seen} == {64}
+    assert {len(tokens) for tokens in encoder_inputs} == {64}
 
 
-def test_what_the_model_sees_whole_is_written_in_one_go() -> None:
+def test_a_text_of_one_block_is_one_stretch() -> None:
     assert plan([1, MASK, 2, MASK], MASK, 4) == [([1, 3], (0, 4))]
 
 
-def test_a_continuation_sees_as_much_of_the_past_as_it_can() -> None:
+def test_a_continuation_reads_as_many_earlier_tokens_as_possible() -> None:
     prompt = [1] * 10
     assert plan(prompt + [MASK] * 6, MASK, 8) == [
         ([10, 11, 12, 13], (6, 14)),
@@ -172,29 +172,29 @@ def test_a_continuation_sees_as_much_of_the_past_as_it_can() -> None:
     ]
 
 
-def test_a_gap_in_a_long_text_is_seen_in_its_middle() -> None:
+def test_a_gap_in_a_long_text_is_in_the_middle_of_its_window() -> None:
     assert plan([1] * 20 + [MASK] * 2 + [1] * 20, MASK, 8) == [([20, 21], (17, 25))]
 
 
-def test_the_window_avoids_what_is_hidden_still() -> None:
+def test_the_window_avoids_tokens_that_are_still_masked() -> None:
     ids = [1] * 20 + [MASK] * 6 + [1] * 20
     assert plan(ids, MASK, 8) == [([20, 21, 22, 23], (16, 24)), ([24, 25], (21, 29))]
 
 
 @pytest.mark.parametrize("block_size", [1, 2, 3, 8, 16])
 @pytest.mark.parametrize("seed", range(5))
-def test_each_hidden_token_is_written_once_in_a_window_that_holds_it(block_size: int, seed: int) -> None:
+def test_each_masked_token_is_generated_once_in_a_window_that_contains_it(block_size: int, seed: int) -> None:
     torch.manual_seed(seed)
     ids = torch.where(torch.rand(70) < torch.rand(70).cummax(0).values, MASK, 1).tolist()
-    hidden = [place for place, token in enumerate(ids) if token == MASK]
+    masked = [position for position, token in enumerate(ids) if token == MASK]
     stretches = plan(ids, MASK, block_size)
-    assert [place for places, _ in stretches for place in places] == hidden
-    for places, (start, stop) in stretches:
-        assert 0 <= start <= places[0] <= places[-1] < stop <= len(ids)
+    assert [position for positions, _ in stretches for position in positions] == masked
+    for positions, (start, stop) in stretches:
+        assert 0 <= start <= positions[0] <= positions[-1] < stop <= len(ids)
         assert stop - start == block_size
 
 
-def test_what_is_watched_becomes_the_text(predictor: Predictor) -> None:
+def test_the_last_watched_frame_is_the_text(predictor: Predictor) -> None:
     frames: list[str] = []
     generations = generate(predictor, Request(LONG, samples=2, remask=0.4), frames.append)
     assert generations == generate(predictor, Request(LONG, samples=2, remask=0.4))
@@ -205,13 +205,13 @@ def test_what_is_watched_becomes_the_text(predictor: Predictor) -> None:
     assert shades[:8] == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
-def test_hidden_tokens_are_shaded(predictor: Predictor) -> None:
+def test_masked_tokens_are_shaded(predictor: Predictor) -> None:
     mask = predictor.tokenizer.mask_id
     ids = predictor.tokenizer.encode("The «lamp»").tolist()
     assert shaded(predictor, [mask, *ids, mask, mask]) == f"{SHADE}The «lamp»{SHADE}{SHADE}"
 
 
-def test_draws_of_two_places_have_nothing_to_do_with_each_other(predictor: Predictor) -> None:
+def test_samples_at_two_positions_are_independent(predictor: Predictor) -> None:
     texts = [generation.tokens for generation in generate(predictor, Request(samples=64, length=2, temperature=100))]
     assert len({tuple(tokens) for tokens in texts}) > 60
     assert Counter(first == second for first, second in texts)[True] < 4

@@ -8,37 +8,39 @@ from mlm_dist.inference.scoring import Score, score, score_together
 TEXTS = ["The lamp went out.", "Zoë saw it.", "x", "The lamp went out.\tNed, unbelievably, did not."]
 
 
-def plain(predictor: Predictor, ids: list[int], hidden: dict[int, list[int]]) -> float:
-    """The definition for a text of one block: `hidden` says what is hidden with each token."""
+def expected_score(predictor: Predictor, ids: list[int], masked: dict[int, list[int]]) -> float:
+    """The expected score of a text of one block. `masked` lists the positions masked to predict each token."""
     total = 0.0
-    for place, target in enumerate(ids):
-        seen = [predictor.tokenizer.mask_id if i in hidden[place] else token for i, token in enumerate(ids)]
-        total += predictor.encoder(torch.tensor([seen]))[0, place].log_softmax(-1)[target].item()
+    for position, target in enumerate(ids):
+        seen = [predictor.tokenizer.mask_id if i in masked[position] else token for i, token in enumerate(ids)]
+        total += predictor.encoder(torch.tensor([seen]))[0, position].log_softmax(-1)[target].item()
     return total
 
 
 @pytest.mark.parametrize("text", TEXTS[:3])
-def test_a_score_is_the_sum_over_tokens_hidden_in_turn(predictor: Predictor, text: str) -> None:
+def test_a_score_is_the_sum_over_tokens_masked_in_turn(predictor: Predictor, text: str) -> None:
     ids = predictor.tokenizer.encode(text).tolist()
     (found,) = score(predictor, [text], within_word=False)
     assert found.tokens == len(ids) <= 16
-    assert found.log_likelihood == pytest.approx(plain(predictor, ids, {i: [i] for i in range(len(ids))}), rel=1e-5)
+    assert found.log_likelihood == pytest.approx(
+        expected_score(predictor, ids, {i: [i] for i in range(len(ids))}), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("text", TEXTS[:3])
-def test_within_a_word_the_tokens_that_follow_are_hidden_too(predictor: Predictor, text: str) -> None:
-    hidden: dict[int, list[int]] = {}
+def test_within_word_also_masks_the_following_tokens_of_the_word(predictor: Predictor, text: str) -> None:
+    masked: dict[int, list[int]] = {}
     for word in predictor.tokenizer.encode_words(text):
-        start = len(hidden)
-        hidden |= {place: list(range(place, start + len(word))) for place in range(start, start + len(word))}
+        start = len(masked)
+        masked |= {position: list(range(position, start + len(word))) for position in range(start, start + len(word))}
     ids = predictor.tokenizer.encode(text).tolist()
     (found,) = score(predictor, [text], within_word=True)
-    assert found.log_likelihood == pytest.approx(plain(predictor, ids, hidden), rel=1e-5)
+    assert found.log_likelihood == pytest.approx(expected_score(predictor, ids, masked), rel=1e-5)
     if text != "x":
         assert found != score(predictor, [text], within_word=False)[0]
 
 
-def test_texts_scored_together_have_the_scores_they_have_alone(predictor: Predictor) -> None:
+def test_a_score_does_not_depend_on_the_other_texts(predictor: Predictor) -> None:
     together = score(predictor, TEXTS * 20, within_word=False)
     for text, found in zip(TEXTS * 20, together, strict=True):
         (alone,) = score(predictor, [text], within_word=False)
@@ -47,7 +49,7 @@ def test_texts_scored_together_have_the_scores_they_have_alone(predictor: Predic
 
 
 @pytest.mark.parametrize("within_word", [False, True])
-def test_a_long_text_is_seen_in_windows(predictor: Predictor, within_word: bool) -> None:
+def test_a_long_text_is_scored_in_windows(predictor: Predictor, within_word: bool) -> None:
     text = "The ferry came in under the harbour wall and nobody saw it, unbelievably."
     words = predictor.tokenizer.encode_words(text)
     ids = [token for word in words for token in word]
@@ -70,16 +72,16 @@ def test_an_empty_text_has_a_score_of_0_over_0_tokens(predictor: Predictor) -> N
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_every_text_is_scored_by_one_rank_and_all_know_its_score(predictor: Predictor, world_size: int) -> None:
+def test_every_text_is_scored_by_one_rank_and_all_ranks_get_its_score(predictor: Predictor, world_size: int) -> None:
     expected = score(predictor, TEXTS, within_word=False)
     gathered: list[list[Score]] = []
 
     def of_rank(rank: int) -> list[tuple[float, int]]:
         processes = Processes("cpu")
         processes.rank, processes.world_size = rank, world_size
-        processes.all_gather = lambda share: gathered.append(share) or gathered  # type: ignore[method-assign,assignment,return-value,func-returns-value]
+        processes.all_gather = lambda part: gathered.append(part) or gathered  # type: ignore[method-assign,assignment,return-value,func-returns-value]
         return score_together(lambda texts: score(predictor, texts, within_word=False), TEXTS, processes)
 
     results = [of_rank(rank) for rank in range(world_size)]
-    for found, known in zip(results[-1], expected, strict=True):  # the last one gathers all shares
-        assert found == pytest.approx(known, rel=1e-9)
+    for found, alone in zip(results[-1], expected, strict=True):  # the last rank gathers all parts
+        assert found == pytest.approx(alone, rel=1e-9)
