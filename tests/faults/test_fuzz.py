@@ -16,6 +16,7 @@ PARTS = 2
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_no_damage_to_a_file_comes_to_more_than_a_line(run_dir: Path, corpus_folder: Path, tmp_path: Path) -> None:
     parts = []
     for part in range(PARTS):
