@@ -9,7 +9,7 @@ from PIL import Image
 
 from mlm_dist.config import OptimConfig
 from mlm_dist.plots.style import BLUE, GREEN, GREY, INK, PURPLE, VERMILLION, new_figure, render
-from mlm_dist.training.optim import fit_schedule, learning_rate
+from mlm_dist.training.schedule import fit_schedule, learning_rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mlm_dist.config_reading import read_config
 
 __all__ = ["Config", "Run", "__version__", "load", "prepare", "read_config", "train"]
+CALLABLE_MODULES = {"prepare", "train"}
 ELSEWHERE = {"Config": "mlm_dist.config", "read_config": "mlm_dist.config_reading"}
 
 
@@ -18,4 +19,6 @@ def __getattr__(name: str) -> Any:
     """Import what is used when it is used, so that `import mlm_dist` waits for nothing."""
     if name not in __all__:
         raise AttributeError(f"module 'mlm_dist' has no attribute '{name}'")
+    if name in CALLABLE_MODULES:
+        return importlib.import_module(f"mlm_dist.{name}")
     return getattr(importlib.import_module(ELSEWHERE.get(name, "mlm_dist.api")), name)

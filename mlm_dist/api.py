@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from mlm_dist.config import Config
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
-from mlm_dist.output import print_log, warn
+from mlm_dist.output import warn
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.version import __version__
 
@@ -143,64 +143,10 @@ def train(config: Config) -> Run:
     """
     config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
     with StopRequest(config.train.time_limit) as stop, deterministic() if config.debug else nullcontext():
-        return Run(Path(config.run_dir), train_until(stop, config))
+        # Imported here, so that a signal that arrives while torch is imported is a stop request too.
+        from mlm_dist.training.job import run_job  # noqa: PLC0415
 
-
-def train_until(stop: StopRequest, config: Config) -> str:
-    """Train until the last step or a stop request. Returns the reason of the stop, or an empty text."""
-    # Imported here, so that --help and mistakes in the config do not wait for torch.
-    from mlm_dist.data.corpus import Corpus, Verify  # noqa: PLC0415
-    from mlm_dist.data.preparation import find_or_prepare  # noqa: PLC0415
-    from mlm_dist.distributed import Processes  # noqa: PLC0415
-    from mlm_dist.model.registry import model_class  # noqa: PLC0415
-    from mlm_dist.run.machine import describe_machine  # noqa: PLC0415
-    from mlm_dist.run.run_dir import RunDir  # noqa: PLC0415
-    from mlm_dist.run.trackers import check_trackers  # noqa: PLC0415
-    from mlm_dist.training.memory import keep_freed_memory  # noqa: PLC0415
-    from mlm_dist.training.resume import resume  # noqa: PLC0415
-    from mlm_dist.training.summary import adjustments, describe, summarize  # noqa: PLC0415
-    from mlm_dist.training.trainer import Trainer  # noqa: PLC0415
-
-    keep_freed_memory()
-    processes = Processes(config.device, config.train.hang_timeout)
-    run_dir = RunDir(Path(config.run_dir))
-    with processes.raise_on_all_ranks():
-        check_trackers(config.report_to)
-        model_class(config.model)
-        run_dir.check(config)
-        config = run_dir.complete(config)
-    folder = processes.on_rank_zero(lambda: find_or_prepare(config.data, config.model.vocab_size))
-    with processes.raise_on_all_ranks():
-        verify: Verify = "always" if config.data.verify else "once"
-        corpus = Corpus.open(folder, verify if processes.is_local_rank_zero else "never")
-    config = config.with_vocab_size(corpus.tokenizer.vocab_size)
-    with processes.report_missing_ranks(), closing(run_dir):
-        trainer = Trainer(config, corpus, processes, run_dir, stop)
-        with processes.raise_on_all_ranks():
-            if processes.is_rank_zero:
-                run_dir.check_space(trainer.state.max_bytes, config)
-                run_dir.take()
-        reached("resume begins")
-        resume(trainer)
-        reached("resumed")
-        with processes.raise_on_all_ranks():
-            if processes.is_rank_zero:  # nothing is written before everything has been checked
-                run_dir.begin(config, corpus.tokenizer)
-                reached("run begun")
-                run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
-        if processes.is_rank_zero:
-            print_log(describe(trainer))
-            for line in adjustments(corpus, config):
-                warn(line)
-        trainer.train()
-        with processes.raise_on_all_ranks():
-            if processes.is_rank_zero and not trainer.stop_reason:
-                draw(run_dir)
-                run_dir.done.touch()
-        if processes.is_rank_zero:
-            print_log(summarize(trainer))
-    processes.close()
-    return trainer.stop_reason
+        return Run(Path(config.run_dir), run_job(config, stop, draw))
 
 
 def draw(run_dir: "RunDir") -> None:

@@ -54,8 +54,6 @@ class DataConfig:
 class ModelConfig:
     """The model and its shape."""
 
-    name: Text = "encoder"
-    """Class of the model: `encoder`, or one that was added (docs/extending.md)."""
     vocab_size: Annotated[int, Ge(3)] | None = None
     """Vocabulary size, including the mask token. null: that of the corpus, which is also the minimum. If a BPE is
     trained (`data.tokenizer: bpe`), its size."""
@@ -71,6 +69,8 @@ class ModelConfig:
     """Dropout probability in training."""
     tie_embeddings: bool = True
     """Share one matrix between the token embedding and the output layer."""
+    name: Text = "encoder"
+    """Class of the model: `encoder`, or one that was added (docs/extending.md)."""
 
     @model_validator(mode="after")
     def check_heads(self) -> Self:

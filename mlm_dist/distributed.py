@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Literal, TypeVar
 
@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
 from mlm_dist.errors import RunError, UserError
 from mlm_dist.output import print_error
@@ -263,6 +264,13 @@ def join() -> tuple[Store, int, int]:
         raise UserError(f"the processes cannot connect at {address}: {reason}") from error
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if hosted_by_torchrun else "0"
     return PrefixStore(f"attempt {attempt}, group {next(JOINED)}", store), rank, world_size
+
+
+def maybe_no_sync(model: torch.nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Accumulate the gradients of a model on each rank, and all-reduce them in the last micro-batch of a step alone."""
+    if isinstance(model, DistributedDataParallel) and not is_last:
+        return model.no_sync()
+    return nullcontext()
 
 
 @functools.cache

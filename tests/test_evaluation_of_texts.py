@@ -149,7 +149,7 @@ def test_with_a_range_the_loss_is_the_bound_that_all_orders_of_writing_come_to(m
             exact += losses[hidden, place].item() / len(orders)
             hidden ^= 1 << place
 
-    config = dataclasses.replace(model.config, model=encoder.config, masking=MaskingConfig([0.0, 1.0]))
+    config = dataclasses.replace(model.config, model=encoder.config, masking=at_rate([0.0, 1.0]))
     processes, rows = Processes("cpu"), np.tile(np.array(ids, dtype=np.uint16), 20_000)
     batches = text_batches(rows, config, model.tokenizer, processes, 500)
     found = evaluate_batches(encoder, batches, processes, torch.float32)

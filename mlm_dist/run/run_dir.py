@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
@@ -13,7 +13,7 @@ from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
 from mlm_dist.files import format_size, replacing
-from mlm_dist.run.checkpoint import list_checkpoints, read_record
+from mlm_dist.run.checkpoint import list_checkpoints, read_record, write
 from mlm_dist.run.lock import lock
 from mlm_dist.run.record import Values, differences, fixed_values
 
@@ -139,6 +139,12 @@ class RunDir:
         """
         with self.written(), replacing(self.machine) as file:
             file.write((json.dumps(machine, indent=1) + "\n").encode())
+
+    def write_model(self, parameters: dict[str, Any]) -> None:
+        """Write model.pth. Raises `OSError`."""
+        with replacing(self.model) as file:
+            write(parameters, file)
+            reached("model.pth written")
 
     @contextmanager
     def written(self) -> Iterator[None]:

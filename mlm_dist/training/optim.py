@@ -1,9 +1,11 @@
-"""Optimizers (AdamW, or Muon with AdamW) and the learning-rate schedule."""
+"""Optimizers (AdamW, or Muon with AdamW) and their update of the parameters."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mlm_dist.config import OptimConfig
 from mlm_dist.model.masked_model import MaskedModel
@@ -54,82 +56,40 @@ def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
             raise ValueError("it is of another optimizer, or of weights of other shapes")
 
 
+def update(
+    parameters: list[nn.Parameter],
+    optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    lr: float,
+    grad_clip: float,
+) -> float:
+    """Update the parameters if the gradient is finite, clear the gradient, and return its norm before clipping.
+
+    Args:
+        parameters: those of the model, with their gradient.
+        optimizers: that share the parameters.
+        scaler: that has scaled the loss.
+        lr: the learning rate of the step.
+        grad_clip: the norm above which the gradient is scaled down to it; 0 for never.
+    """
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    norm = get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+    grad_norm = norm.item()
+    max_norm = grad_clip or math.inf
+    if grad_norm > max_norm:
+        clip_grads_with_norm_(parameters, max_norm, norm)
+    set_learning_rate(optimizers, lr)
+    for optimizer in optimizers:
+        if math.isfinite(grad_norm):
+            scaler.step(optimizer)
+        optimizer.zero_grad()
+    scaler.update()
+    return grad_norm
+
+
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
     """Set the learning rate of every parameter group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = rate * group["relative_lr"]
-
-
-class Schedule(NamedTuple):
-    """The phases of a learning-rate schedule, fitted to the length of the run.
-
-    Attributes:
-        warmup_iters: steps of the warmup.
-        decay_iters: steps of the decay at the end of the run; with wsd, not necessarily a whole number.
-    """
-
-    warmup_iters: int
-    decay_iters: float
-
-
-def fit_schedule(max_iters: int, config: OptimConfig) -> Schedule:
-    """Shorten the phases of a schedule that are too long for the run.
-
-    The warmup takes at most half of the run, and the decay of wsd starts after the warmup. So every run reaches its
-    peak rate, and the rate never jumps. A schedule that fits is not changed.
-    """
-    warmup_iters = min(config.warmup_iters, max_iters // 2)
-    rest = max_iters - warmup_iters
-    if config.schedule == "constant":
-        return Schedule(warmup_iters, 0.0)
-    if config.schedule != "wsd":
-        return Schedule(warmup_iters, rest)
-    decay_iters = config.decay_fraction * max_iters
-    # 0.55 * 100 is 55.00000000000001, which fits 55 steps.
-    fits = decay_iters < rest or math.isclose(decay_iters, rest)
-    return Schedule(warmup_iters, decay_iters if fits else rest)
-
-
-def shortened_parts(max_iters: int, config: OptimConfig) -> list[str]:
-    """One line for each phase that `fit_schedule` has shortened."""
-    warmup_iters, decay_iters = fit_schedule(max_iters, config)
-    lines = []
-    if warmup_iters < config.warmup_iters:
-        lines.append(
-            f"optim.warmup_iters {config.warmup_iters} is more than half of train.max_iters {max_iters}: "
-            f"the warm-up takes {count_steps(warmup_iters)}"
-        )
-    if config.schedule == "wsd" and decay_iters < config.decay_fraction * max_iters:
-        lines.append(
-            f"optim.decay_fraction {config.decay_fraction:g} of train.max_iters {max_iters} is more than the warm-up "
-            f"leaves: the decay takes {count_steps(round(decay_iters))}"
-        )
-    return lines
-
-
-def count_steps(count: int) -> str:
-    """A number of steps, in words."""
-    return f"{count} step" if count == 1 else f"{count} steps"
-
-
-def learning_rate(step: int, max_iters: int, config: OptimConfig) -> float:
-    """The learning rate of a step; that of Muon is proportional to it.
-
-    Args:
-        step: from 0.
-        max_iters: steps of the whole run.
-        config: peak, schedule, warmup and decay, which are fitted to the run (`fit_schedule`).
-    """
-    fitted = fit_schedule(max_iters, config)
-    if step < fitted.warmup_iters:
-        return config.lr * (step + 1) / fitted.warmup_iters
-    if config.schedule == "constant":
-        return config.lr
-    # Above 1 before the decay of wsd. The last step has a rate above 0.
-    part_left = (max_iters - step) / max(1.0, fitted.decay_iters)
-    if config.schedule == "wsd":  # warmup-stable-decay: Hu et al. 2024, "MiniCPM"
-        return config.lr * min(1.0, part_left)
-    if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 - math.cos(math.pi * part_left))
-    return config.lr * part_left

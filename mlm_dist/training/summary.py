@@ -3,7 +3,7 @@
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.run.metrics import read_events
-from mlm_dist.training.optim import shortened_parts
+from mlm_dist.training.schedule import shortened_parts
 from mlm_dist.training.trainer import Trainer
 
 

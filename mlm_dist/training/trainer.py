@@ -1,32 +1,27 @@
 """The training loop."""
 
-import math
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
 from mlm_dist.data.randomness import derive_key
 from mlm_dist.data.sampler import GlobalBatchSampler
-from mlm_dist.distributed import Processes
+from mlm_dist.distributed import Processes, maybe_no_sync
 from mlm_dist.errors import RunError
 from mlm_dist.evaluation import Validator
 from mlm_dist.fault_points import reached
-from mlm_dist.files import replacing
 from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.model.registry import build_model
 from mlm_dist.precision import autocast, choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
-from mlm_dist.run.checkpoint import write
 from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.memory import check_memory, enough_memory
-from mlm_dist.training.optim import build_optimizers, learning_rate, set_learning_rate
+from mlm_dist.training.optim import build_optimizers, update
+from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import count_skipped_steps
 from mlm_dist.training.state import StepResult, TrainState
 from mlm_dist.training.stopping import StopRequest
@@ -176,7 +171,7 @@ class Trainer:
         losses = []
         for index, micro_batch in enumerate(micro_batches):
             reached("micro-batch begins")
-            with self.maybe_no_sync(is_last=index + 1 == len(micro_batches)):
+            with maybe_no_sync(self.model, is_last=index + 1 == len(micro_batches)):
                 with autocast(self.device, self.dtype):
                     loss = self.model(**vars(micro_batch)) / count
                 # DDP averages the gradients of the ranks, and their sum is wanted.
@@ -184,29 +179,10 @@ class Trainer:
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
-    def maybe_no_sync(self, is_last: bool) -> AbstractContextManager[None]:
-        """Accumulate gradients on each rank, and all-reduce them in the last micro-batch of a step alone."""
-        if isinstance(self.model, DistributedDataParallel) and not is_last:
-            return self.model.no_sync()
-        return nullcontext()
-
     def optimizer_step(self, lr: float) -> float:
         """Update the parameters if the gradient is finite, clear the gradient, and return its norm before clipping."""
-        state, max_norm = self.state, self.config.optim.grad_clip or math.inf
-        for optimizer in state.optimizers:
-            state.scaler.unscale_(optimizer)
-        parameters = list(state.encoder.parameters())
-        norm = get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
-        grad_norm = norm.item()
-        if grad_norm > max_norm:
-            clip_grads_with_norm_(parameters, max_norm, norm)
-        set_learning_rate(state.optimizers, lr)
-        for optimizer in state.optimizers:
-            if math.isfinite(grad_norm):
-                state.scaler.step(optimizer)
-            optimizer.zero_grad()
-        state.scaler.update()
-        return grad_norm
+        state, parameters = self.state, list(self.state.encoder.parameters())
+        return update(parameters, state.optimizers, state.scaler, lr, self.config.optim.grad_clip)
 
     def log(self, result: StepResult, stopwatch: Stopwatch) -> None:
         """Record the step just taken."""
@@ -261,9 +237,7 @@ class Trainer:
                 self.run_dir.stopped.write_text(f"{self.stop_reason}\n", encoding="utf-8")
             else:
                 reached("results begin")
-                with replacing(self.run_dir.model) as file:
-                    write(copy_to_cpu(self.state.encoder.state_dict()), file)
-                    reached("model.pth written")
+                self.run_dir.write_model(copy_to_cpu(self.state.encoder.state_dict()))
         except OSError as error:
             raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
         if self.saver.failed:

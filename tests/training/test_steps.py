@@ -17,8 +17,8 @@ from mlm_dist.errors import RunError, UserError
 from mlm_dist.run.checkpoint import list_checkpoints, step_of
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
-from mlm_dist.training.optim import learning_rate
 from mlm_dist.training.resume import resume
+from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.state import StepResult
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.summary import summarize

@@ -1,0 +1,110 @@
+"""A training job from start to end: check, open the corpus, resume, train, report."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from mlm_dist.config import Config
+from mlm_dist.data.corpus import Corpus, Verify
+from mlm_dist.data.preparation import find_or_prepare
+from mlm_dist.distributed import Processes
+from mlm_dist.fault_points import reached
+from mlm_dist.model.registry import model_class
+from mlm_dist.output import print_log, warn
+from mlm_dist.run.machine import describe_machine
+from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.trackers import check_trackers
+from mlm_dist.training.memory import keep_freed_memory
+from mlm_dist.training.resume import resume
+from mlm_dist.training.stopping import StopRequest
+from mlm_dist.training.summary import adjustments, describe, summarize
+from mlm_dist.training.trainer import Trainer
+
+
+def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None]) -> str:
+    """Train, or resume the run in `config.run_dir`, until the last step or a stop request.
+
+    Args:
+        config: of the run.
+        stop: says when to stop early.
+        plot: draws the curves of the finished run.
+
+    Returns:
+        The reason of an early stop; empty if the run is finished.
+
+    Raises:
+        UserError: the config or the corpus is wrong.
+        RunError: the run cannot continue.
+    """
+    keep_freed_memory()
+    processes = Processes(config.device, config.train.hang_timeout)
+    run_dir = RunDir(Path(config.run_dir))
+    check(config, run_dir, processes)
+    corpus, config = open_corpus(config, run_dir, processes)
+    with processes.report_missing_ranks(), closing(run_dir):
+        trainer = Trainer(config, corpus, processes, run_dir, stop)
+        lock(trainer)
+        reached("resume begins")
+        resume(trainer)
+        reached("resumed")
+        begin(trainer)
+        trainer.train()
+        finish(trainer, plot)
+    processes.close()
+    return trainer.stop_reason
+
+
+def check(config: Config, run_dir: RunDir, processes: Processes) -> None:
+    """Check what can be checked before the corpus is read."""
+    with processes.raise_on_all_ranks():
+        check_trackers(config.report_to)
+        model_class(config.model)
+        run_dir.check(config)
+
+
+def open_corpus(config: Config, run_dir: RunDir, processes: Processes) -> tuple[Corpus, Config]:
+    """Open the corpus. Rank 0 prepares it first if `data.path` is text, and one rank of each host verifies it.
+
+    Returns:
+        The corpus, and the config with the vocabulary size of the run.
+    """
+    with processes.raise_on_all_ranks():
+        config = run_dir.complete(config)
+    folder = processes.on_rank_zero(lambda: find_or_prepare(config.data, config.model.vocab_size))
+    with processes.raise_on_all_ranks():
+        verify: Verify = "always" if config.data.verify else "once"
+        corpus = Corpus.open(folder, verify if processes.is_local_rank_zero else "never")
+    return corpus, config.with_vocab_size(corpus.tokenizer.vocab_size)
+
+
+def lock(trainer: Trainer) -> None:
+    """Check the space on the disk and acquire the lock of the run directory (rank 0)."""
+    with trainer.processes.raise_on_all_ranks():
+        if trainer.processes.is_rank_zero:
+            trainer.run_dir.check_space(trainer.state.max_bytes, trainer.config)
+            trainer.run_dir.take()
+
+
+def begin(trainer: Trainer) -> None:
+    """Write what describes the run and say what is trained (rank 0). Nothing is written before all checks."""
+    processes, run_dir = trainer.processes, trainer.run_dir
+    with processes.raise_on_all_ranks():
+        if not processes.is_rank_zero:
+            return
+        run_dir.begin(trainer.config, trainer.corpus.tokenizer)
+        reached("run begun")
+        run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
+    print_log(describe(trainer))
+    for line in adjustments(trainer.corpus, trainer.config):
+        warn(line)
+
+
+def finish(trainer: Trainer, plot: Callable[[RunDir], None]) -> None:
+    """Plot the curves, mark the run as done, and say what it has reached (rank 0)."""
+    processes, run_dir = trainer.processes, trainer.run_dir
+    with processes.raise_on_all_ranks():
+        if processes.is_rank_zero and not trainer.stop_reason:
+            plot(run_dir)
+            run_dir.done.touch()
+    if processes.is_rank_zero:
+        print_log(summarize(trainer))
