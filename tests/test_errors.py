@@ -218,7 +218,9 @@ def test_a_token_id_beyond_the_vocabulary_is_not_trained_on(train, new_run, corp
     manifest = json.loads((corpus_copy / "corpus.json").read_text())
     manifest["sha256"]["train"] = hashlib.sha256(tokens.read_bytes()).hexdigest()
     (corpus_copy / "corpus.json").write_text(json.dumps(manifest))
-    assert_refused(train(data__path=corpus_copy), tokens, "the token id 300, and the vocabulary ends at 299")
+    assert_refused(
+        train(data__path=corpus_copy), tokens, "the token id 300, but the largest id of the vocabulary is 299"
+    )
     assert not new_run.exists()
 
 

@@ -18,5 +18,5 @@ def test_without_texts_the_default_sentences_are_filled(model: TrainedModel) -> 
 
 
 def test_a_text_without_a_mask_is_a_user_error(model: TrainedModel) -> None:
-    with pytest.raises(UserError, match="there is no"):
+    with pytest.raises(UserError, match=r"contains no \[MASK\]"):
         fill_sentences(model, ["The [MASK]", "no mask"])
