@@ -42,16 +42,10 @@ TINY = {
 }
 
 torch.set_num_threads(1)  # as in the processes that tests start
-without_processes = False
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without-processes", action="store_true", help="skip the tests that start a process")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    global without_processes  # noqa: PLW0603 (set once, before any test)
-    without_processes = config.getoption("--without-processes")
 
 
 Result = subprocess.CompletedProcess[str]
@@ -87,8 +81,6 @@ def start(
     command: list[str], cwd: Path | None = None, timeout: float = 240, stdin: str = "", **environment: str
 ) -> Result:
     """Run a command in a process of its own, as a person would, outside any torchrun."""
-    if without_processes:
-        pytest.skip("starts a process")
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
     kept |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
@@ -146,6 +138,15 @@ def torchrun(processes: int, *arguments: object, verb: str = "train", **options:
     """Run `torchrun --standalone --nproc_per_node=<processes> -m mlm_dist.<verb>`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     return start([*launcher, "-m", f"mlm_dist.{verb}", *map(str, arguments)], **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def without_processes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With `--without-processes`, skip every test at the point where it starts a process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--without-processes"):
+            patch.setattr(subprocess.Popen, "__init__", lambda *_, **__: pytest.skip("starts a process"))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
