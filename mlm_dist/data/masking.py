@@ -85,6 +85,23 @@ class MaskedBatch:
         return [MaskedBatch(*tensors) for tensors in zip(*parts, strict=True)]
 
 
+class MaskInputs(NamedTuple):
+    """What the masks of rows depend on besides their tokens, on the device.
+
+    All of it is tensors. In a captured graph, a Python number would keep the value that it had at the capture, and all
+    epochs after it would get the masks of one.
+
+    Attributes:
+        rows: (B,) int32, the index of each row in the corpus.
+        rates: (B,) float64, the mask rate of each row.
+        key: () int32, of the seed and the epoch.
+    """
+
+    rows: torch.Tensor
+    rates: torch.Tensor
+    key: torch.Tensor
+
+
 class Order(NamedTuple):
     """The order in which rows mask their tokens, up to K of them. Without words, each token is a word.
 
@@ -146,6 +163,8 @@ class Masker:
         self.words = WordTable(tokenizer, device) if unit != "token" else None
         self.slots = int(self._max_masked_by_index().max())
         self.columns = torch.arange(block_size + 1, dtype=torch.int32, device=device) * GOLDEN
+        # Computed once: a graph cannot contain the hash function of `derive_key`.
+        self.span_key, self.replacement_key, self.token_key = map(derive_key, ("span", "replacement", "token"))
         self.ranking = torch.arange(self.slots, device=device)
 
     @classmethod
@@ -174,15 +193,25 @@ class Masker:
             tokens: (B, T) int64, on `device`.
             selection: which rows these are, and when they are read: a row is masked anew in each epoch.
         """
-        rows = copy_to(self.device, selection.rows)
-        rates = copy_to(self.device, self.rate(selection))
+        return self.mask(tokens, self.inputs(selection))
+
+    def inputs(self, selection: Selection) -> MaskInputs:
+        """What the masks of selected rows depend on, copied to the device."""
+        return MaskInputs(
+            rows=copy_to(self.device, selection.rows.astype(np.int32)),
+            rates=copy_to(self.device, self.rate(selection)),
+            key=copy_to(self.device, np.array(derive_key(self.seed, selection.epoch, "mask"), dtype=np.int32)),
+        )
+
+    def mask(self, tokens: torch.Tensor, inputs: MaskInputs) -> MaskedBatch:
+        """Mask tokens. No operation of this waits for the device, and all shapes are static."""
         maskable = find_maskable(tokens, self.tokenizer)  # (B, T)
-        row_hashes = hash32(hash32(rows.to(torch.int32)) ^ derive_key(self.seed, selection.epoch, "mask"))[:, None]
+        row_hashes = hash32(hash32(inputs.rows) ^ inputs.key)[:, None]
         # Distinct within a row: `hash32` is one to one, and so are multiples of an odd number.
         hashes = hash32(row_hashes + self.columns)  # (B, 1 + T)
         u = uniform(hashes[:, :1]).long()  # (B, 1)
         order = self._order(tokens, hashes[:, 1:], u, maskable)
-        loss_weights = self._loss_weights(order, u, rates, maskable.sum(1, keepdim=True))  # (B, K)
+        loss_weights = self._loss_weights(order, u, inputs.rates, maskable.sum(1, keepdim=True))  # (B, K)
         is_masked, positions = loss_weights > 0, order.positions
         targets = tokens.gather(1, positions)  # (B, K)
         replaced = torch.where(is_masked, self._replace(targets, row_hashes, positions), targets)
@@ -250,7 +279,7 @@ class Masker:
         length = torch.zeros_like(tokens).scatter_add(1, first, torch.ones_like(tokens)).gather(1, first)
         if self.unit == "span":
             ended = pad(~maskable, (1, -1), value=True)
-            starts_span = starts & (ended | (uniform(hash32(hashes ^ derive_key("span"))) < threshold(1 / MEAN_SPAN)))
+            starts_span = starts & (ended | (uniform(hash32(hashes ^ self.span_key)) < threshold(1 / MEAN_SPAN)))
             may_come_first = maskable & starts if self.rate.is_sampled else maskable
             keys = self._rotate(hashes.long().gather(1, last_true(starts_span)), may_come_first, u)
             if not self.rate.is_sampled:
@@ -288,8 +317,8 @@ class Masker:
         if self.replacement == "mask":
             return torch.full_like(targets, self.tokenizer.mask_id)
         columns = positions.to(torch.int32) * GOLDEN
-        u = uniform(hash32((row_hashes ^ derive_key("replacement")) + columns))
-        random = (hash32((row_hashes ^ derive_key("token")) + columns) & LARGEST) % self.tokenizer.end_id
+        u = uniform(hash32((row_hashes ^ self.replacement_key) + columns))
+        random = (hash32((row_hashes ^ self.token_key) + columns) & LARGEST) % self.tokenizer.end_id
         other = torch.where(u < threshold(0.9), random, targets)
         return other.masked_fill(u < threshold(0.8), self.tokenizer.mask_id)
 
