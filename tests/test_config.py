@@ -291,3 +291,8 @@ def test_a_run_directorys_config_that_is_damaged_is_named(tmp_path: Path):
     file.write_text("model: [")
     with pytest.raises(UserError, match=str(file)):
         read_config(file)
+
+
+@pytest.mark.parametrize("given", ["[tensorboard, wandb]", "tensorboard,wandb", "tensorboard, wandb"])
+def test_trackers_are_a_list_or_names_with_commas_between_them(given: str) -> None:
+    assert parse_config(["--report_to", given], verb="train").report_to == ["tensorboard", "wandb"]
