@@ -15,7 +15,8 @@ from mlm_dist.model.encoder import Encoder
 
 
 def small(**model: int) -> Config:
-    shape = ModelConfig(**{"vocab_size": 3000, "block_size": 16, "embedding_dim": 32, "heads": 2, "blocks": 3} | model)
+    shape = ModelConfig(vocab_size=3000, block_size=16, embedding_dim=32, heads=2, blocks=3)
+    shape = dataclasses.replace(shape, **model)
     return Config(model=shape, masking=MaskingConfig(mask_prob=0.25), train=TrainConfig(batch_size=12))
 
 

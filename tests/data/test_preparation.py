@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -169,12 +170,13 @@ def test_large_vocabularies_are_written_in_32_bits(tmp_path: Path, end_id: int, 
 def test_pieces_are_encoded_in_order_with_few_in_memory() -> None:
     tokenizer, taken = byte_tokenizer(), 0
 
-    def endless() -> itertools.chain[tuple[int, Piece]]:
+    def endless() -> Iterator[tuple[int, Piece]]:
         nonlocal taken
         for taken in itertools.count(1):
             yield taken, Piece("train", f"piece {taken}")
 
     encoded = encode_in_order(endless(), tokenizer)
+    assert isinstance(encoded, Generator)
     for index, (document, piece, ids) in enumerate(itertools.islice(encoded, 500), start=1):
         assert document == index
         assert tokenizer.decode(ids) == piece.text == f"piece {index}"

@@ -19,7 +19,12 @@ def scanned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The names of the hashed files. Records go to a separate cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: list[str] = []
-    monkeypatch.setattr(verification, "scan", lambda tokens, name: names.append(name) or scan(tokens, name))
+
+    def record(tokens: Tokens, name: str) -> tuple[str, int]:
+        names.append(name)
+        return scan(tokens, name)
+
+    monkeypatch.setattr(verification, "scan", record)
     return names
 
 

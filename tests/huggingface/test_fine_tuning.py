@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import mlm_dist
 from mlm_dist.data.preparation import prepare_corpus
@@ -72,13 +78,13 @@ def pretrain(authors: Authors, folder: Path) -> Path:
     return folder / "out"
 
 
-def accuracy(model: PreTrainedModel, tokenizer: object, authors: Authors, seed: int) -> float:
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, authors: Authors, seed: int) -> float:
     """Fine-tune on few labelled passages. Returns the accuracy on others."""
 
     def batch(rng: random.Random, count: int) -> dict[str, torch.Tensor]:
         labels = [i % 2 for i in range(count)]
         passages = [authors.passage(author, rng) for author in labels]
-        encoded = tokenizer(passages, truncation=True, padding=True, return_tensors="pt")  # type: ignore[operator]
+        encoded = tokenizer(passages, truncation=True, padding=True, return_tensors="pt")
         return {**encoded, "labels": torch.tensor(labels)}
 
     labelled, validation = batch(random.Random(seed), LABELLED), batch(random.Random("held out"), VALIDATION)
@@ -90,7 +96,8 @@ def accuracy(model: PreTrainedModel, tokenizer: object, authors: Authors, seed: 
         optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
-        return (model(**validation).logits.argmax(-1) == validation["labels"]).float().mean().item()
+        correct: torch.Tensor = model(**validation).logits.argmax(-1) == validation["labels"]
+    return correct.float().mean().item()
 
 
 def test_a_pretrained_model_learns_authors_from_few_passages(tmp_path: Path) -> None:

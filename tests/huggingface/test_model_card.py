@@ -12,7 +12,6 @@ import mlm_dist
 from mlm_dist import __version__
 from mlm_dist.errors import UserError
 from mlm_dist.huggingface.model_card import write_card
-from mlm_dist.model.encoder import Encoder
 from mlm_dist.run.run_dir import RunDir
 
 
@@ -38,7 +37,7 @@ def evaluations(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_every_figure_comes_from_the_run(run_dir: Path) -> None:
-    encoder: Encoder = mlm_dist.load(run_dir, "cpu").encoder
+    encoder = mlm_dist.load(run_dir, "cpu").encoder
     last = evaluations(run_dir)[-1]
     assert last["step"] == 30
     assert figures(card_of(run_dir)) == {

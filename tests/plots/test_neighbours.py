@@ -18,6 +18,7 @@ from mlm_dist.run.run_dir import RunDir
 
 def expected_neighbours(model: TrainedModel, pieces: list[int]) -> list[tuple[str, float]]:
     """All other tokens, most similar first, computed from the definition of the cosine."""
+    assert isinstance(model.encoder, Encoder)
     embeddings = model.encoder.token_embedding.weight.detach()[: model.tokenizer.vocab_size]
     mean = sum((embeddings[piece] for piece in pieces), torch.zeros(16)) / len(pieces)
     others = set(range(len(embeddings))) - {*pieces, model.tokenizer.mask_id, model.tokenizer.end_id}
