@@ -107,7 +107,7 @@ def start(
 def verb(name: str, *arguments: object, **options: Any) -> Result:
     """Run a verb with command-line arguments, in this process if possible, because importing torch takes seconds.
 
-    A time limit, or an environment variable that is read at startup, needs `python -m mlm_dist.<name>` in a new process.
+    A time limit, or a variable that is read at startup, needs `python -m mlm_dist.<name>` in a new process.
     """
     command = [sys.executable, "-m", f"mlm_dist.{name}", *map(str, arguments)]
     if options.keys() <= {"cwd", "stdin", "XDG_CACHE_HOME"}:

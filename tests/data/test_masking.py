@@ -563,7 +563,7 @@ WORDS = "Aunt Zoë's naïve boys, 1234 in all, went up-stairs; 我们去 пон�
 
 
 @pytest.fixture(scope="module")
-def of_pieces() -> Tokenizer:
+def bpe() -> Tokenizer:
     return Tokenizer.train_bpe([WORDS], 280)  # few merges, so words have many tokens
 
 
@@ -590,18 +590,16 @@ def words_of(tokenizer: Tokenizer, tokens: torch.Tensor) -> list[list[list[int]]
 
 @pytest.mark.parametrize("mask_prob", [0.15, 0.6, [0.0, 1.0], [0.1, 0.5]], ids=str)
 @pytest.mark.parametrize("unit", ["word", "span"])
-def test_words_are_masked_whole_or_not_at_all(
-    of_pieces: Tokenizer, unit: Literal["word", "span"], mask_prob: Rate
-) -> None:
-    tokens = rows_of_words(of_pieces, 500)
-    batch = masker(mask_prob, unit=unit, tokenizer=of_pieces, batch_size=500)(tokens, torch.arange(500), 0)
+def test_words_are_masked_whole_or_not_at_all(bpe: Tokenizer, unit: Literal["word", "span"], mask_prob: Rate) -> None:
+    tokens = rows_of_words(bpe, 500)
+    batch = masker(mask_prob, unit=unit, tokenizer=bpe, batch_size=500)(tokens, torch.arange(500), 0)
     masked = is_masked(batch)
     assert masked.any(1).float().mean() > 0.9
     # At a fixed rate, spans may mask a part of a word that needs more than the 3 additional slots of a row.
     longest = 4 if unit == "span" and not isinstance(mask_prob, list) else T
-    for row, words in zip(masked, words_of(of_pieces, tokens), strict=True):
+    for row, words in zip(masked, words_of(bpe, tokens), strict=True):
         assert all(row[word].all() or not row[word].any() for word in words if len(word) <= longest)
-    assert not masked[tokens == of_pieces.end_id].any()
+    assert not masked[tokens == bpe.end_id].any()
 
 
 def test_the_rate_of_words_and_spans_is_that_of_tokens() -> None:
@@ -615,11 +613,11 @@ def test_the_rate_of_words_and_spans_is_that_of_tokens() -> None:
         assert loss_weights.sum(1).mean().item() == pytest.approx(0.15 * 2 * T, abs=0.05)
 
 
-def test_spans_are_runs_of_words(of_pieces: Tokenizer) -> None:
-    tokens = torch.full((2000, T), int(of_pieces.encode(" ")[0]))  # every token is a word
+def test_spans_are_runs_of_words(bpe: Tokenizer) -> None:
+    tokens = torch.full((2000, T), int(bpe.encode(" ")[0]))  # every token is a word
     runs = {}
     for unit in ("word", "span"):
-        mask = masker(0.15, unit=unit, tokenizer=of_pieces, batch_size=2000)
+        mask = masker(0.15, unit=unit, tokenizer=bpe, batch_size=2000)
         masked = is_masked(mask(tokens, torch.arange(2000), 0)).int()
         starts = (masked - torch.nn.functional.pad(masked, (1, -1))).clamp(min=0).sum(1)
         runs[unit] = (masked.sum(1) / starts).mean().item()
@@ -627,26 +625,26 @@ def test_spans_are_runs_of_words(of_pieces: Tokenizer) -> None:
     assert 2.5 < runs["span"] < 4.5  # the window cuts the spans at its ends
 
 
-def test_no_span_continues_into_the_next_document(of_pieces: Tokenizer) -> None:
-    tokens = torch.full((4000, T), int(of_pieces.encode(" ")[0]))
-    tokens[:, T // 2] = of_pieces.end_id
-    masked = is_masked(masker(0.15, unit="span", tokenizer=of_pieces, batch_size=4000)(tokens, torch.arange(4000), 0))
+def test_no_span_continues_into_the_next_document(bpe: Tokenizer) -> None:
+    tokens = torch.full((4000, T), int(bpe.encode(" ")[0]))
+    tokens[:, T // 2] = bpe.end_id
+    masked = is_masked(masker(0.15, unit="span", tokenizer=bpe, batch_size=4000)(tokens, torch.arange(4000), 0))
     last_but_one, last, first_of_next = (masked[:, T // 2 + shift].double() for shift in (-2, -1, 1))
     assert (last * last_but_one).mean().item() > 0.09  # neighbours in a document are often masked together
     assert (last * first_of_next).mean().item() < 0.04  # across documents they are independent: 0.15 squared
 
 
 @pytest.mark.parametrize("unit", ["word", "span"])
-def test_with_sampled_rates_words_are_counted_and_weighted(of_pieces: Tokenizer, unit: Literal["word", "span"]) -> None:
-    tokens = rows_of_words(of_pieces, 64)
-    mask = masker([0.0, 1.0], unit=unit, tokenizer=of_pieces, batch_size=64)
+def test_with_sampled_rates_words_are_counted_and_weighted(bpe: Tokenizer, unit: Literal["word", "span"]) -> None:
+    tokens = rows_of_words(bpe, 64)
+    mask = masker([0.0, 1.0], unit=unit, tokenizer=bpe, batch_size=64)
     rates = mask.masker.rate(Selection(0, 0, np.arange(64), np.arange(64)))
     batch = mask(tokens, torch.arange(64), 0)
     masked = is_masked(batch)
     for row, rate, loss_weights, words, ids in zip(
-        masked, rates, batch.loss_weights, words_of(of_pieces, tokens), tokens, strict=True
+        masked, rates, batch.loss_weights, words_of(bpe, tokens), tokens, strict=True
     ):
-        maskable = [word for word in words if ids[word[0]] != of_pieces.end_id]
+        maskable = [word for word in words if ids[word[0]] != bpe.end_id]
         count = sum(bool(row[word[0]]) for word in maskable)
         assert count == math.ceil(rate * len(maskable))
         assert loss_weights[loss_weights > 0].tolist() == pytest.approx([len(maskable) / count] * int(row.sum()))

@@ -38,7 +38,7 @@ def byte_tokenizer(end_id: int = 256) -> Tokenizer:
 def folder(tmp_path: Path) -> Path:
     """Hard and random texts, one file each."""
     rng = random.Random(3)
-    texts = HARD_TEXTS | {f"random {number}": random_text(rng, 400).lstrip("\ufeff") for number in range(20)}
+    texts = HARD_TEXTS | {f"random {i}": random_text(rng, 400).lstrip("\ufeff") for i in range(20)}
     for name, text in texts.items():
         path = tmp_path / "texts" / f"{name}.txt"
         path.parent.mkdir(exist_ok=True)

@@ -53,7 +53,7 @@ def test_always_hashes_a_file_every_time(file: Path, scanned: list[str]) -> None
     assert len(scanned) == 3
 
 
-def test_another_digest_or_vocabulary_is_checked_again(file: Path, scanned: list[str]) -> None:
+def test_a_file_is_hashed_again_for_a_different_digest_or_vocabulary_size(file: Path, scanned: list[str]) -> None:
     verify(file)
     with pytest.raises(UserError, match=r"train\.bin: its SHA-256 is not the one in corpus\.json"):
         verify(file, digest="0" * 64)

@@ -18,7 +18,7 @@ def expected_score(predictor: Predictor, ids: list[int], masked: dict[int, list[
 
 
 @pytest.mark.parametrize("text", TEXTS[:3])
-def test_a_score_is_the_sum_over_tokens_masked_in_turn(predictor: Predictor, text: str) -> None:
+def test_a_score_is_the_sum_over_tokens_masked_one_at_a_time(predictor: Predictor, text: str) -> None:
     ids = predictor.tokenizer.encode(text).tolist()
     (found,) = score(predictor, [text], within_word=False)
     assert found.tokens == len(ids) <= 16

@@ -62,7 +62,7 @@ def test_the_maps_are_the_softmax_of_queries_times_keys(model: TrainedModel, att
 
 
 @torch.no_grad()
-def test_the_maps_reproduce_the_output_of_each_attention(model: TrainedModel, attention: Attention) -> None:
+def test_the_maps_reproduce_the_output_of_each_attention_layer(model: TrainedModel, attention: Attention) -> None:
     for i, (block, x) in enumerate(zip(blocks_of(model), block_inputs(model), strict=True)):
         layer = block.attention
         maps = torch.tensor(attention.maps[i]).float()

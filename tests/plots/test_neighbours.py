@@ -37,7 +37,7 @@ def test_neighbours_are_the_tokens_with_the_highest_cosine_similarity(model: Tra
     assert [similarity for _, similarity in found.neighbours] == pytest.approx([s for _, s in expected], abs=1e-5)
 
 
-def test_the_words_above_have_one_token_and_several_tokens(model: TrainedModel) -> None:
+def test_the_tested_words_have_one_token_and_several_tokens(model: TrainedModel) -> None:
     assert len(find_neighbours(model, "the").pieces) == 1
     assert len(find_neighbours(model, "ferryman").pieces) > 1
 
