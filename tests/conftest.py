@@ -140,9 +140,9 @@ def run_in_process(command: list[str], cwd: Path | None = None, stdin: str = "",
             code = 1
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    for stream in streams:
+    for stream in streams[1:]:
         stream.flush()
-    _, out, err = (stream.buffer.getvalue().decode() for stream in streams)
+    out, err = (stream.buffer.getvalue().decode() for stream in streams[1:])
     return subprocess.CompletedProcess(command, code, out, err)
 
 
@@ -204,7 +204,7 @@ def kept_handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def gpt2_vocabulary() -> None:
-    """Skip the test if tiktoken's GPT-2 vocabulary is neither cached nor can be downloaded."""
+    """Skip the test if tiktoken's GPT-2 vocabulary is not cached and cannot be downloaded."""
     from mlm_dist.data.tokenizer import Tokenizer
     from mlm_dist.errors import UserError
 

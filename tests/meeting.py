@@ -1,4 +1,4 @@
-"""Runs under torchrun: calls every collective of `Processes`. Each rank prints one line with its results."""
+"""Runs under torchrun: calls the collectives of `Processes`. Each rank prints one line with its results."""
 
 import sys
 import time

@@ -13,9 +13,8 @@ TEXT = "The lamp [MASK] in the [MASK]."
 
 def expected_probabilities(predictor: Predictor, ids: list[int], position: int) -> torch.Tensor:
     """Expected probabilities of all tokens except the special ones, at one position of a text of one block."""
-    logits: torch.Tensor = predictor.encoder(torch.tensor([ids]))[
-        0, position, : predictor.tokenizer.vocab_size
-    ].detach()
+    logits: torch.Tensor = predictor.encoder(torch.tensor([ids])).detach()[0, position]
+    logits = logits[: predictor.tokenizer.vocab_size]
     logits[[predictor.tokenizer.mask_id, predictor.tokenizer.end_id]] = -torch.inf
     return logits.softmax(-1)
 

@@ -19,7 +19,9 @@ def attention(model: TrainedModel) -> Attention:
 
 def blocks_of(model: TrainedModel) -> list[Block]:
     assert isinstance(model.encoder, Encoder)
-    return [block for block in model.encoder.blocks if isinstance(block, Block)]
+    blocks = [block for block in model.encoder.blocks if isinstance(block, Block)]
+    assert len(blocks) == len(model.encoder.blocks)
+    return blocks
 
 
 @torch.no_grad()
