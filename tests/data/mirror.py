@@ -11,7 +11,7 @@ from types import TracebackType
 Response = Callable[[BaseHTTPRequestHandler], None]
 
 
-def book_file(text: str, title: str = "A Title") -> str:
+def file_of(text: str, title: str = "A Title") -> str:
     """A text with the header and footer of Project Gutenberg."""
     return (
         f"\ufeffThe Project Gutenberg eBook of {title}\n    \nYou may copy it or give it away.\n\n"

@@ -14,7 +14,7 @@ from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import Document, read_pieces
 from mlm_dist.errors import UserError
-from tests.data.mirror import Mirror, Response, book_file, no_response, page, truncated_page
+from tests.data.mirror import Mirror, Response, file_of, no_response, page, truncated_page
 
 WHALE = "Call me whatever you like.\n\nThere was a whale, and it was white.\n"
 
@@ -50,7 +50,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_book_is_its_text_named_by_its_title(mirror: Mirror) -> None:
-    mirror.add(7, book_file(WHALE, "The White Whale"))
+    mirror.add(7, file_of(WHALE, "The White Whale"))
     [book] = fetch(mirror, 7)
     assert (book.name, read(book)) == ("The White Whale", WHALE)
     assert book.size == len(WHALE.encode())
@@ -59,7 +59,7 @@ def test_a_book_is_its_text_named_by_its_title(mirror: Mirror) -> None:
 def test_the_ends_of_books_are_validation_text(mirror: Mirror, tmp_path: Path) -> None:
     texts = ["".join(f"Line {line} of a café.\n" for line in range(300)), WHALE * 100]
     for number, text in enumerate(texts, start=1):
-        mirror.add(number, book_file(text, f"Book {number}"))
+        mirror.add(number, file_of(text, f"Book {number}"))
     prepare_corpus(hold_out(fetch(mirror, 2, 1), 0.25), tmp_path / "out", "bpe", 300)
     corpus = Corpus.open(tmp_path / "out")
     assert [document["name"] for document in corpus.manifest.documents] == ["Book 2", "Book 1"]
@@ -114,7 +114,7 @@ def test_a_line_in_the_text_that_looks_like_a_footer_is_kept() -> None:
         "End of the Project Gutenberg's hopes, he thought.\n\n***\n\nTitle: A Lie\n\n"
         "* * *\n\nThe *** END OF THE PROJECT GUTENBERG EBOOK, she said, was far.\n"
     )
-    assert extract(book_file(text).encode()) == ("A Title", text)
+    assert extract(file_of(text).encode()) == ("A Title", text)
 
 
 @pytest.mark.parametrize(
@@ -134,14 +134,14 @@ def test_the_title_comes_from_the_header(header: str, title: str) -> None:
 
 
 def test_a_book_without_a_title_is_named_by_its_number(mirror: Mirror, capsys: pytest.CaptureFixture[str]) -> None:
-    mirror.add(7, book_file(WHALE).replace("Title:", "Titel:"))
+    mirror.add(7, file_of(WHALE).replace("Title:", "Titel:"))
     assert fetch(mirror, 7)[0].name == "pg7"
     assert capsys.readouterr().err == "mlm_dist: downloaded 7: pg7\n"
 
 
 def test_a_number_given_twice_is_one_document(mirror: Mirror) -> None:
-    mirror.add(7, book_file(WHALE, "Seven"))
-    mirror.add(8, book_file(WHALE, "Eight"))
+    mirror.add(7, file_of(WHALE, "Seven"))
+    mirror.add(8, file_of(WHALE, "Eight"))
     assert [book.name for book in fetch(mirror, 8, 7, 8)] == ["Eight", "Seven"]
     assert len(mirror.requests) == 2
 
@@ -149,8 +149,8 @@ def test_a_number_given_twice_is_one_document(mirror: Mirror) -> None:
 def test_a_cached_book_is_neither_requested_nor_reported(
     mirror: Mirror, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mirror.add(7, book_file(WHALE, "Seven"))
-    mirror.add(8, book_file(WHALE, "Eight"))
+    mirror.add(7, file_of(WHALE, "Seven"))
+    mirror.add(8, file_of(WHALE, "Eight"))
     first = fetch(mirror, 7)
     assert capsys.readouterr().err == "mlm_dist: downloaded 7: Seven\n"
     assert fetch(mirror, 7) == first
@@ -164,7 +164,7 @@ def test_a_cached_book_is_neither_requested_nor_reported(
 def test_books_are_requested_one_at_a_time_with_a_pause(mirror: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gutenberg, "PAUSE", 0.2)
     for number in (1, 2, 3):
-        mirror.add(number, book_file(WHALE))
+        mirror.add(number, file_of(WHALE))
     fetch(mirror, 1, 2, 3)
     assert [request.path for request in mirror.requests] == [f"/cache/epub/{n}/pg{n}.txt" for n in (1, 2, 3)]
     assert {request.user_agent for request in mirror.requests} == {"tests/1.0"}
@@ -179,30 +179,30 @@ def test_the_url_of_a_mirror_may_end_with_a_slash(mirror: Mirror) -> None:
 
 def test_redirects_are_followed(mirror: Mirror) -> None:
     mirror.add(7, page("", 302, Location="/cache/epub/8/pg8.txt"))
-    mirror.add(8, book_file(WHALE, "Elsewhere"))
+    mirror.add(8, file_of(WHALE, "Elsewhere"))
     assert [book.name for book in fetch(mirror, 7)] == ["Elsewhere"]
 
 
 @pytest.mark.parametrize(
     "failure",
-    [page("busy", 503), page("slowly", 429), page("oh", 500), no_response, truncated_page(book_file(WHALE))],
+    [page("busy", 503), page("slowly", 429), page("oh", 500), no_response, truncated_page(file_of(WHALE))],
     ids=["503", "429", "500", "no response", "truncated"],
 )
 def test_a_temporary_failure_is_retried(mirror: Mirror, cache: Path, failure: Response) -> None:
-    mirror.add(7, failure, failure, book_file(WHALE))
+    mirror.add(7, failure, failure, file_of(WHALE))
     assert read(fetch(mirror, 7)[0]) == WHALE
     assert len(mirror.requests) == 3
     assert names(cache) == ["pg7.txt"]
 
 
 def test_a_retry_waits_as_long_as_the_server_requests(mirror: Mirror) -> None:
-    mirror.add(7, page("busy", 503, Retry_After="1"), book_file(WHALE))
+    mirror.add(7, page("busy", 503, Retry_After="1"), file_of(WHALE))
     assert read(fetch(mirror, 7)[0]) == WHALE
     before, after = mirror.requests
     assert 1 <= after.start - before.end < 2
 
 
-@pytest.mark.parametrize("failure", [page("busy", 503), truncated_page(book_file(WHALE))], ids=["503", "truncated"])
+@pytest.mark.parametrize("failure", [page("busy", 503), truncated_page(file_of(WHALE))], ids=["503", "truncated"])
 def test_each_retry_waits_longer(mirror: Mirror, failure: Response, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gutenberg, "BACKOFF", 0.05)
     mirror.add(7, failure)
@@ -215,7 +215,7 @@ def test_each_retry_waits_longer(mirror: Mirror, failure: Response, monkeypatch:
 
 def check_failure(mirror: Mirror, cache: Path, *words: str) -> None:
     """Check that book 7 fails with a message that contains `words`, and that book 6 stays cached."""
-    mirror.add(6, book_file(WHALE, "Six"))
+    mirror.add(6, file_of(WHALE, "Six"))
     with pytest.raises(UserError) as caught:
         fetch(mirror, 6, 7)
     message = str(caught.value)
@@ -237,13 +237,13 @@ def check_failure(mirror: Mirror, cache: Path, *words: str) -> None:
         (page("", 503, Retry_After="3600"), 1, "the server requests a wait of 3600 s"),
         (page("", 302, Location="/cache/epub/7/pg7.txt"), 31, "30 redirects"),
         (no_response, 5, "the connection was interrupted"),
-        (truncated_page(book_file(WHALE)), 5, "the connection was interrupted"),
-        (page("\ufeff<!DOCTYPE html>\n<pre>\n" + book_file(WHALE)[1:]), 1, "is an HTML page"),
+        (truncated_page(file_of(WHALE)), 5, "the connection was interrupted"),
+        (page("\ufeff<!DOCTYPE html>\n<pre>\n" + file_of(WHALE)[1:]), 1, "is an HTML page"),
         (page(WHALE), 1, "no line '*** START OF"),
-        (page(book_file(WHALE).split("*** END")[0]), 1, "no line '*** END OF"),
-        (page(book_file(" \n\n")), 1, "no text between"),
+        (page(file_of(WHALE).split("*** END")[0]), 1, "no line '*** END OF"),
+        (page(file_of(" \n\n")), 1, "no text between"),
         (page(""), 1, "no line '*** START OF"),
-        (page(book_file("Déjà vu").encode("utf-8-sig").replace("é".encode(), b"\xe9")), 1, "is not UTF-8 at byte "),
+        (page(file_of("Déjà vu").encode("utf-8-sig").replace("é".encode(), b"\xe9")), 1, "is not UTF-8 at byte "),
     ],
 )
 def test_a_failed_download_is_a_one_line_error(
@@ -260,7 +260,7 @@ def test_a_server_that_does_not_respond_is_too_slow(mirror: Mirror, cache: Path)
 
 
 def test_a_server_that_stops_in_the_middle_of_a_book_is_too_slow(mirror: Mirror, cache: Path) -> None:
-    mirror.add(7, mirror.stalled_page(book_file(WHALE)))
+    mirror.add(7, mirror.stalled_page(file_of(WHALE)))
     check_failure(mirror, cache, "the server is too slow")
 
 
@@ -294,14 +294,14 @@ def test_an_unreachable_proxy_is_a_one_line_error(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_cache_that_cannot_be_written_is_a_one_line_error(mirror: Mirror, cache: Path) -> None:
-    mirror.add(7, book_file(WHALE))
+    mirror.add(7, file_of(WHALE))
     cache.parent.parent.write_text("a file instead of the folder", encoding="utf-8")
     with pytest.raises(UserError, match=r"pg7\.txt: cannot be written: "):
         fetch(mirror, 7)
 
 
 def test_a_damaged_book_in_the_cache_is_named(mirror: Mirror, cache: Path) -> None:
-    mirror.add(7, book_file(WHALE))
+    mirror.add(7, file_of(WHALE))
     fetch(mirror, 7)
     (cache / "pg7.txt").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"pg7\.txt has no line .*: delete it"):
