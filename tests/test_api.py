@@ -27,7 +27,7 @@ def test_prepare_train_and_load_can_be_called_from_python(tmp_path: Path) -> Non
     assert run.load().step == 4
 
 
-def test_a_run_that_reached_its_time_limit_says_so_and_resumes(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_by_its_time_limit_returns_the_reason_and_resumes(corpus_folder: Path, tmp_path: Path) -> None:
     config = tiny_config(corpus_folder, tmp_path / "run", **{"train.time_limit": 1e-9, "train.max_iters": 4})
     assert mlm_dist.train(config).stop_reason == "train.time_limit"
     config.train.time_limit = None

@@ -158,7 +158,7 @@ def test_a_data_path_that_does_not_exist_is_refused(train, new_run, tmp_path):
     ],
     ids=["empty", "not UTF-8", "shorter than one batch", "no validation split"],
 )
-def test_a_text_that_cannot_be_trained_on_is_refused(content, overrides, words, train, new_run, tmp_path):
+def test_an_unusable_text_is_refused(content, overrides, words, train, new_run, tmp_path):
     text = tmp_path / "text.txt"
     text.write_bytes(content)
     result = train(**{"data__path": text, "data__tokenizer": "bpe"} | overrides)

@@ -36,27 +36,27 @@ def test_a_sampled_mask_rate_gives_a_bound_over_all_tokens(run_dir: Path) -> Non
 @pytest.mark.multiprocess
 def test_the_figures_do_not_depend_on_batch_size_and_world_size(run_dir: Path) -> None:
     arguments = ("--run_dir", run_dir, "--data", SAMPLE_TEXT)
-    alone = verb("evaluate", *arguments)
-    assert alone.returncode == 0, alone.stderr
-    assert verb("evaluate", *arguments, "--batch_size", 3).stdout == alone.stdout
-    shared = torchrun(3, *arguments, verb="evaluate")
-    assert shared.stdout == alone.stdout, shared.stderr
+    one_process = verb("evaluate", *arguments)
+    assert one_process.returncode == 0, one_process.stderr
+    assert verb("evaluate", *arguments, "--batch_size", 3).stdout == one_process.stdout
+    several_processes = torchrun(3, *arguments, verb="evaluate")
+    assert several_processes.stdout == one_process.stdout, several_processes.stderr
 
 
 @pytest.mark.multiprocess
 def test_the_scores_of_lines_do_not_depend_on_the_world_size(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(LINES) + "\n")
     arguments = ("--run_dir", run_dir, "--lines", tmp_path / "lines.txt", "--within_word")
-    alone = verb("evaluate", *arguments)
-    assert alone.returncode == 0, alone.stderr
+    one_process = verb("evaluate", *arguments)
+    assert one_process.returncode == 0, one_process.stderr
     scores = mlm_dist.load(run_dir, "cpu").score(LINES, within_word=True)
-    for line, text, score in zip(alone.stdout.splitlines(), LINES, scores, strict=True):
+    for line, text, score in zip(one_process.stdout.splitlines(), LINES, scores, strict=True):
         log_likelihood, tokens, printed = line.split("\t")
         assert float(log_likelihood) == pytest.approx(score.log_likelihood, abs=2e-4)
         assert int(tokens) == score.tokens
         assert printed == text
-    shared = torchrun(2, *arguments, verb="evaluate")
-    assert shared.stdout == alone.stdout, shared.stderr
+    several_processes = torchrun(2, *arguments, verb="evaluate")
+    assert several_processes.stdout == one_process.stdout, several_processes.stderr
 
 
 def test_scores_can_be_printed_as_json(run_dir: Path) -> None:

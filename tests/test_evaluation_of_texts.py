@@ -54,9 +54,9 @@ def test_the_path_of_the_corpus_of_the_run_gives_the_same_figures(model: Trained
 
 @pytest.mark.parametrize("batch_size", [5, 33, 1000])
 def test_the_batch_size_does_not_change_the_figures(model: TrainedModel, batch_size: int) -> None:
-    whole = evaluate(model, SAMPLE_TEXT, Processes("cpu"), 64)
+    expected = evaluate(model, SAMPLE_TEXT, Processes("cpu"), 64)
     found = evaluate(model, SAMPLE_TEXT, Processes("cpu"), batch_size)
-    assert found == pytest.approx(whole, rel=1e-6)
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
 def test_ranks_share_all_rows_of_a_text_including_a_short_last_row(model: TrainedModel) -> None:
@@ -69,9 +69,9 @@ def test_ranks_share_all_rows_of_a_text_including_a_short_last_row(model: Traine
         batches = text_batches(tokens, model.config, model.tokenizer, processes, 10)
         return [row for batch in batches for row in batch.inputs.tolist()]
 
-    whole = rows(0, 1)
-    assert sorted(row for rank in range(3) for row in rows(rank, 3)) == sorted(whole)
-    assert sum(map(len, whole)) == len(tokens)
+    expected = rows(0, 1)
+    assert sorted(row for rank in range(3) for row in rows(rank, 3)) == sorted(expected)
+    assert sum(map(len, expected)) == len(tokens)
 
 
 def test_a_text_shorter_than_a_row_is_evaluated(model: TrainedModel, tmp_path: Path) -> None:
@@ -96,13 +96,13 @@ def test_every_text_is_encoded_with_an_end_token(model: TrainedModel, tmp_path: 
 
 
 def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "run"
-    shutil.copytree(run_dir, alone)
-    config = (alone / "config.yaml").read_text()
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    config = (copy / "config.yaml").read_text()
     path = json.dumps(str(tmp_path / "gone"))
     lines = [f"  path: {path}" if line.startswith("  path:") else line for line in config.splitlines()]
-    (alone / "config.yaml").write_text("\n".join(lines))
-    model = mlm_dist.load(alone, "cpu")
+    (copy / "config.yaml").write_text("\n".join(lines))
+    model = mlm_dist.load(copy, "cpu")
     (tmp_path / "text.txt").write_text(TEXT)
     assert evaluate(model, tmp_path / "text.txt", Processes("cpu"), 64).tokens > 1
     with pytest.raises(UserError, match=r"gone.*no such corpus or text"):

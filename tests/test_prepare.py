@@ -366,9 +366,9 @@ def test_nothing_is_downloaded_if_the_corpus_already_exists(mirror: Mirror, tmp_
     assert mirror.requests == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_an_interrupted_download_leaves_no_files(
-    mirror: Mirror, tmp_path: Path, number: signal.Signals, code: int
+    mirror: Mirror, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
     mirror.add(11, mirror.stalled_page(file_of("Eleven came down to the sea.\n" * 50_000)))
     process = start_preparing(
@@ -385,10 +385,10 @@ def test_an_interrupted_download_leaves_no_files(
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     time.sleep(0.2)  # let half of the book arrive; the test does not depend on it
-    process.send_signal(number)
+    process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert errors == ("mlm_dist: interrupted\n" if number == signal.SIGINT else "")
+    assert errors == ("mlm_dist: interrupted\n" if signum == signal.SIGINT else "")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert not (tmp_path / "out").exists()
 

@@ -23,10 +23,10 @@ def file_size_limit(size: int) -> Iterator[None]:
 
 def test_an_incomplete_last_line_is_removed(folder: RunDir) -> None:
     record(folder, 0, 3)
-    whole = folder.metrics.read_bytes()
-    folder.metrics.write_bytes(whole + b'{"step": 4, "lo')
+    complete = folder.metrics.read_bytes()
+    folder.metrics.write_bytes(complete + b'{"step": 4, "lo')
     drop_later_events(folder.metrics, 5)
-    assert folder.metrics.read_bytes() == whole
+    assert folder.metrics.read_bytes() == complete
 
 
 def test_lines_that_could_not_be_written_are_kept_and_written_later(

@@ -105,8 +105,8 @@ def test_parameters_gradients_and_optimizer_state_have_the_computed_size(
 
 def test_the_memory_limit_of_a_cgroup_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "GROUP_LIMIT", tmp_path / "memory.max")
-    whole = memory.total_memory(CPU)
-    for content, expected in (("max\n", whole), (f"{10**6}\n", 10**6)):
+    unlimited = memory.total_memory(CPU)
+    for content, expected in (("max\n", unlimited), (f"{10**6}\n", 10**6)):
         (tmp_path / "memory.max").write_text(content)
         assert memory.total_memory(CPU) == expected
 

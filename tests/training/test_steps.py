@@ -149,8 +149,8 @@ def test_a_resumed_run_has_the_saved_state(optimizer: str, make: Make) -> None:
     assert after.state.scaler.state_dict() == before.state.scaler.state_dict()
     assert after.state.scaler.get_scale() == 1024.0
     assert 100.0 < after.state.seconds <= before.state.seconds
-    for ours, expected in zip(after.state.optimizers, before.state.optimizers, strict=True):
-        moments = ours.state_dict()["state"]
+    for resumed, expected in zip(after.state.optimizers, before.state.optimizers, strict=True):
+        moments = resumed.state_dict()["state"]
         assert moments.keys() == expected.state_dict()["state"].keys()
         for key, state in expected.state_dict()["state"].items():
             assert all(torch.equal(moments[key][name], value) for name, value in state.items())

@@ -92,11 +92,11 @@ class Job:
         """Ids of the training processes, by node."""
         return self.processes(*TRAINER)
 
-    def send(self, number: signal.Signals) -> None:
+    def send(self, signum: signal.Signals) -> None:
         """Send a signal to the training processes."""
         for pid in self.trainers().values():
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(pid, signum)
 
     @contextmanager
     def paused(self, step: int | None) -> Iterator[None]:
