@@ -2,8 +2,8 @@
 # Sourced by the launchers: creates .venv and installs the package with the versions of requirements.lock, once, and
 # again after setup.cfg, pyproject.toml or requirements.lock has changed.
 #
-#   source launch/environment.sh       # dependencies of training
-#   source launch/environment.sh test  # and of the tests
+#   source launch/environment.sh       # the dependencies of training
+#   source launch/environment.sh test  # those of the tests too
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 

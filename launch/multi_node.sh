@@ -7,7 +7,7 @@
 # NODES      number of machines
 # HEAD       host name or address of the rendezvous machine
 # PORT       a free port of HEAD, the same on all machines (default: 29400)
-# RUN_ID     distinguishes runs with the same rendezvous address (default: mlm_dist)
+# RUN_ID     name of the run, if several runs rendezvous at the same address (default: mlm_dist)
 # PROCESSES  number of processes on this machine (default: the number of GPUs, or 1 without GPUs)
 set -euo pipefail
 
@@ -17,7 +17,7 @@ processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 cores=$(getconf _NPROCESSORS_ONLN)
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 
-# Without this, restarted workers of torch 2.13 read the addresses of dead ones (pytorch#135712).
+# Without this, workers that torch 2.13 restarts read the addresses of dead ones (pytorch#135712).
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 exec torchrun --nnodes="$NODES" --nproc_per_node="$processes" \

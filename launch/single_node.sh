@@ -4,15 +4,15 @@
 #   bash launch/single_node.sh --config configs/novels.yaml
 #   PROCESSES=4 bash launch/single_node.sh --config configs/novels.yaml --train.batch_size 512 --run_dir runs/large
 #
-# Run it again to continue.
+# The same command continues a run that was stopped or killed.
 set -euo pipefail
 
-# torch respects CUDA_VISIBLE_DEVICES, unlike nvidia-smi.
+# torch respects CUDA_VISIBLE_DEVICES; nvidia-smi does not.
 gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
 cores=$(getconf _NPROCESSORS_ONLN)
 processes=${PROCESSES:-$((gpus > 0 ? gpus : 1))}
 
-# torchrun sets this to 1 if it is unset: too few threads for a process with several cores.
+# If this is unset, torchrun sets it to 1: too few threads for a process with several cores.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
 
 # --standalone: rendezvous at a free port of this machine.

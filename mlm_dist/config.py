@@ -12,7 +12,15 @@ from typing import Annotated, Literal, Self
 
 import yaml
 from annotated_types import Ge, Gt, Le, Len, Lt, MinLen
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from mlm_dist.errors import UserError
@@ -28,6 +36,11 @@ MOST_HEADS = 1 << 16  # in a suggestion
 YEAR = 365 * 24 * 60  # in minutes
 SAMPLE = "sample"
 """The value of `data.path` for the sample text of the package."""
+
+
+def split_names(value: object) -> object:
+    """Split text at its commas; other values are returned as they are."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 @dataclass(config=VALIDATED)
@@ -230,9 +243,9 @@ class Config:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Dtype of the matrix products. auto: bf16 if the device computes in it, else fp16 on a GPU and fp32 on a CPU.
     Parameters and optimizer state are always fp32."""
-    report_to: list[Text] = field(default_factory=list)
-    """Experiment trackers that show the figures of the run, in addition to metrics.jsonl: `tensorboard`, `wandb`,
-    `mlflow`."""
+    report_to: Annotated[list[Text], BeforeValidator(split_names)] = field(default_factory=list)
+    """Experiment trackers that show the metrics of the run, in addition to metrics.jsonl: `tensorboard`, `wandb`,
+    `mlflow`. A list, or names with commas between them."""
     debug: bool = False
     """One process, deterministic algorithms, every operation checked for NaN. Slow."""
     data: DataConfig = field(default_factory=DataConfig)

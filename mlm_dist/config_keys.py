@@ -59,8 +59,8 @@ def describe_type(kind: Any) -> str:
     if types.NoneType in choices:
         return f"{describe_type(choices[0])}, or null"
     if typing.get_origin(bare) is list:
-        count = "".join(f"of {bound.min_length} values, " for bound in bounds if isinstance(bound, annotated_types.Len))
-        return f"a list {count or 'with '}each {describe_type(choices[0])}"
+        count = "".join(f"{bound.min_length} " for bound in bounds if isinstance(bound, annotated_types.Len))
+        return f"a list of {count}values, each {describe_type(choices[0])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[bare]
     limits = " and ".join(limit for bound in bounds for limit in describe_bound(bound, bare))
     return f"{words}, {limits}" if limits else words

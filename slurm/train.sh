@@ -2,11 +2,11 @@
 # Train under SLURM: one torchrun per node, which starts one process per GPU, or a single process without GPUs.
 #
 #   sbatch slurm/train.sh                                  # configs/novels.yaml on one node
-#   sbatch --nodes=4 slurm/train.sh --config my.yaml       # flags of the training after the script's name
+#   sbatch --nodes=4 slurm/train.sh --config my.yaml       # flags of `train` follow the script's name
 #
 # Submit it from the project folder. That folder, the run directory and the corpus must be on a file system that all
 # nodes share. A job that nears its time limit or is preempted saves a checkpoint, is requeued and continues. A job that
-# loses a node is requeued and continues from its last checkpoint. After scancel, submit it again to continue.
+# loses a node is requeued and continues from its last checkpoint. After scancel, submit the job again to continue.
 #SBATCH --job-name=mlm_dist
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1            # the task is torchrun
@@ -27,7 +27,7 @@ config=$(python -m mlm_dist.train "$@" --print_config) # a wrong flag ends the j
 run_dir=$(python -c 'import sys, yaml; print(yaml.safe_load(sys.stdin)["run_dir"])' <<<"$config")
 
 newest() { find "$run_dir/checkpoints" -maxdepth 1 -name 'step-*' 2>/dev/null | sort | tail -n 1 || true; }
-finished() { stat --format=%y "$run_dir/DONE" 2>/dev/null || true; } # time
+finished() { stat --format=%y "$run_dir/DONE" 2>/dev/null || true; } # when
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p) # not `head`, which breaks the pipe of a long list
 getent hosts "$head" >/dev/null || head=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
@@ -36,7 +36,7 @@ gpus=${SLURM_GPUS_ON_NODE:-0}
 processes=$((gpus > 0 ? gpus : 1))
 cores=${SLURM_CPUS_ON_NODE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > processes ? cores / processes : 1))}
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # pytorch#135712: else restarted workers read addresses of dead ones
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # pytorch#135712: otherwise, restarted workers read addresses of dead ones
 
 # The file STOP makes the training stop: a signal would have to pass through srun and torchrun, and USR1 kills torchrun
 # by default. On scancel and at the time limit itself, Slurm sends TERM to this shell and to the processes; on

@@ -1,4 +1,4 @@
-"""Shared fixtures: a prepared corpus, one tiny trained run, and ways to start real processes."""
+"""Shared fixtures: a prepared corpus, a tiny trained run, and functions that run verbs and start processes."""
 
 import importlib
 import io
@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from mlm_dist.training.stopping import SIGNALS
 
 REPOSITORY = Path(__file__).parent.parent
 
-# A model that a step of takes milliseconds, on rows short enough that the sample has many.
+# A step of this model takes milliseconds, and its rows are short enough for the sample to have many.
 TINY = {
     "device": "cpu",
     "precision": "fp32",
@@ -41,7 +42,7 @@ TINY = {
     "optim.warmup_iters": 5,
 }
 
-torch.set_num_threads(1)  # as in the processes that tests start
+torch.set_num_threads(1)  # as in the processes that the tests start
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -80,7 +81,7 @@ def tiny_flags(corpus: Path, run_dir: Path, **overrides: object) -> list[str]:
 def start(
     command: list[str], cwd: Path | None = None, timeout: float = 240, stdin: str = "", **environment: str
 ) -> Result:
-    """Run a command in a process of its own, as a person would, outside any torchrun."""
+    """Run a command in its own process, outside any torchrun."""
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT")}
     kept |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run(
@@ -95,23 +96,23 @@ def start(
     )
 
 
-def verb(name: str, *arguments: object, **options: object) -> Result:
-    """Run a verb on its command line: in this process, which has torch already, or else as `python -m mlm_dist.<name>`.
+def verb(name: str, *arguments: object, **options: Any) -> Result:
+    """Run a verb with command-line arguments, in this process if possible, because importing torch takes seconds.
 
-    A process of its own gets what this one cannot change: a time limit, and variables that are read at its start.
+    A time limit, or a variable that is read at startup, needs `python -m mlm_dist.<name>` in a new process.
     """
     command = [sys.executable, "-m", f"mlm_dist.{name}", *map(str, arguments)]
     if options.keys() <= {"cwd", "stdin", "XDG_CACHE_HOME"}:
-        return run_in_process(command, **options)  # type: ignore[arg-type]
-    return start(command, **options)  # type: ignore[arg-type]
+        return run_in_process(command, **options)
+    return start(command, **options)
 
 
 def run_in_process(command: list[str], cwd: Path | None = None, stdin: str = "", **environment: str) -> Result:
-    """Run `python -m mlm_dist.<verb>` in this process, as `run_verb` does: with its output, exit code and handlers."""
+    """Run `python -m mlm_dist.<verb>` in this process: with its output and exit code, and without lasting changes."""
     _, _, module, *arguments = command
     streams = [io.TextIOWrapper(io.BytesIO(text), encoding="utf-8") for text in (stdin.encode(), b"", b"")]
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    code: object = 0
+    code = 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module, *arguments])
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
@@ -123,21 +124,24 @@ def run_in_process(command: list[str], cwd: Path | None = None, stdin: str = "",
         patch.chdir(cwd or REPOSITORY)
         try:
             run_verb(importlib.import_module(module).main, prints_only_a_log=module == "mlm_dist.train")
-        except SystemExit as left:
-            code = left.code or 0
+        except SystemExit as error:
+            assert isinstance(error.code, int | None)
+            code = error.code or 0
         except Exception:
             traceback.print_exc()
             code = 1
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    out, err = (stream.buffer.getvalue().decode() for stream in streams[1:] if not stream.flush())  # type: ignore[attr-defined]
-    return subprocess.CompletedProcess(command, code, out, err)  # type: ignore[arg-type]
+    for stream in streams[1:]:
+        stream.flush()
+    out, err = (stream.buffer.getvalue().decode() for stream in streams[1:])
+    return subprocess.CompletedProcess(command, code, out, err)
 
 
-def torchrun(processes: int, *arguments: object, verb: str = "train", **options: object) -> Result:
+def torchrun(processes: int, *arguments: object, verb: str = "train", **options: Any) -> Result:
     """Run `torchrun --standalone --nproc_per_node=<processes> -m mlm_dist.<verb>`."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return start([*launcher, "-m", f"mlm_dist.{verb}", *map(str, arguments)], **options)  # type: ignore[arg-type]
+    return start([*launcher, "-m", f"mlm_dist.{verb}", *map(str, arguments)], **options)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -151,7 +155,7 @@ def without_processes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Leave the cache of the user who runs the tests alone."""
+    """Do not touch the cache of the user who runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -159,9 +163,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def without_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have every process that a test starts compute on the CPU, unless the test is of GPUs.
+    """Hide the GPUs from the processes that a test starts, unless it is marked `gpu`.
 
-    In this process CUDA has looked for GPUs already; tests name the device here.
+    This has no effect on this process if CUDA is initialised. Tests name the device in this process.
     """
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -177,13 +181,13 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def corpus(corpus_folder: Path) -> Corpus:
-    """The same, open."""
+    """The corpus in `corpus_folder`, open."""
     return Corpus.open(corpus_folder)
 
 
 @pytest.fixture(scope="session")
 def run_dir(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run of 30 steps, trained by one process."""
+    """A finished tiny run of 30 steps, trained by one process."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
     result = verb("train", *tiny_flags(corpus_folder, folder))
     assert result.returncode == 0, result.stderr
@@ -192,7 +196,7 @@ def run_dir(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def kept_handlers() -> Iterator[None]:
-    """Put back, after the test, what pytest does on the signals that a `StopRequest` takes note of."""
+    """After the test, restore the handlers of the signals that a `StopRequest` handles."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in before.items():
@@ -201,7 +205,7 @@ def kept_handlers() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def gpt2_vocabulary() -> None:
-    """Skip where tiktoken's GPT-2 vocabulary can neither be found nor fetched."""
+    """Skip the test if tiktoken's GPT-2 vocabulary is not cached and cannot be downloaded."""
     from mlm_dist.data.tokenizer import Tokenizer
     from mlm_dist.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Runs under torchrun: exercises how processes act together. Prints a line a rank and case."""
+"""Runs under torchrun: calls the collectives of `Processes`. Each rank prints one line with its results."""
 
 import sys
 import time
@@ -24,12 +24,12 @@ def main(_: list[str]) -> None:
     lines = [processes.on_rank_zero(long_work)]
     worked = ""
 
-    def note_that_it_works() -> str:
+    def work() -> str:
         nonlocal worked
         worked = "working"
         return ""
 
-    processes.on_rank_zero(note_that_it_works)
+    processes.on_rank_zero(work)
     lines.append(" ".join(processes.all_gather(worked or "idle")))
     try:
         processes.on_rank_zero(failing_work)
@@ -51,7 +51,7 @@ def main(_: list[str]) -> None:
         with processes.raise_on_all_ranks():
             if processes.rank == 1:
                 raise ValueError("a fault of ours")
-    except (ValueError, UserError) as error:  # its own on rank 1, a line on the others
+    except (ValueError, UserError) as error:  # rank 1 has its own error, the others a UserError
         lines.append("a fault of ours" if "a fault of ours" in str(error) else str(error))
     lines.append(" ".join(processes.all_gather(f"note of {processes.rank}")))
     long_notes = [f"{rank}й" * 3_000_000 for rank in range(processes.world_size)]  # each 9 MB in UTF-8

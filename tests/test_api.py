@@ -17,7 +17,7 @@ def tiny_config(corpus: Path, run_dir: Path, **others: object) -> mlm_dist.Confi
     return mlm_dist.read_config("novels", TINY | {"data.path": str(corpus), "run_dir": str(run_dir)} | others)
 
 
-def test_prepare_train_and_load_work_from_python(tmp_path: Path) -> None:
+def test_prepare_train_and_load_can_be_called_from_python(tmp_path: Path) -> None:
     corpus = mlm_dist.prepare([SAMPLE_TEXT], tmp_path / "corpus", tokenizer="bpe", vocab_size=300)
     assert (corpus.documents, corpus.bytes) == (1, SAMPLE_TEXT.stat().st_size)
     assert corpus.manifest.vocab_size == 300
@@ -27,24 +27,24 @@ def test_prepare_train_and_load_work_from_python(tmp_path: Path) -> None:
     assert run.load().step == 4
 
 
-def test_a_run_that_reached_its_time_limit_says_so_and_resumes(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_by_its_time_limit_returns_the_reason_and_resumes(corpus_folder: Path, tmp_path: Path) -> None:
     config = tiny_config(corpus_folder, tmp_path / "run", **{"train.time_limit": 1e-9, "train.max_iters": 4})
     assert mlm_dist.train(config).stop_reason == "train.time_limit"
     config.train.time_limit = None
     assert mlm_dist.train(config).stop_reason == ""
 
 
-def test_the_modules_of_the_verbs_can_be_called_too(corpus_folder: Path, tmp_path: Path) -> None:
+def test_the_modules_of_the_verbs_can_be_called(corpus_folder: Path, tmp_path: Path) -> None:
     import mlm_dist.prepare
     import mlm_dist.train  # after this, `mlm_dist.train` is the module
 
-    run = mlm_dist.train(tiny_config(corpus_folder, tmp_path / "run", **{"train.max_iters": 1}))  # type: ignore[operator]
+    run = mlm_dist.train(tiny_config(corpus_folder, tmp_path / "run", **{"train.max_iters": 1}))
     assert run.load().step == 1
     with pytest.raises(UserError, match="nothing to prepare"):
-        mlm_dist.prepare([], tmp_path / "corpus")  # type: ignore[operator]
+        mlm_dist.prepare([], tmp_path / "corpus")
 
 
-def test_a_config_of_the_package_is_found_by_its_name_and_overridden_by_key() -> None:
+def test_a_config_of_the_package_is_read_by_name_and_overridden_by_key() -> None:
     config = mlm_dist.read_config("debug", {"optim.lr": 1, "masking.mask_prob_range": [0, 1]})
     assert (config.run_dir, config.optim.lr, config.masking.mask_prob_range) == ("runs/debug", 1.0, [0.0, 1.0])
     with pytest.raises(UserError, match=r"optim\.lrr: unknown key; did you mean optim\.lr\?"):
@@ -55,7 +55,7 @@ def test_a_config_of_the_package_is_found_by_its_name_and_overridden_by_key() ->
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        _ = mlm_dist.trian  # type: ignore[attr-defined]
+        _ = mlm_dist.trian
 
 
 @pytest.mark.slow

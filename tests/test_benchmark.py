@@ -18,14 +18,14 @@ def test_the_benchmark_prints_tables_and_saves_json_and_a_plot(corpus_folder: Pa
     options = ["--rounds", 2, "--rows", 8, "--against", "naive", "transformers", "--out", tmp_path / "out"]
     result = verb("benchmark", *flags, *options)
     assert result.returncode == 0, result.stderr
-    for words in (
+    for text in (
         "| tokens/s | mlm_dist speed-up |",
         "| naive | 8 |",
         "| transformers | 8 |",
         "| fraction of the ceiling |",
         "| prepare |",
     ):
-        assert words in result.stdout
+        assert text in result.stdout
     results = json.loads((tmp_path / "out" / "benchmark.json").read_text(encoding="utf-8"))
     mlm_dist, naive, _ = results["peers"]
     assert (mlm_dist["name"], mlm_dist["speed_up"], naive["name"]) == ("mlm_dist", 1.0, "naive")

@@ -1,4 +1,4 @@
-"""Flags of the verbs that take no config, and what they read from files of lines."""
+"""Flags of the verbs without a config, and the reading of lines."""
 
 import os
 import threading
@@ -32,12 +32,12 @@ def test_the_nearest_flag_is_named(flags, hint):
     assert str(caught.value).endswith(hint)
 
 
-def test_lines_end_at_line_feeds_alone(tmp_path):
+def test_lines_end_only_at_line_feeds(tmp_path):
     (tmp_path / "lines.txt").write_bytes("\ufeffone\r\n\ntwo\u2028still two\n".encode())
     assert read_lines(str(tmp_path / "lines.txt")) == ["one", "", "two\u2028still two"]
 
 
-def test_a_last_line_needs_no_end(tmp_path):
+def test_the_last_line_needs_no_line_feed(tmp_path):
     (tmp_path / "lines.txt").write_text("one\ntwo")
     assert read_lines(str(tmp_path / "lines.txt")) == ["one", "two"]
 
@@ -53,7 +53,7 @@ def test_a_last_line_needs_no_end(tmp_path):
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_verbs_compute_where_they_are_told_to(arguments: tuple[object, ...], run_dir: Path, tmp_path: Path) -> None:
+def test_verbs_run_on_the_given_device(arguments: tuple[object, ...], run_dir: Path, tmp_path: Path) -> None:
     name, *rest = arguments
     refused = verb(str(name), "--run", run_dir, *rest, "--device", "cuda", cwd=tmp_path)
     assert refused.returncode == 2
@@ -64,7 +64,7 @@ def test_verbs_compute_where_they_are_told_to(arguments: tuple[object, ...], run
     assert "argument --device: invalid choice: 'gpu'" in unknown.stderr
 
 
-def test_lines_come_from_what_a_shell_puts_for_a_command(tmp_path):
+def test_lines_are_read_from_a_fifo_as_in_process_substitution(tmp_path):
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     writer = threading.Thread(target=lambda: fifo.write_text("one\ntwo\n"))
@@ -74,6 +74,6 @@ def test_lines_come_from_what_a_shell_puts_for_a_command(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
-def test_lines_do_not_come_from_a_device_that_may_never_end(path):
+def test_lines_are_not_read_from_a_device(path):
     with pytest.raises(UserError, match=f"{path}: it is a device and not a regular file"):
         read_lines(path)

@@ -1,7 +1,8 @@
-"""The typed config: its bounds, its shares for ranks, and its way to YAML and back."""
+"""The typed config: its bounds, the split of the batch over ranks, and the conversion to YAML and back."""
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,14 +19,14 @@ FLOATS = [key for key, kind in leaf_types().items() if describe_type(kind).start
 POSITIVE = [key for key in INTEGERS if describe_type(leaf_types()[key]).startswith("a whole number, at least 1")]
 
 
-def complaint(arguments: list[str]) -> str:
+def error_message(arguments: list[str]) -> str:
     with pytest.raises(UserError) as caught:
         parse_config(arguments, verb="train")
     return str(caught.value)
 
 
-def complaint_about(key: str, value: object) -> str:
-    return complaint([f"--{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...')}"])
+def error_message_of(key: str, value: object) -> str:
+    return error_message([f"--{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...')}"])
 
 
 def yaml_of(key: str, value: str) -> str:
@@ -33,7 +34,7 @@ def yaml_of(key: str, value: str) -> str:
     return f"{section}:\n  {name}: {value}\n" if section else f"{name}: {value}\nrun_dir: somewhere\n"
 
 
-def test_the_defaults_have_no_problems():
+def test_the_defaults_are_valid():
     assert parse_config([], verb="train") == Config()
 
 
@@ -43,14 +44,14 @@ def test_sections_are_not_shared_between_configs():
     assert other.optim.lr == 1e-3
 
 
-def test_a_vocabulary_size_of_null_is_replaced_and_a_number_stays():
+def test_a_vocabulary_size_of_null_is_replaced_and_a_number_is_kept():
     config = Config()
     assert config.with_vocab_size(600).model == ModelConfig(vocab_size=600)
     assert config.model.vocab_size is None
     assert config.with_vocab_size(600).with_vocab_size(300).model.vocab_size == 600
 
 
-def test_the_entries_of_a_vocabulary_are_not_known_as_long_as_its_size_is_null():
+def test_entries_raises_while_the_vocabulary_size_is_null():
     assert ModelConfig(vocab_size=600).entries == 600
     with pytest.raises(ValueError, match=r"model\.vocab_size is null"):
         _ = ModelConfig().entries
@@ -59,40 +60,40 @@ def test_the_entries_of_a_vocabulary_are_not_known_as_long_as_its_size_is_null()
 @pytest.mark.parametrize("value", [0, -1])
 @pytest.mark.parametrize("key", POSITIVE)
 def test_a_size_below_1_is_refused_by_name(key, value):
-    assert complaint_about(key, value).startswith(f"--{key} is {value}: it must be a whole number, at least 1")
+    assert error_message_of(key, value).startswith(f"--{key} is {value}: it must be a whole number, at least 1")
 
 
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("key", FLOATS)
-def test_a_float_may_be_neither_negative_nor_nan_nor_infinite(key, value):
-    assert f"--{key} is " in complaint_about(key, value)
+def test_a_float_that_is_negative_or_not_finite_is_refused(key, value):
+    assert f"--{key} is " in error_message_of(key, value)
 
 
 @pytest.mark.parametrize("key", INTEGERS)
-def test_a_whole_number_may_not_be_negative(key):
-    assert f"--{key} is -1: it must be a whole number" in complaint_about(key, -1)
+def test_a_negative_integer_is_refused(key):
+    assert f"--{key} is -1: it must be a whole number" in error_message_of(key, -1)
 
 
 @pytest.mark.parametrize("key", ["optim.lr", "train.max_iters"])
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
-def test_yamls_own_nan_and_infinity_are_refused(key, value, tmp_path):
+def test_nan_and_infinity_in_yaml_notation_are_refused(key, value, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml_of(key, value))
-    assert key in complaint(["--config", str(file)])
-    assert key in complaint([f"--{key}={value}"])
+    assert key in error_message(["--config", str(file)])
+    assert key in error_message([f"--{key}={value}"])
 
 
 @pytest.mark.parametrize("key", ["seed", "run_dir", "device", "debug", "data.path", "model.heads", "optim.lr"])
 def test_null_is_refused_where_a_value_is_needed(key, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(yaml_of(key, "null"))
-    assert key in complaint(["--config", str(file)])
+    assert key in error_message(["--config", str(file)])
 
 
 @pytest.mark.parametrize("key", ["run_dir", "data.path"])
 def test_an_empty_path_is_refused(key):
     # `--run_dir "$RUN"` with RUN unset would fill the current folder.
-    assert key in complaint([f"--{key}="])
+    assert key in error_message([f"--{key}="])
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_an_empty_path_is_refused(key):
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
-    assert complaint_about(key, value).startswith(f"--{key} is {value}: it must be {bound}")
+    assert error_message_of(key, value).startswith(f"--{key} is {value}: it must be {bound}")
 
 
 @pytest.mark.parametrize(
@@ -143,23 +144,23 @@ def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
         ("seed", 0),
     ],
 )
-def test_a_value_at_its_bound_is_taken(key, value):
+def test_a_value_at_its_bound_is_accepted(key, value):
     parse_config([f"--{key}={value}"], verb="train")
 
 
 @pytest.mark.parametrize(
-    ("old", "now"),
+    ("previous", "current"),
     [
         ("[0, 1]", MaskingConfig(mask_prob_range=[0.0, 1.0])),
         ("{from: 0.3, to: 0.15}", MaskingConfig(mask_prob=0.3, mask_prob_end=0.15)),
     ],
 )
-def test_the_mask_rates_of_earlier_versions_are_still_read(old, now, tmp_path):
+def test_the_mask_rates_of_earlier_versions_are_still_read(previous, current, tmp_path):
     file = tmp_path / "config.yaml"
-    file.write_text(f"masking:\n  mask_prob: {old}\n")
-    for arguments in (["--config", str(file)], [f"--masking.mask_prob={old}"]):
+    file.write_text(f"masking:\n  mask_prob: {previous}\n")
+    for arguments in (["--config", str(file)], [f"--masking.mask_prob={previous}"]):
         config = parse_config(arguments, "train")
-        assert config.masking == now
+        assert config.masking == current
         written = tmp_path / "written.yaml"
         written.write_text(config.to_yaml())
         assert read_config(written) == config
@@ -168,11 +169,11 @@ def test_the_mask_rates_of_earlier_versions_are_still_read(old, now, tmp_path):
 @pytest.mark.parametrize(
     "value", ["[a, 1]", "{from: a, to: b}", "{from: 0.1}", "{from: 0.1, to: [1]}", "much", "", "null", "true"]
 )
-def test_a_mask_rate_that_is_none_of_these_is_refused(value, tmp_path):
+def test_any_other_mask_rate_is_refused(value, tmp_path):
     file = tmp_path / "config.yaml"
     file.write_text(f"masking:\n  mask_prob: {value}\n")
     for arguments in (["--config", str(file)], [f"--masking.mask_prob={value}"]):
-        assert "masking.mask_prob" in complaint(arguments)
+        assert "masking.mask_prob" in error_message(arguments)
 
 
 @pytest.mark.parametrize(
@@ -186,34 +187,36 @@ def test_a_mask_rate_that_is_none_of_these_is_refused(value, tmp_path):
         ({"masking__mask_prob_range": "[0.5, 0.5]"}, "masking.mask_prob_range is [0.5, 0.5]: LOW must be below HIGH"),
     ],
 )
-def test_a_range_of_mask_rates_is_refused_where_it_makes_no_sense(settings, message):
-    assert complaint(flags(**{"masking__mask_prob_range": "[0, 1]"} | settings)).startswith(message)
+def test_an_invalid_range_of_mask_rates_is_refused(settings, message):
+    assert error_message(flags(**{"masking__mask_prob_range": "[0, 1]"} | settings)).startswith(message)
 
 
-def test_a_seed_that_torch_cannot_take_is_refused():
-    assert "seed" in complaint(["--seed=99999999999999999999999999"])
+def test_a_seed_too_large_for_torch_is_refused():
+    assert "seed" in error_message(["--seed=99999999999999999999999999"])
 
 
-def test_the_embedding_has_to_be_divisible_by_the_heads():
-    message = complaint(flags(model__embedding_dim=100, model__heads=8))
+def test_the_embedding_dimension_must_be_a_multiple_of_the_heads():
+    message = error_message(flags(model__embedding_dim=100, model__heads=8))
     assert message == "model.embedding_dim 100 is not a multiple of model.heads 8: 5 heads fit"
 
 
-def test_the_batch_has_to_be_divisible_by_the_micro_batch():
-    message = complaint(flags(train__batch_size=10, train__micro_batch_size=4))
+def test_the_batch_size_must_be_a_multiple_of_the_micro_batch_size():
+    message = error_message(flags(train__batch_size=10, train__micro_batch_size=4))
     assert message == "train.batch_size 10 is not a multiple of train.micro_batch_size 4"
 
 
-def test_all_problems_are_named_at_once():
-    message = complaint(flags(model__heads=0, optim__lr=0, masking__mask_prob=2, seed=-4))
+def test_all_wrong_values_are_reported_together():
+    message = error_message(flags(model__heads=0, optim__lr=0, masking__mask_prob=2, seed=-4))
     lines = [line.partition(":")[0] for line in message.split("\n")]
     assert lines == ["--seed is -4", "--model.heads is 0", "--masking.mask_prob is 2", "--optim.lr is 0"]
 
 
-def test_mistakes_in_values_of_files_and_flags_in_keys_and_between_keys_are_named_at_once(tmp_path):
+def test_mistakes_in_files_flags_keys_and_combinations_are_reported_together(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("train:\n  max_iters: many\n  warmup: 3\n")
-    lines = complaint(["--config", str(file), *flags(model__heads=7, optim__lr=0, optim__name="sgd", lr=1)]).split("\n")
+    lines = error_message(["--config", str(file), *flags(model__heads=7, optim__lr=0, optim__name="sgd", lr=1)]).split(
+        "\n"
+    )
     assert sorted(lines) == [
         "--lr: unknown key; did you mean optim.lr?",
         "--optim.lr is 0: it must be a number, above 0",
@@ -224,14 +227,15 @@ def test_mistakes_in_values_of_files_and_flags_in_keys_and_between_keys_are_name
     ]
 
 
-def test_a_wrong_value_is_refused_from_python_too():
+def test_a_wrong_value_is_refused_in_python():
     with pytest.raises(ValidationError):
         TrainConfig(batch_size=0)
+    misspelled: dict[str, Any] = {"batch_sise": 3}
     with pytest.raises(ValidationError):
-        TrainConfig(batch_sise=3)
+        TrainConfig(**misspelled)
 
 
-def test_the_batch_is_shared_by_the_ranks():
+def test_the_batch_is_split_evenly_over_the_ranks():
     config = Config(train=TrainConfig(batch_size=24))
     assert [config.micro_batch_size(ranks) for ranks in (1, 2, 4)] == [24, 12, 6]
     config.train.micro_batch_size = 3
@@ -241,19 +245,19 @@ def test_the_batch_is_shared_by_the_ranks():
 
 
 @pytest.mark.parametrize(
-    ("settings", "ranks", "words"),
+    ("settings", "ranks", "parts"),
     [
         ({"batch_size": 10}, 4, ["train.batch_size 10", "4 processes"]),
         ({"batch_size": 16, "micro_batch_size": 8}, 4, ["train.batch_size 16", "4 processes", "micro_batch_size 8"]),
     ],
 )
-def test_a_batch_that_the_ranks_cannot_share_is_refused(settings, ranks, words):
+def test_a_batch_that_cannot_be_split_evenly_is_refused(settings, ranks, parts):
     with pytest.raises(UserError) as caught:
         Config(train=TrainConfig(**settings)).check_world_size(ranks)
-    assert all(word in str(caught.value) for word in words)
+    assert all(word in str(caught.value) for word in parts)
 
 
-def test_debug_is_for_one_process():
+def test_debug_with_two_processes_is_refused():
     Config(debug=True).check_world_size(1)
     with pytest.raises(UserError, match="debug: true is for one process, and 2 were started"):
         Config(debug=True).check_world_size(2)
@@ -267,16 +271,16 @@ def test_debug_is_for_one_process():
         flags(run_dir="läufe/null", data__path="1e-3", data__tokenizer="bpe", device="cpu", debug=True),
         flags(run_dir="# a: 'b' \"c\"", data__path="- {x}", data__encoding="no"),
     ],
-    ids=["defaults", "numbers", "words that look like numbers", "characters that mean something to YAML"],
+    ids=["defaults", "numbers", "strings that look like other types", "special characters of YAML"],
 )
-def test_a_config_survives_yaml(arguments, tmp_path):
+def test_a_config_written_as_yaml_is_read_back_unchanged(arguments, tmp_path):
     config = parse_config(arguments, verb="train")
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml(), encoding="utf-8")
     assert read_config(file) == config
 
 
-def test_yaml_holds_every_key():
+def test_the_yaml_has_every_key():
     content = yaml.safe_load(Config().to_yaml())
     written = {
         f"{name}.{key}" if isinstance(value, dict) else name
@@ -286,8 +290,13 @@ def test_yaml_holds_every_key():
     assert written == leaf_types().keys()
 
 
-def test_a_run_directorys_config_that_is_damaged_is_named(tmp_path: Path):
+def test_a_damaged_config_of_a_run_directory_is_named(tmp_path: Path):
     file = tmp_path / "config.yaml"
     file.write_text("model: [")
     with pytest.raises(UserError, match=str(file)):
         read_config(file)
+
+
+@pytest.mark.parametrize("given", ["[tensorboard, wandb]", "tensorboard,wandb", "tensorboard, wandb"])
+def test_trackers_are_a_list_or_names_with_commas_between_them(given: str) -> None:
+    assert parse_config(["--report_to", given], verb="train").report_to == ["tensorboard", "wandb"]

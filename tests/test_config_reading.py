@@ -1,4 +1,4 @@
-"""Reading a config: YAML and flags into a typed config, `--help`, and every mistake in one line that names it."""
+"""Reading a config from YAML and flags, `--help`, and a line that names every mistake."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ def parse(*arguments: object) -> Config:
     return parse_config([str(argument) for argument in arguments], verb="train")
 
 
-def complaint(*arguments: object) -> str:
+def error_message(*arguments: object) -> str:
     with pytest.raises(UserError) as caught:
         parse(*arguments)
     return str(caught.value)
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config.yaml"
 
 
-# What is right
+# Valid configs
 
 
 def test_no_arguments_give_the_defaults():
@@ -40,7 +40,7 @@ def test_a_flag_overrides_a_key():
     assert parse("--optim.lr=5e-4").optim.lr == 5e-4
 
 
-def test_values_have_the_types_of_their_fields(file):
+def test_values_have_the_types_of_their_keys(file):
     file.write_text("seed: 7\noptim: {lr: 1}\nmodel: {tie_embeddings: false}\ntrain: {micro_batch_size: null}\n")
     config = parse("--config", file, "--debug", "true", "--model.dropout", "0", "--run_dir", "7")
     assert type(config.seed) is int
@@ -52,7 +52,7 @@ def test_values_have_the_types_of_their_fields(file):
     assert config.run_dir == "7"
 
 
-def test_flags_win_over_the_file_and_the_file_over_defaults(file):
+def test_flags_override_the_file_and_the_file_the_defaults(file):
     file.write_text("seed: 7\noptim:\n  lr: 2.0e-3\n  warmup_iters: 3\n")
     config = parse("--config", file, "--optim.lr", "5e-4")
     assert (config.seed, config.optim.lr, config.optim.warmup_iters) == (7, 5e-4, 3)
@@ -68,19 +68,19 @@ def test_a_later_file_overrides_keys_of_an_earlier_one(file, tmp_path):
 
 
 @pytest.mark.parametrize("written", ["1e-3", "1E-3", "1.0e-3", "0.001", ".001", "1e-03"])
-def test_a_number_in_yaml_may_be_written_in_any_usual_way(written, file):
+def test_a_number_can_be_written_in_any_common_notation(written, file):
     file.write_text(f"optim:\n  lr: {written}\n")
     assert parse("--config", file).optim.lr == 1e-3
     assert parse("--optim.lr", written).optim.lr == 1e-3
 
 
-def test_a_file_may_be_sparse_or_have_a_byte_order_mark(file):
+def test_a_file_can_have_few_keys_and_a_byte_order_mark(file):
     file.write_bytes(b"\xef\xbb\xbf# my config\nseed: 7\n")
     assert parse("--config", file) == dataclasses.replace(Config(), seed=7)
 
 
 @pytest.mark.parametrize("value", ["null", "[a]", "a: b", "{x}", "1e-3", "true", "ä ö", "no"])
-def test_a_text_value_is_taken_as_it_is_written(value):
+def test_a_text_value_is_used_as_written(value):
     assert parse("--run_dir", value).run_dir == value
 
 
@@ -101,7 +101,7 @@ def test_help_explains_every_key_with_its_docstring(capsys):
         assert re.search(flag_and_values + re.escape(first_words), text), key
 
 
-def test_print_config_prints_yaml_that_reads_back_as_the_same_config(capsys, file):
+def test_print_config_prints_yaml_of_the_same_config(capsys, file):
     arguments = ["--optim.lr", "5e-4", "--train.micro_batch_size", "32", "--run_dir", "läufe/1", "--debug", "true"]
     with pytest.raises(SystemExit) as left:
         parse(*arguments, "--print_config")
@@ -110,11 +110,11 @@ def test_print_config_prints_yaml_that_reads_back_as_the_same_config(capsys, fil
     assert read_config(file) == parse(*arguments)
 
 
-# What is wrong on the command line
+# Mistakes on the command line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "parts"),
     [
         (["--optim.lrr", "1"], ["--optim.lrr", "unknown key", "did you mean optim.lr?"]),
         (["--optim.warmup_iter", "1"], ["--optim.warmup_iter", "did you mean optim.warmup_iters?"]),
@@ -156,16 +156,16 @@ def test_print_config_prints_yaml_that_reads_back_as_the_same_config(capsys, fil
     ],
     ids=lambda value: " ".join(value) if value and str(value[0]).startswith("-") else "",
 )
-def test_a_mistake_on_the_command_line_is_named(arguments, words):
-    message = complaint(*arguments)
-    assert all(word in message for word in words), message
+def test_a_mistake_on_the_command_line_is_named(arguments, parts):
+    message = error_message(*arguments)
+    assert all(word in message for word in parts), message
 
 
-# What is wrong in a file
+# Mistakes in a file
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "parts"),
     [
         ("optim:\n  lrr: 1\n", ["optim.lrr", "unknown key", "did you mean optim.lr?"]),
         ("optim:\n  warmup_iter: 1\n", ["optim.warmup_iter", "did you mean optim.warmup_iters?"]),
@@ -217,52 +217,52 @@ def test_a_mistake_on_the_command_line_is_named(arguments, words):
         ("training:\n  max-steps: 10\n", ["training.max-steps: unknown key; did you mean train.max_iters?"]),
     ],
 )
-def test_a_mistake_in_a_file_is_named_with_the_file(content, words, file):
+def test_a_mistake_in_a_file_and_the_file_are_named(content, parts, file):
     file.write_text(content)
-    message = complaint("--config", file)
-    assert all(word in message for word in [str(file), *words]), message
+    message = error_message("--config", file)
+    assert all(word in message for word in [str(file), *parts]), message
 
 
 def test_a_file_that_is_not_utf_8_is_named_with_the_byte(file):
     file.write_bytes("run_dir: läufe\n".encode("latin-1"))
-    assert complaint("--config", file) == f"--config {file}: not UTF-8 at byte 10"
+    assert error_message("--config", file) == f"--config {file}: not UTF-8 at byte 10"
 
 
-def test_a_file_that_is_missing_is_named(file):
-    assert complaint("--config", file) == f"--config {file}: No such file or directory"
-    assert str(file) in complaint(f"--config={file}")
+def test_a_missing_file_is_named(file):
+    assert error_message("--config", file) == f"--config {file}: No such file or directory"
+    assert str(file) in error_message(f"--config={file}")
 
 
 def test_a_folder_given_as_a_file_is_named(tmp_path):
-    assert complaint("--config", tmp_path) == f"--config {tmp_path}: Is a directory"
+    assert error_message("--config", tmp_path) == f"--config {tmp_path}: Is a directory"
 
 
-def test_the_file_at_fault_is_named_among_several(file, tmp_path):
+def test_of_several_files_the_one_with_the_mistake_is_named(file, tmp_path):
     other = tmp_path / "other.yaml"
     file.write_text("seed: 7\n")
     other.write_text("sede: 7\n")
-    assert str(other) in complaint("--config", file, "--config", other)
-    assert str(other) in complaint("--config", other, "--config", file)
+    assert str(other) in error_message("--config", file, "--config", other)
+    assert str(other) in error_message("--config", other, "--config", file)
 
 
 def test_a_value_out_of_bounds_in_a_file_is_refused(file):
     file.write_text("masking:\n  mask_prob: 1.5\n")
-    assert "masking.mask_prob is 1.5" in complaint("--config", file)
+    assert "masking.mask_prob is 1.5" in error_message("--config", file)
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "learning-rate", "LEARNING_RATE", "optim.learning_rate", "lr"])
-def test_a_key_by_its_name_in_other_trainers_is_answered_with_ours(name: str) -> None:
-    assert f"--{name}: unknown key; did you mean optim.lr?" in complaint(f"--{name}=3")
+def test_the_name_of_a_key_in_other_trainers_is_translated(name: str) -> None:
+    assert f"--{name}: unknown key; did you mean optim.lr?" in error_message(f"--{name}=3")
 
 
-def test_what_needs_no_key_here_is_explained() -> None:
-    assert "--num_train_epochs: unknown key; the length of a run is train.max_iters" in complaint(
+def test_a_key_of_other_trainers_without_an_equivalent_is_explained() -> None:
+    assert "--num_train_epochs: unknown key; the length of a run is train.max_iters" in error_message(
         "--num_train_epochs=3"
     )
-    assert "--resume: unknown key; the same command continues the run" in complaint("--resume=true")
+    assert "--resume: unknown key; the same command continues the run" in error_message("--resume=true")
 
 
-def test_every_name_in_other_trainers_stands_for_one_key_that_there_is() -> None:
+def test_every_foreign_name_is_unique_and_belongs_to_an_existing_key() -> None:
     names = [name for names in foreign_names.SAME.values() for name in names] + list(foreign_names.NONE)
     assert len(set(names)) == len(names)
     leaves = leaf_types().keys()
@@ -272,7 +272,7 @@ def test_every_name_in_other_trainers_stands_for_one_key_that_there_is() -> None
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "parts"),
     [
         ("[" * 50_000, "nested too deeply"),
         ("a: &a [x, x]\nb: &b [*a, *a]\n", "line 2: not YAML: *a is an alias"),
@@ -288,14 +288,14 @@ def test_every_name_in_other_trainers_stands_for_one_key_that_there_is() -> None
     ],
     ids=range(11),
 )
-def test_a_file_that_would_take_the_stack_the_memory_or_the_time_is_refused(content, words, file):
+def test_a_file_that_would_exhaust_stack_memory_or_time_is_refused(content, parts, file):
     file.write_text(content)
     with pytest.raises(UserError) as caught:
         read_config(file)
-    assert words in str(caught.value)
+    assert parts in str(caught.value)
 
 
 @pytest.mark.timeout(30)
-def test_a_number_of_heads_is_proposed_for_any_width():
+def test_a_mistake_in_the_heads_of_a_huge_model_is_reported_quickly():
     with pytest.raises(UserError, match=r"not a multiple of model\.heads"):
         parse_config(["--model.embedding_dim", str(2**61 - 1), "--model.heads", str(10**15)], "train")

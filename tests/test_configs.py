@@ -1,4 +1,4 @@
-"""The YAML files in configs/: they parse, and novels.yaml is the documentation of every key and its default."""
+"""The YAML files in configs/ are valid, and novels.yaml documents every key and its default."""
 
 import dataclasses
 import re
@@ -19,58 +19,58 @@ NOVELS = REPOSITORY / "configs" / "novels.yaml"
 DEBUG = REPOSITORY / "configs" / "debug.yaml"
 
 
-def dotted(content: dict[str, object], prefix: str = "") -> dict[str, object]:
+def flatten(content: dict[str, object], prefix: str = "") -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in content.items():
-        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        found |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return found
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_config_parses(file: Path):
+def test_every_config_is_valid(file: Path):
     read_config(file)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)
-def test_every_config_begins_with_what_it_is_for_and_the_command(file: Path):
+def test_every_config_begins_with_a_comment_and_its_command(file: Path):
     head = file.read_text(encoding="utf-8").split("\n\n")[0]
     assert all(line.startswith("#") for line in head.splitlines())
     assert f"--config configs/{file.name}" in head
 
 
-def test_novels_lists_every_key():
-    assert dotted(yaml.safe_load(NOVELS.read_text(encoding="utf-8"))).keys() == leaf_types().keys()
+def test_novels_has_every_key():
+    assert flatten(yaml.safe_load(NOVELS.read_text(encoding="utf-8"))).keys() == leaf_types().keys()
 
 
-def test_novels_holds_the_defaults():
+def test_novels_has_the_defaults():
     assert read_config(NOVELS) == Config()
 
 
 def test_novels_has_a_comment_on_every_key():
     values = [line for line in NOVELS.read_text(encoding="utf-8").splitlines() if re.match(r" *\w+: *[^ #]", line)]
-    assert len(values) == len(dotted(dataclasses.asdict(Config())))
+    assert len(values) == len(flatten(dataclasses.asdict(Config())))
     for line in values:
         assert re.search(r" # \S+", line), line
 
 
-def test_novels_is_the_recipe():
+def test_novels_has_the_published_settings():
     recipe = read_config(NOVELS)
     model, train = recipe.model, recipe.train
-    assert model.vocab_size is None  # the corpus's own, 50258 with GPT-2's tokens
+    assert model.vocab_size is None  # that of the corpus: 50258 with the gpt2 tokenizer
     assert (model.embedding_dim, model.heads, model.blocks, model.block_size) == (256, 8, 4, 64)
     assert (train.batch_size, train.max_iters) == (256, 5000)
     assert recipe.optim.lr == 1e-3
     assert recipe.masking.mask_prob == 0.15
 
 
-def test_debug_is_one_process_without_a_network():
+def test_debug_needs_neither_network_nor_gpu():
     debug = read_config(DEBUG)
     assert debug.debug
     assert debug.precision == "fp32"
     assert (debug.data.path, debug.data.tokenizer) == ("sample", "bpe")
 
 
-def test_the_script_that_writes_the_documentation_of_the_keys_has_been_run(tmp_path: Path):
+def test_the_documentation_of_the_keys_is_up_to_date(tmp_path: Path):
     for name in ("configuration.py", "configuration.md"):
         shutil.copy(REPOSITORY / "docs" / name, tmp_path)
     result = start([sys.executable, str(tmp_path / "configuration.py")])

@@ -12,7 +12,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
 
 
 @pytest.mark.multiprocess
-def test_ranks_wait_past_any_timeout_fail_together_and_add_up() -> None:
+def test_three_ranks_exchange_results_errors_and_sums() -> None:
     result = start([*TORCHRUN, "--nproc_per_node=3", str(Path(__file__).with_name("meeting.py"))])
     assert result.returncode == 0, result.stderr
     expected = "; ".join(
@@ -33,7 +33,7 @@ def test_ranks_wait_past_any_timeout_fail_together_and_add_up() -> None:
     assert sorted(result.stdout.splitlines()) == [f"rank {rank}: {expected}" for rank in range(3)]
 
 
-def test_alone_every_exchange_is_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_one_process_collectives_return_their_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     processes = Processes("cpu")
     assert (processes.rank, processes.world_size, processes.is_rank_zero) == (0, 1, True)
@@ -43,7 +43,7 @@ def test_alone_every_exchange_is_the_identity(monkeypatch: pytest.MonkeyPatch) -
         raise UserError("mine")
 
 
-def test_restarts_on_several_machines_are_refused_where_they_could_not_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restarts_on_several_machines_need_a_shared_store(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")

@@ -12,7 +12,7 @@ from tests.conftest import verb
 LINES = ["The lamp went out.", "", "Aunt Zoë"]
 
 
-def test_a_line_becomes_a_row(run_dir: Path, tmp_path: Path) -> None:
+def test_the_vectors_of_the_lines_are_saved_as_rows(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(LINES))
     result = verb("embed", "--run", run_dir, "--out", tmp_path / "vectors", tmp_path / "lines.txt")
     assert result.returncode == 0, result.stderr
@@ -21,7 +21,7 @@ def test_a_line_becomes_a_row(run_dir: Path, tmp_path: Path) -> None:
     assert result.stdout == f"{tmp_path}/vectors: 3 vectors of dimension 16\n"
 
 
-def test_lines_come_from_standard_input_too(run_dir: Path, tmp_path: Path) -> None:
+def test_lines_are_read_from_standard_input(run_dir: Path, tmp_path: Path) -> None:
     result = verb("embed", "--run", run_dir, "--out", tmp_path / "v.npy", stdin="a\nb\n")
     assert result.returncode == 0, result.stderr
     assert np.load(tmp_path / "v.npy").shape == (2, 16)

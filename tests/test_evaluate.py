@@ -1,4 +1,4 @@
-"""`python -m mlm_dist.evaluate`, as a person runs it."""
+"""`python -m mlm_dist.evaluate`, run from the command line."""
 
 import json
 import math
@@ -15,60 +15,60 @@ from tests.conftest import start, torchrun, verb
 LINES = ["The lamp went out.", "", "Aunt Zoë went up the stairs to the hall, unbelievably."]
 
 
-def test_the_figures_of_held_out_text_are_printed(run_dir: Path) -> None:
-    told = json.loads(verb("evaluate", "--run", run_dir, "--json").stdout)
-    assert told["perplexity"] == pytest.approx(math.exp(told["loss"]))
-    assert 0 <= told["accuracy"] <= told["top5_accuracy"] <= 1
-    words = verb("evaluate", "--run", run_dir).stdout
-    for figure in (f"{told['loss']:.4f} nats", f"{told['perplexity']:,.2f}", f"{told['top5_accuracy']:.2%}"):
-        assert figure in words
+def test_the_figures_of_the_validation_split_are_printed(run_dir: Path) -> None:
+    figures = json.loads(verb("evaluate", "--run", run_dir, "--json").stdout)
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+    assert 0 <= figures["accuracy"] <= figures["top5_accuracy"] <= 1
+    printed = verb("evaluate", "--run", run_dir).stdout
+    for figure in (f"{figures['loss']:.4f} nats", f"{figures['perplexity']:,.2f}", f"{figures['top5_accuracy']:.2%}"):
+        assert figure in printed
 
 
-def test_the_bound_of_a_generator_is_over_all_tokens(run_dir: Path) -> None:
+def test_a_sampled_mask_rate_gives_a_bound_over_all_tokens(run_dir: Path) -> None:
     arguments = ("--run", run_dir, "--data", SAMPLE_TEXT, "--mask_prob_range", "0", "1")
-    told = json.loads(verb("evaluate", *arguments, "--json").stdout)
-    words = verb("evaluate", *arguments).stdout
-    assert f"{told['loss']:.4f} nats per token\n" in words
-    assert f"tokens          {told['tokens']:,}\n" in words
-    assert "masked" not in words
+    figures = json.loads(verb("evaluate", *arguments, "--json").stdout)
+    printed = verb("evaluate", *arguments).stdout
+    assert f"{figures['loss']:.4f} nats per token\n" in printed
+    assert f"tokens          {figures['tokens']:,}\n" in printed
+    assert "masked" not in printed
 
 
 @pytest.mark.multiprocess
-def test_the_figures_are_the_same_at_every_batch_size_and_world_size(run_dir: Path) -> None:
+def test_the_figures_do_not_depend_on_batch_size_and_world_size(run_dir: Path) -> None:
     arguments = ("--run_dir", run_dir, "--data", SAMPLE_TEXT)
-    alone = verb("evaluate", *arguments)
-    assert alone.returncode == 0, alone.stderr
-    assert verb("evaluate", *arguments, "--batch_size", 3).stdout == alone.stdout
-    shared = torchrun(3, *arguments, verb="evaluate")
-    assert shared.stdout == alone.stdout, shared.stderr
+    one_process = verb("evaluate", *arguments)
+    assert one_process.returncode == 0, one_process.stderr
+    assert verb("evaluate", *arguments, "--batch_size", 3).stdout == one_process.stdout
+    several_processes = torchrun(3, *arguments, verb="evaluate")
+    assert several_processes.stdout == one_process.stdout, several_processes.stderr
 
 
 @pytest.mark.multiprocess
-def test_each_line_has_a_score_the_same_at_every_world_size(run_dir: Path, tmp_path: Path) -> None:
+def test_the_scores_of_lines_do_not_depend_on_the_world_size(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(LINES) + "\n")
     arguments = ("--run_dir", run_dir, "--lines", tmp_path / "lines.txt", "--within_word")
-    alone = verb("evaluate", *arguments)
-    assert alone.returncode == 0, alone.stderr
+    one_process = verb("evaluate", *arguments)
+    assert one_process.returncode == 0, one_process.stderr
     scores = mlm_dist.load(run_dir, "cpu").score(LINES, within_word=True)
-    for line, text, score in zip(alone.stdout.splitlines(), LINES, scores, strict=True):
-        log_likelihood, tokens, told = line.split("\t")
+    for line, text, score in zip(one_process.stdout.splitlines(), LINES, scores, strict=True):
+        log_likelihood, tokens, printed = line.split("\t")
         assert float(log_likelihood) == pytest.approx(score.log_likelihood, abs=2e-4)
         assert int(tokens) == score.tokens
-        assert told == text
-    shared = torchrun(2, *arguments, verb="evaluate")
-    assert shared.stdout == alone.stdout, shared.stderr
+        assert printed == text
+    several_processes = torchrun(2, *arguments, verb="evaluate")
+    assert several_processes.stdout == one_process.stdout, several_processes.stderr
 
 
-def test_lines_in_json(run_dir: Path) -> None:
+def test_scores_can_be_printed_as_json(run_dir: Path) -> None:
     result = verb("evaluate", "--run", run_dir, "--lines", "-", "--json", stdin="Aunt Zoë\n")
-    told = json.loads(result.stdout)
-    assert told["text"] == "Aunt Zoë"
-    assert told["log_likelihood"] < 0
-    assert told["tokens"] > 1
+    score = json.loads(result.stdout)
+    assert score["text"] == "Aunt Zoë"
+    assert score["log_likelihood"] < 0
+    assert score["tokens"] > 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["--data", "nowhere.txt"], "nowhere.txt: there is no such file or folder"),
         (["--lines", "nowhere.txt"], "nowhere.txt: No such file"),
@@ -85,16 +85,16 @@ def test_lines_in_json(run_dir: Path) -> None:
         (["--mask_prob", "0.3", "--lines", "-"], "--mask_prob and --lines: give one of them"),
     ],
 )
-def test_mistakes_are_one_line(run_dir: Path, arguments: list[str], complaint: str) -> None:
+def test_a_user_error_is_one_line(run_dir: Path, arguments: list[str], message: str) -> None:
     result = verb("evaluate", "--run", run_dir, *arguments)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
-    assert complaint in result.stderr
+    assert message in result.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("arguments", [["evaluate", "--lines", "lines.txt"], ["fill", "a [MASK]"]])
-def test_results_that_cannot_be_written_are_no_success(run_dir: Path, tmp_path: Path, arguments: list[str]) -> None:
+def test_results_that_cannot_be_written_are_an_error(run_dir: Path, tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "lines.txt").write_text("\n".join(LINES))
     command = shlex.join([sys.executable, "-m", f"mlm_dist.{arguments[0]}", "--run", str(run_dir), *arguments[1:]])
     result = start(["bash", "-c", f"{command} >/dev/full"], cwd=tmp_path)

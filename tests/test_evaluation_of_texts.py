@@ -36,30 +36,30 @@ def model(run_dir: Path) -> TrainedModel:
     return mlm_dist.load(run_dir, "cpu")
 
 
-def test_the_figures_on_the_runs_own_corpus_are_those_of_the_run(corpus_folder: Path, tmp_path: Path) -> None:
+def test_figures_on_the_corpus_of_the_run_equal_those_of_the_run(corpus_folder: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     result = verb("train", *tiny_flags(corpus_folder, run_dir, train__max_iters=3, train__eval_rows=100_000))
     assert result.returncode == 0, result.stderr
-    told = [event for event in read_events(run_dir / "metrics.jsonl") if "val_loss" in event][-1]
+    last_event = [event for event in read_events(run_dir / "metrics.jsonl") if "val_loss" in event][-1]
     found = evaluate(mlm_dist.load(run_dir, "cpu"), None, Processes("cpu"), 64)
-    assert told["step"] == 3
-    assert found.loss == pytest.approx(told["val_loss"], rel=1e-6)
-    assert found.accuracy == told["val_accuracy"]
+    assert last_event["step"] == 3
+    assert found.loss == pytest.approx(last_event["val_loss"], rel=1e-6)
+    assert found.accuracy == last_event["val_accuracy"]
 
 
-def test_a_corpus_named_outright_is_the_same(model: TrainedModel, corpus_folder: Path) -> None:
+def test_the_path_of_the_corpus_of_the_run_gives_the_same_figures(model: TrainedModel, corpus_folder: Path) -> None:
     processes = Processes("cpu")
     assert evaluate(model, corpus_folder, processes, 64) == evaluate(model, None, processes, 64)
 
 
 @pytest.mark.parametrize("batch_size", [5, 33, 1000])
-def test_the_batch_size_changes_nothing(model: TrainedModel, batch_size: int) -> None:
-    whole = evaluate(model, SAMPLE_TEXT, Processes("cpu"), 64)
+def test_the_batch_size_does_not_change_the_figures(model: TrainedModel, batch_size: int) -> None:
+    expected = evaluate(model, SAMPLE_TEXT, Processes("cpu"), 64)
     found = evaluate(model, SAMPLE_TEXT, Processes("cpu"), batch_size)
-    assert found == pytest.approx(whole, rel=1e-6)
+    assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_ranks_share_every_row_of_a_text_and_its_rest(model: TrainedModel) -> None:
+def test_ranks_share_all_rows_of_a_text_including_a_short_last_row(model: TrainedModel) -> None:
     tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
     assert len(tokens) % 16
 
@@ -69,25 +69,25 @@ def test_ranks_share_every_row_of_a_text_and_its_rest(model: TrainedModel) -> No
         batches = text_batches(tokens, model.config, model.tokenizer, processes, 10)
         return [row for batch in batches for row in batch.inputs.tolist()]
 
-    whole = rows(0, 1)
-    assert sorted(row for rank in range(3) for row in rows(rank, 3)) == sorted(whole)
-    assert sum(map(len, whole)) == len(tokens)
+    expected = rows(0, 1)
+    assert sorted(row for rank in range(3) for row in rows(rank, 3)) == sorted(expected)
+    assert sum(map(len, expected)) == len(tokens)
 
 
-def test_a_text_shorter_than_a_row_is_measured(model: TrainedModel, tmp_path: Path) -> None:
+def test_a_text_shorter_than_a_row_is_evaluated(model: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("The lamp.")
     found = evaluate(model, tmp_path / "short.txt", Processes("cpu"), 64)
     assert found.tokens >= 1
     assert found.loss > 0
 
 
-def test_a_text_of_which_nothing_is_hidden_has_no_figures(model: TrainedModel, tmp_path: Path) -> None:
+def test_a_text_without_a_masked_token_is_refused(model: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a", encoding="utf-8")
     with pytest.raises(UserError, match="the text is so short that no token is masked"):
         evaluate(model, tmp_path / "text.txt", Processes("cpu"), 4)
 
 
-def test_texts_are_encoded_whole_with_an_end_after_each(model: TrainedModel, tmp_path: Path) -> None:
+def test_every_text_is_encoded_with_an_end_token(model: TrainedModel, tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(TEXT)
     tokenizer = model.tokenizer
@@ -96,27 +96,27 @@ def test_texts_are_encoded_whole_with_an_end_after_each(model: TrainedModel, tmp
 
 
 def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_path: Path) -> None:
-    alone = tmp_path / "run"
-    shutil.copytree(run_dir, alone)
-    config = (alone / "config.yaml").read_text()
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir, copy)
+    config = (copy / "config.yaml").read_text()
     path = json.dumps(str(tmp_path / "gone"))
     lines = [f"  path: {path}" if line.startswith("  path:") else line for line in config.splitlines()]
-    (alone / "config.yaml").write_text("\n".join(lines))
-    model = mlm_dist.load(alone, "cpu")
+    (copy / "config.yaml").write_text("\n".join(lines))
+    model = mlm_dist.load(copy, "cpu")
     (tmp_path / "text.txt").write_text(TEXT)
     assert evaluate(model, tmp_path / "text.txt", Processes("cpu"), 64).tokens > 1
     with pytest.raises(UserError, match=r"gone.*no such corpus or text"):
         evaluate(model, None, Processes("cpu"), 64)
 
 
-def test_a_corpus_of_other_tokens_is_refused(model: TrainedModel, tmp_path: Path) -> None:
+def test_a_corpus_with_another_tokenizer_is_refused(model: TrainedModel, tmp_path: Path) -> None:
     other = tmp_path / "other"
     prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), other, "bpe", vocab_size=310)
     with pytest.raises(UserError, match=r"other.*another tokenizer"):
         find_tokens(model.config, model.tokenizer, other, "once")
 
 
-def test_a_corpus_that_holds_nothing_out_is_refused(
+def test_a_corpus_without_validation_tokens_is_refused(
     model: TrainedModel, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     empty = dataclasses.replace(corpus, val=corpus.val[:0])
@@ -125,18 +125,18 @@ def test_a_corpus_that_holds_nothing_out_is_refused(
         find_tokens(model.config, model.tokenizer, corpus.folder, "once")
 
 
-def test_a_text_that_is_not_there_is_said(model: TrainedModel, tmp_path: Path) -> None:
+def test_a_missing_text_is_reported(model: TrainedModel, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nowhere.txt: there is no such file"):
         evaluate(model, tmp_path / "nowhere.txt", Processes("cpu"), 64)
 
 
-def test_with_a_range_the_loss_is_the_bound_that_all_orders_of_writing_come_to(model: TrainedModel) -> None:
-    # The exact figure: a row written token by token, in each order there is, by the model itself.
+def test_with_sampled_mask_rates_the_loss_is_the_mean_over_all_generation_orders(model: TrainedModel) -> None:
+    # Exact: the mean over all orders of the negative log-likelihood of generating the row token by token.
     ids = model.tokenizer.encode("The lamp went out").tolist()[:5]
     torch.manual_seed(6)
     encoder = Encoder(dataclasses.replace(model.config.model, block_size=5)).eval()
-    for weight in encoder.parameters():
-        weight.data *= 5  # so that what is seen makes a difference
+    for parameter in encoder.parameters():
+        parameter.data *= 5  # so that the predictions depend on the visible tokens
     subsets = torch.arange(1 << 5)[:, None] >> torch.arange(5) & 1
     inputs = torch.tensor(ids).where(subsets == 0, model.tokenizer.mask_id)
     with torch.no_grad():
@@ -144,10 +144,10 @@ def test_with_a_range_the_loss_is_the_bound_that_all_orders_of_writing_come_to(m
     orders = list(itertools.permutations(range(5)))
     exact = 0.0
     for order in orders:
-        hidden = 31
-        for place in order:
-            exact += losses[hidden, place].item() / len(orders)
-            hidden ^= 1 << place
+        masked = 31
+        for position in order:
+            exact += losses[masked, position].item() / len(orders)
+            masked ^= 1 << position
 
     config = dataclasses.replace(model.config, model=encoder.config, masking=at_rate([0.0, 1.0]))
     processes, rows = Processes("cpu"), np.tile(np.array(ids, dtype=np.uint16), 20_000)
@@ -155,18 +155,18 @@ def test_with_a_range_the_loss_is_the_bound_that_all_orders_of_writing_come_to(m
     found = evaluate_batches(encoder, batches, processes, torch.float32)
     assert found is not None
     assert found.tokens == 5 * 20_000
-    unweighted = sum(losses[hidden] @ subsets[hidden].float() for hidden in range(32)) / subsets.sum()
+    unweighted = sum(losses[masked] @ subsets[masked].float() for masked in range(32)) / subsets.sum()
     assert unweighted.item() != pytest.approx(exact / 5, abs=0.1)
-    assert found.loss == pytest.approx(exact / 5, abs=0.02)  # three sigma
-    assert losses[31].mean().item() != pytest.approx(exact / 5, abs=0.1)  # not the loss of nothing but masks
+    assert found.loss == pytest.approx(exact / 5, abs=0.02)  # three standard errors
+    assert losses[31].mean().item() != pytest.approx(exact / 5, abs=0.1)  # not the loss of a row of masks only
 
 
-def test_another_share_can_be_hidden_than_the_run_has_hidden(model: TrainedModel) -> None:
+def test_the_mask_rate_can_differ_from_that_of_the_run(model: TrainedModel) -> None:
     processes = Processes("cpu")
     assert evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(0.15)) == evaluate(model, SAMPLE_TEXT, processes, 64)
-    half, every = (evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(rate)) for rate in (0.5, [0.0, 1.0]))
+    half, sampled = (evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(rate)) for rate in (0.5, [0.0, 1.0]))
     tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
     maskable = int((tokens != model.tokenizer.end_id).sum())
     assert half.tokens == pytest.approx(maskable / 2, rel=0.01)
-    assert every.tokens == maskable
-    assert every.loss == pytest.approx(evaluate(model, SAMPLE_TEXT, processes, 7, at_rate([0.0, 1.0])).loss, rel=1e-6)
+    assert sampled.tokens == maskable
+    assert sampled.loss == pytest.approx(evaluate(model, SAMPLE_TEXT, processes, 7, at_rate([0.0, 1.0])).loss, rel=1e-6)

@@ -57,10 +57,10 @@ def test_a_script_is_valid_bash(script: Path):
 
 @every_script
 def test_a_script_is_executable_unless_it_is_sourced(script: Path):
-    first = script.read_text(encoding="utf-8").splitlines()[0]
+    first_line = script.read_text(encoding="utf-8").splitlines()[0]
     executable = script.name not in SOURCED
     assert os.access(script, os.X_OK) == executable
-    assert (first == "#!/usr/bin/env bash") == executable
+    assert (first_line == "#!/usr/bin/env bash") == executable
 
 
 @every_script
@@ -70,14 +70,14 @@ def test_an_executable_script_stops_at_the_first_failure(script: Path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "message"),
     [({"HEAD": "node1"}, "set NODES"), ({"NODES": 2}, "set HEAD"), ({}, "set NODES")],
     ids=["no NODES", "no HEAD", "neither"],
 )
-def test_multi_node_reports_what_to_set(settings, words):
+def test_multi_node_reports_what_to_set(settings, message):
     result = launch("multi_node.sh", **settings)
     assert result.returncode != 0
-    assert words in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 

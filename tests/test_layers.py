@@ -27,7 +27,7 @@ LAYERS = [
     {"plots"},
     {"huggingface", "benchmarks"},
     {"api"},
-    {""},  # the package itself
+    {""},  # mlm_dist itself
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}
 
@@ -42,15 +42,15 @@ TREES = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in FIL
 
 
 def imports(name: str) -> set[str]:
-    """Every module that a module imports, wherever in it; of ours, modules and not the names in them."""
+    """All modules that a module imports, also in functions; of mlm_dist, modules and not the names in them."""
     found: set[str] = set()
     for node in ast.walk(TREES[name]):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} line {node.lineno}: a relative import, which these tests do not follow"
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= inner & FILES.keys() or {str(node.module)}
+            assert node.level == 0, f"{name} line {node.lineno}: these tests do not follow relative imports"
+            modules = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= modules & FILES.keys() or {str(node.module)}
     return found
 
 
@@ -64,55 +64,55 @@ def part_of(name: str) -> str:
     return [*name.split("."), ""][1]
 
 
-OURS = {name: {other for other in imports(name) if other.split(".")[0] == "mlm_dist"} for name in FILES}
+IMPORTS_OF_PACKAGE = {name: {other for other in imports(name) if other.split(".")[0] == "mlm_dist"} for name in FILES}
 VERBS = [name for name in FILES if is_verb(name)]
-NOUNS = [name for name in FILES if name not in VERBS]
+MODULES = [name for name in FILES if name not in VERBS]
 
 
-def test_there_are_verbs_and_nouns():
+def test_verbs_and_other_modules_are_found():
     assert {"mlm_dist.train", "mlm_dist.fill", "mlm_dist.prepare"} <= set(VERBS)
-    assert {"mlm_dist.training.trainer", "mlm_dist.errors"} <= set(NOUNS)
-    assert OURS["mlm_dist.precision"] == {"mlm_dist.errors"}
+    assert {"mlm_dist.training.trainer", "mlm_dist.errors"} <= set(MODULES)
+    assert IMPORTS_OF_PACKAGE["mlm_dist.precision"] == {"mlm_dist.errors"}
 
 
-def test_every_module_has_its_place():
-    assert {part_of(name) for name in NOUNS} == HEIGHT.keys()
+def test_every_module_has_a_layer():
+    assert {part_of(name) for name in MODULES} == HEIGHT.keys()
     assert all(name.count(".") == 1 for name in VERBS)
 
 
-@pytest.mark.parametrize("name", NOUNS)
+@pytest.mark.parametrize("name", MODULES)
 def test_imports_go_only_downward(name):
-    for other in OURS[name]:
+    for other in IMPORTS_OF_PACKAGE[name]:
         assert other not in VERBS
         downward = HEIGHT[part_of(other)] < HEIGHT[part_of(name)]
         assert downward or part_of(other) == part_of(name), f"{name} imports {other}"
 
 
 def test_no_two_modules_import_each_other():
-    graphlib.TopologicalSorter(OURS).prepare()
+    graphlib.TopologicalSorter(IMPORTS_OF_PACKAGE).prepare()
 
 
-def test_the_package_itself_is_imported_in_an_instant():
+def test_importing_the_package_loads_neither_torch_nor_numpy():
     loaded = start([sys.executable, "-c", "import mlm_dist, sys; print(*sys.modules)"]).stdout.split()
     assert "mlm_dist" in loaded
     assert {"torch", "numpy", "yaml", "mlm_dist.inference"}.isdisjoint(loaded)
 
 
-def test_the_model_knows_no_files():
+def test_the_model_does_not_access_files():
     for name in FILES:
         if part_of(name) == "model":
-            assert {part_of(other) for other in OURS[name]} <= {"model", "config", "errors"}
+            assert {part_of(other) for other in IMPORTS_OF_PACKAGE[name]} <= {"model", "config", "errors"}
             assert imports(name).isdisjoint({"pathlib", "os", "io", "json", "shutil", "yaml"})
 
 
-def test_data_knows_no_model():
+def test_data_does_not_import_the_model():
     for name in FILES:
         if part_of(name) == "data":
-            assert {part_of(other) for other in OURS[name]}.isdisjoint({"model", "training", "trained"})
+            assert {part_of(other) for other in IMPORTS_OF_PACKAGE[name]}.isdisjoint({"model", "training", "inference"})
 
 
-def test_checkpoints_know_neither_model_nor_data():
-    assert {part_of(other) for other in OURS["mlm_dist.run.checkpoint"]} <= {
+def test_checkpoints_import_neither_model_nor_data():
+    assert {part_of(other) for other in IMPORTS_OF_PACKAGE["mlm_dist.run.checkpoint"]} <= {
         "errors",
         "fault_points",
         "files",
@@ -122,7 +122,7 @@ def test_checkpoints_know_neither_model_nor_data():
 
 @pytest.mark.parametrize("name", VERBS)
 def test_a_verb_imports_no_other_verb(name):
-    assert OURS[name].isdisjoint(VERBS)
+    assert IMPORTS_OF_PACKAGE[name].isdisjoint(VERBS)
 
 
 @pytest.mark.parametrize("name", VERBS)
@@ -131,6 +131,6 @@ def test_a_verb_is_short(name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_module_is_named_after_what_it_holds(name):
+def test_no_module_has_a_catch_all_name(name):
     last = name.split(".")[-1]
     assert not any(word in last for word in ("util", "helper", "manager", "common", "misc"))

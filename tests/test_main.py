@@ -27,13 +27,13 @@ def test_help_lists_the_commands(arguments: list[str]) -> None:
     assert all(f"  {name} " in result.stdout for name in COMMANDS)
 
 
-def test_a_command_prints_and_exits_as_its_module_does(run_dir: Path) -> None:
+def test_a_command_prints_and_exits_like_its_module(run_dir: Path) -> None:
     arguments = ["--run", str(run_dir), "--device", "cpu", "The [MASK]."]
-    ours, expected = start([*MODULE, "fill", *arguments]), verb("fill", *arguments)
-    assert (ours.returncode, ours.stdout, ours.stderr) == (0, expected.stdout, "")
-    wrong = start([*MODULE, "fill", "--rum", str(run_dir)])
-    assert wrong.returncode == 2
-    assert len(wrong.stderr.splitlines()) == 1
+    result, expected = start([*MODULE, "fill", *arguments]), verb("fill", *arguments)
+    assert (result.returncode, result.stdout, result.stderr) == (0, expected.stdout, "")
+    misspelled = start([*MODULE, "fill", "--rum", str(run_dir)])
+    assert misspelled.returncode == 2
+    assert len(misspelled.stderr.splitlines()) == 1
 
 
 def test_an_unknown_command_is_refused_with_the_nearest_one() -> None:
@@ -42,7 +42,7 @@ def test_an_unknown_command_is_refused_with_the_nearest_one() -> None:
     assert result.stderr == "mlm_dist: error: trian: unknown command; did you mean train?\n"
 
 
-def test_the_console_script_is_the_same() -> None:
+def test_the_console_script_prints_the_same_help() -> None:
     script = Path(sys.executable).with_name("mlm-dist")
     if not script.exists():
         pytest.skip("the package is not installed in this environment")

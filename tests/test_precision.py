@@ -11,17 +11,17 @@ from mlm_dist.precision import autocast, choose_dtype
 CPU = torch.device("cpu")
 
 
-def test_a_precision_asked_for_by_name_is_taken() -> None:
+def test_every_precision_has_its_dtype() -> None:
     assert choose_dtype("bf16", CPU) == torch.bfloat16
     assert choose_dtype("fp16", CPU) == torch.float16
     assert choose_dtype("fp32", CPU) == torch.float32
 
 
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_takes_bf16_only_where_the_processor_computes_in_it(
+def test_auto_is_bf16_only_if_the_processor_computes_in_it(
     monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: torch.dtype
 ) -> None:
-    # There is one processor here, so its answer is given for it.
+    # A test machine has one processor, so the answer is patched.
     monkeypatch.setattr(precision, "computes_in_bf16", lambda device: has_bf16)
     assert choose_dtype("auto", CPU) == expected
 
@@ -34,7 +34,7 @@ def test_a_processor_computes_in_bf16_if_it_has_the_instructions() -> None:
     assert precision.computes_in_bf16(CPU) == bool({"avx512_bf16", "amx_tile"} & words)
 
 
-def test_matrix_products_run_in_the_precision_and_fp32_leaves_them_alone() -> None:
+def test_matrix_products_run_in_the_chosen_precision() -> None:
     layer, x = torch.nn.Linear(4, 4), torch.randn(2, 4)
     for dtype in (torch.bfloat16, torch.float32):
         with autocast(CPU, dtype):
@@ -42,7 +42,7 @@ def test_matrix_products_run_in_the_precision_and_fp32_leaves_them_alone() -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_asked_for_and_absent_is_said() -> None:
+def test_cuda_without_a_gpu_is_refused() -> None:
     assert choose_device("auto") == CPU
     with pytest.raises(UserError, match=r"device: cuda.*no CUDA"):
         choose_device("cuda")
@@ -50,7 +50,7 @@ def test_cuda_asked_for_and_absent_is_said() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_auto_takes_the_gpu_and_its_precision() -> None:
+def test_auto_selects_the_gpu_and_its_precision() -> None:
     device = choose_device("auto")
     assert device == torch.device("cuda", 0)
     assert choose_dtype("auto", device) in (torch.bfloat16, torch.float16)

@@ -58,13 +58,13 @@ def repeated_sample(path: Path, megabytes: int) -> Path:
     return path
 
 
-def check_user_error(result: Result, *words: str) -> None:
+def check_user_error(result: Result, *message_parts: str) -> None:
     """Check that a command ended with one line about a user error that contains these words."""
     assert result.returncode == 2, result.stderr
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), result.stderr
     assert result.stderr.startswith("mlm_dist: error: ")
-    for word in words:
+    for word in message_parts:
         assert word in result.stderr
 
 
@@ -136,7 +136,7 @@ def test_a_file_in_another_encoding_is_refused_until_the_encoding_is_given(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message_parts"),
     [
         (["missing.txt", "--out", "out", *BPE], ["missing.txt", "no such file or folder"]),
         (["good.txt", "--val", "missing.txt", "--out", "out", *BPE], ["missing.txt", "no such file or folder"]),
@@ -173,7 +173,7 @@ def test_a_file_in_another_encoding_is_refused_until_the_encoding_is_given(tmp_p
     ids=lambda value: " ".join(map(str, value)).removesuffix(" --tokenizer bpe --vocab_size 300")[:40],
 )
 def test_a_user_error_is_one_line_and_leaves_no_files(
-    tmp_path: Path, arguments: list[object], words: list[str]
+    tmp_path: Path, arguments: list[object], message_parts: list[str]
 ) -> None:
     (tmp_path / "good.txt").write_bytes(b"one two three " * 50)
     (tmp_path / "bad.txt").write_bytes(b"caf\xc3\xa9\xe9 and more")
@@ -181,7 +181,7 @@ def test_a_user_error_is_one_line_and_leaves_no_files(
     (tmp_path / "bare").mkdir()
     (tmp_path / "taken").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    check_user_error(verb("prepare", *arguments, cwd=tmp_path), *words)
+    check_user_error(verb("prepare", *arguments, cwd=tmp_path), *message_parts)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -207,8 +207,8 @@ def test_a_prepared_gpt2_corpus_needs_no_network(gpt2_vocabulary: None, texts: P
     assert verb("prepare", texts, "--out", tmp_path / "out", "--tokenizer", "gpt2").returncode == 0
     read = "import sys, pathlib; from mlm_dist.data.corpus import Corpus; c = Corpus.open(pathlib.Path(sys.argv[1]));"
     read += "print(c.tokenizer.decode(c.train[:6]), c.tokenizer.encode('Hello world').tolist())"
-    offline = {"TIKTOKEN_CACHE_DIR": str(tmp_path / "empty"), "HTTPS_PROXY": "http://127.0.0.1:9"}
-    result = start([sys.executable, "-c", read, str(tmp_path / "out")], **offline)
+    cache, proxy = str(tmp_path / "empty"), "http://127.0.0.1:9"
+    result = start([sys.executable, "-c", read, str(tmp_path / "out")], TIKTOKEN_CACHE_DIR=cache, HTTPS_PROXY=proxy)
     assert result.stderr == ""
     assert "[15496, 995]" in result.stdout
 
@@ -366,9 +366,9 @@ def test_nothing_is_downloaded_if_the_corpus_already_exists(mirror: Mirror, tmp_
     assert mirror.requests == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)])
 def test_an_interrupted_download_leaves_no_files(
-    mirror: Mirror, tmp_path: Path, number: signal.Signals, code: int
+    mirror: Mirror, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
     mirror.add(11, mirror.stalled_page(file_of("Eleven came down to the sea.\n" * 50_000)))
     process = start_preparing(
@@ -385,10 +385,10 @@ def test_an_interrupted_download_leaves_no_files(
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     time.sleep(0.2)  # let half of the book arrive; the test does not depend on it
-    process.send_signal(number)
+    process.send_signal(signum)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert errors == ("mlm_dist: interrupted\n" if number == signal.SIGINT else "")
+    assert errors == ("mlm_dist: interrupted\n" if signum == signal.SIGINT else "")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert not (tmp_path / "out").exists()
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlm_dist import embed, evaluate, export, fill, generate, plot, prepare, train
+from mlm_dist import embed, evaluate, export, fill, generate, plot
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
+from mlm_dist.prepare import main as prepare_main
 from mlm_dist.run.lock import lock
+from mlm_dist.train import main as train_main
 from mlm_dist.training.stopping import SIGNALS
 from tests.conftest import start, tiny_flags
 
@@ -27,7 +29,7 @@ def test_every_verb_returns(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "lines.txt").write_text("A line.\n")
     bpe = ["--tokenizer", "bpe", "--vocab_size", "300"]
     calls: list[tuple[Callable[[list[str]], None], list[object]]] = [
-        (prepare.main, [SAMPLE_TEXT, "--out", tmp_path / "corpus", *bpe]),
+        (prepare_main, [SAMPLE_TEXT, "--out", tmp_path / "corpus", *bpe]),
         (fill.main, ["--run", run_dir, "The [MASK]."]),
         (generate.main, ["--run", run_dir, "--length", 3]),
         (evaluate.main, ["--run", run_dir, "--data", SAMPLE_TEXT]),
@@ -44,7 +46,7 @@ def test_every_verb_returns(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
 def test_training_returns_and_leaves_the_process_as_it_was(corpus_folder: Path, tmp_path: Path) -> None:
     handlers, hook = {signum: signal.getsignal(signum) for signum in SIGNALS}, threading.excepthook
     for run in ("one", "two"):
-        train.main(tiny_flags(corpus_folder, tmp_path / run, train__max_iters=3, debug=True))
+        train_main(tiny_flags(corpus_folder, tmp_path / run, train__max_iters=3, debug=True))
         assert (tmp_path / run / "DONE").exists()
         handle = lock(tmp_path / run / ".lock")  # raises while another file of this process holds the lock
         assert handle is not None
@@ -60,12 +62,12 @@ def test_training_returns_and_leaves_the_process_as_it_was(corpus_folder: Path, 
 def test_a_user_error_in_training_leaves_the_process_as_it_was(run_dir: Path, corpus_folder: Path) -> None:
     handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
     with pytest.raises(UserError, match=r"seed 1337 and not 7"):
-        train.main(tiny_flags(corpus_folder, run_dir, seed=7))
+        train_main(tiny_flags(corpus_folder, run_dir, seed=7))
     assert {signum: signal.getsignal(signum) for signum in SIGNALS} == handlers
 
 
 def test_training_runs_in_a_thread(corpus_folder: Path, tmp_path: Path) -> None:
-    thread = threading.Thread(target=train.main, args=(tiny_flags(corpus_folder, tmp_path / "run"),))
+    thread = threading.Thread(target=train_main, args=(tiny_flags(corpus_folder, tmp_path / "run"),))
     thread.start()
     thread.join()
     assert (tmp_path / "run" / "DONE").exists()

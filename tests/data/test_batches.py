@@ -72,7 +72,8 @@ class ReadMatrix:
 
     def __getitem__(self, indices: Any) -> Tokens:
         self.reads += 1
-        return self.rows[indices]
+        selected: Tokens = self.rows[indices]
+        return selected
 
 
 @pytest.mark.parametrize("masking", MASKINGS, ids=str)
@@ -88,10 +89,10 @@ def test_all_ranks_together_read_the_rows_and_masks_of_a_single_rank(
 
 
 @pytest.mark.parametrize("masking", MASKINGS, ids=str)
-def test_a_continued_run_reads_the_same_batches_as_an_uninterrupted_one(corpus: Corpus, masking: MaskingConfig) -> None:
-    all_steps, rest = batches(corpus, 0, 1, 12, masking=masking), batches(corpus, 0, 1, 5, 7, masking)
-    for whole, tail in zip(all_steps[7:], rest, strict=True):
-        assert all(torch.equal(one, other) for one, other in zip(parts(whole), parts(tail), strict=True))
+def test_a_resumed_run_reads_the_same_batches_as_an_uninterrupted_one(corpus: Corpus, masking: MaskingConfig) -> None:
+    uninterrupted, resumed = batches(corpus, 0, 1, 12, masking=masking), batches(corpus, 0, 1, 5, 7, masking)
+    for expected, found in zip(uninterrupted[7:], resumed, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(parts(expected), parts(found), strict=True))
 
 
 def test_a_batch_contains_the_selected_rows_in_order(corpus: Corpus) -> None:

@@ -1,4 +1,4 @@
-"""Files that are clearly not plain text are refused; novels never are."""
+"""Files that are clearly not plain text are refused. Novels are read."""
 
 import bz2
 import csv
@@ -17,7 +17,7 @@ from mlm_dist.errors import UserError
 from tests.conftest import verb
 
 PROSE = SAMPLE_TEXT.read_text(encoding="utf-8")
-RECORDS = [{"id": number, "text": line} for number, line in enumerate(PROSE.splitlines()[:40])]
+RECORDS = [{"id": i, "text": line} for i, line in enumerate(PROSE.splitlines()[:40])]
 
 
 def zipped() -> bytes:
@@ -52,7 +52,7 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_another_format_is_detected_by_its_content(name: str, tmp_path: Path) -> None:
+def test_an_unsupported_format_is_detected_by_its_content(name: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_bytes(CONTENTS[name])
     [document] = find_documents([tmp_path])
     with pytest.raises(UserError, match=rf"novel\.txt: the format is {name}, but only plain text is supported: \w+"):
@@ -60,7 +60,7 @@ def test_another_format_is_detected_by_its_content(name: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
-def test_another_format_is_detected_in_every_encoding(encoding: str, tmp_path: Path) -> None:
+def test_an_unsupported_format_is_detected_in_every_encoding(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(CONTENTS["JSON Lines"].decode(), encoding=encoding)
     [document] = find_documents([tmp_path])
     with pytest.raises(UserError, match="the format is JSON Lines"):
@@ -71,7 +71,7 @@ def test_another_format_is_detected_in_every_encoding(encoding: str, tmp_path: P
     ("suffix", "name"),
     [(".jsonl", "JSON Lines"), (".csv", "CSV"), (".HTML", "HTML"), (".txt.gz", "gzip"), (".docx", "Word")],
 )
-def test_another_format_is_detected_by_the_suffix(suffix: str, name: str, tmp_path: Path) -> None:
+def test_an_unsupported_format_is_detected_by_the_suffix(suffix: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"novel{suffix}"
     path.write_text(PROSE, encoding="utf-8")
     with pytest.raises(UserError, match=rf"novel{suffix}: the format is {name}, .*; if it is plain text, rename it"):
@@ -100,7 +100,7 @@ def test_another_format_is_detected_by_the_suffix(suffix: str, name: str, tmp_pa
         "".join(f"{word}, he said; {word}\n" for word in PROSE.split()[:50]),
     ],
 )
-def test_prose_is_read_whatever_its_beginning(beginning: str, tmp_path: Path) -> None:
+def test_prose_with_any_beginning_is_read(beginning: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(beginning + PROSE, encoding="utf-8")
     (tmp_path / "short.txt").write_text(beginning, encoding="utf-8")
     novel, short = find_documents([tmp_path])

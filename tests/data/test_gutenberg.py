@@ -1,4 +1,4 @@
-"""Books of Project Gutenberg, from a local server."""
+"""Books of Project Gutenberg are downloaded from a mirror and cached, here from a local server."""
 
 import itertools
 import socket
@@ -21,7 +21,7 @@ WHALE = "Call me whatever you like.\n\nThere was a whale, and it was white.\n"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache, and short waits."""
+    """An empty cache. Waits between requests are short."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def byte_tokenizer(end_id: int = 256) -> Tokenizer:
 def folder(tmp_path: Path) -> Path:
     """Hard and random texts, one file each."""
     rng = random.Random(3)
-    texts = HARD_TEXTS | {f"random {number}": random_text(rng, 400).lstrip("\ufeff") for number in range(20)}
+    texts = HARD_TEXTS | {f"random {i}": random_text(rng, 400).lstrip("\ufeff") for i in range(20)}
     for name, text in texts.items():
         path = tmp_path / "texts" / f"{name}.txt"
         path.parent.mkdir(exist_ok=True)
@@ -169,12 +170,13 @@ def test_large_vocabularies_are_written_in_32_bits(tmp_path: Path, end_id: int, 
 def test_pieces_are_encoded_in_order_with_few_in_memory() -> None:
     tokenizer, taken = byte_tokenizer(), 0
 
-    def endless() -> itertools.chain[tuple[int, Piece]]:
+    def endless() -> Iterator[tuple[int, Piece]]:
         nonlocal taken
         for taken in itertools.count(1):
             yield taken, Piece("train", f"piece {taken}")
 
     encoded = encode_in_order(endless(), tokenizer)
+    assert isinstance(encoded, Generator)
     for index, (document, piece, ids) in enumerate(itertools.islice(encoded, 500), start=1):
         assert document == index
         assert tokenizer.decode(ids) == piece.text == f"piece {index}"

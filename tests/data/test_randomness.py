@@ -23,7 +23,7 @@ def deviation(counts: npt.NDArray[np.float64], expected: float, degrees: int) ->
 
 
 def test_hash32_is_the_finalizer_of_murmurhash3() -> None:
-    # If any of these values changes, a seed gives other rows and masks, and old runs can no longer be continued.
+    # If any of these values changes, a seed gives other rows and masks, and old runs can no longer be resumed.
     known = {0: 0, 1: 0x514E28B7, 2: 0x30F4C306, -1: 0x81F16F39}
     assert hash32(np.array(list(known), dtype=np.int32)).view(np.uint32).tolist() == list(known.values())
 
@@ -48,7 +48,7 @@ def test_permutations_keep_their_values() -> None:
     assert permutation(10, key=42).tolist() == [2, 1, 3, 5, 9, 8, 7, 6, 4, 0]
 
 
-def test_keys_of_different_uses_differ() -> None:
+def test_keys_for_different_purposes_differ() -> None:
     uses = [(seed, epoch, purpose) for seed in range(20) for epoch in range(20) for purpose in ("order", "mask")]
     assert len({derive_key(*use) for use in uses}) == len(uses)
 

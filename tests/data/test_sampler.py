@@ -85,7 +85,7 @@ def test_epochs_and_seeds_shuffle_differently() -> None:
 
 
 def test_the_rows_of_a_seed_never_change() -> None:
-    # A checkpoint stores only the step. If this order changes, a continued run reads other rows.
+    # A checkpoint stores only the step. If this order changes, a resumed run reads other rows.
     assert steps(1) == [(0, [43, 33, 53, 69, 73, 30, 96, 55])]
 
 

@@ -28,8 +28,8 @@ def validation_size(documents: list[Document]) -> int:
     return sum(document.size - document.val_start for document in documents)
 
 
-def whole(documents: list[Document]) -> set[str]:
-    """The documents that are validation text as a whole."""
+def whole_validation_texts(documents: list[Document]) -> set[str]:
+    """The texts of the documents that are wholly in the validation split."""
     return {document.path.read_text(encoding="utf-8") for document in documents if document.val_start == 0}
 
 
@@ -43,18 +43,18 @@ def test_short_documents_are_held_out_whole_up_to_the_fraction(tmp_path: Path, f
 
 
 def test_the_validation_split_does_not_depend_on_names_or_order(tmp_path: Path) -> None:
-    texts = [f"{number} {text}" for number, text in enumerate(PARAGRAPHS)]
+    texts = [f"{i} {text}" for i, text in enumerate(PARAGRAPHS)]
     first = hold_out(write_all(tmp_path / "one", texts), 0.1)
     random.Random(1).shuffle(texts)
     again = hold_out(write_all(tmp_path / "two", texts), 0.1)
-    assert whole(first) == whole(again) != set()
+    assert whole_validation_texts(first) == whole_validation_texts(again) != set()
     assert [document.name for document in again] == sorted(document.name for document in again)
 
 
 def test_a_new_document_hardly_changes_the_validation_split(tmp_path: Path) -> None:
-    texts = [f"{number} {text}" for number, text in enumerate(PARAGRAPHS)]
-    before = whole(hold_out(write_all(tmp_path / "texts", texts), 0.1))
-    after = whole(hold_out(write_all(tmp_path / "texts", [*texts, "One more paragraph."]), 0.1))
+    texts = [f"{i} {text}" for i, text in enumerate(PARAGRAPHS)]
+    before = whole_validation_texts(hold_out(write_all(tmp_path / "texts", texts), 0.1))
+    after = whole_validation_texts(hold_out(write_all(tmp_path / "texts", [*texts, "One more paragraph."]), 0.1))
     assert len(before ^ after) <= 2
 
 
@@ -62,8 +62,8 @@ def test_copies_of_a_document_are_in_the_same_split(tmp_path: Path) -> None:
     texts = [text for text in PARAGRAPHS for _ in range(3)]
     documents = hold_out(write_all(tmp_path / "texts", texts), 0.2)
     trained = {document.path.read_text(encoding="utf-8") for document in documents if document.val_start}
-    assert whole(documents)
-    assert not whole(documents) & trained
+    assert whole_validation_texts(documents)
+    assert not whole_validation_texts(documents) & trained
 
 
 def test_the_ends_of_long_documents_and_whole_short_ones_are_held_out(tmp_path: Path) -> None:

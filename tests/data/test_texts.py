@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiktoken
-import tiktoken_ext.openai_public
+import tiktoken_ext.openai_public  # type: ignore[import-untyped]
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 

@@ -40,7 +40,7 @@ def bpe() -> Tokenizer:
     return Tokenizer.train_bpe([SAMPLE], 300)
 
 
-def trained_by_tokenizers(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
+def train_with_tokenizers(texts: list[str], vocab_size: int) -> tokenizers.Tokenizer:
     """A byte-level BPE trained as in the documentation of `tokenizers`."""
     trained = tokenizers.Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -80,10 +80,10 @@ def test_training_is_deterministic(bpe: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [258, 300, 1000, 2000])
-def test_training_gives_the_tokens_of_tokenizers(vocab_size: int) -> None:
+def test_a_trained_bpe_encodes_as_one_trained_by_the_tokenizers_library(vocab_size: int) -> None:
     texts = [SAMPLE[: len(SAMPLE) // 2], RUNS]
     trained = Tokenizer.train_bpe(texts, vocab_size)
-    reference = trained_by_tokenizers(texts, vocab_size - 2)
+    reference = train_with_tokenizers(texts, vocab_size - 2)
     for text in [SAMPLE, RUNS, *HARD_TEXTS.values(), *random_texts()]:
         assert trained.encode(text).tolist() == reference.encode(text).ids
 
@@ -93,7 +93,7 @@ def test_training_adds_no_space_before_the_first_word_of_a_text() -> None:
     trained = Tokenizer.train_bpe(texts, 265)
     assert b"abcd" in trained.ranks
     assert not [token for token in trained.ranks if len(token) > 1 and token.startswith(b" ")]
-    assert trained.encode("abcd ab").tolist() == trained_by_tokenizers(texts, 263).encode("abcd ab").ids
+    assert trained.encode("abcd ab").tolist() == train_with_tokenizers(texts, 263).encode("abcd ab").ids
 
 
 @pytest.mark.parametrize("text", HARD_TEXTS.values(), ids=HARD_TEXTS.keys())
@@ -139,7 +139,7 @@ def test_a_lone_surrogate_is_a_user_error(bpe: Tokenizer, text: str) -> None:
         with pytest.raises(
             UserError, match=r"a lone surrogate, half of a character \(U\+D[8CF][0F][0F] at character \d\)"
         ):
-            encode(text)  # type: ignore[operator]
+            encode(text)
 
 
 def test_a_word_starts_with_its_space_and_ends_before_punctuation(bpe: Tokenizer) -> None:
@@ -167,7 +167,7 @@ def test_end_of_text_in_a_prompt_is_plain_text(bpe: Tokenizer) -> None:
     assert bpe.encode_with_masks("<|endoftext|>") == bpe.encode("<|endoftext|>").tolist()
 
 
-def test_byte_characters_are_those_of_tokenizers() -> None:
+def test_byte_characters_are_those_of_the_tokenizers_library() -> None:
     assert set(byte_characters()) == set(pre_tokenizers.ByteLevel.alphabet())
     split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for text in ("ÿ~!\x00 \n\x7f\xa0\xad", "日本"):

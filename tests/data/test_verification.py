@@ -19,7 +19,12 @@ def scanned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The names of the hashed files. Records go to a separate cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     names: list[str] = []
-    monkeypatch.setattr(verification, "scan", lambda tokens, name: names.append(name) or scan(tokens, name))
+
+    def record(tokens: Tokens, name: str) -> tuple[str, int]:
+        names.append(name)
+        return scan(tokens, name)
+
+    monkeypatch.setattr(verification, "scan", record)
     return names
 
 
@@ -48,7 +53,7 @@ def test_always_hashes_a_file_every_time(file: Path, scanned: list[str]) -> None
     assert len(scanned) == 3
 
 
-def test_another_digest_or_vocabulary_is_checked_again(file: Path, scanned: list[str]) -> None:
+def test_a_file_is_hashed_again_for_a_different_digest_or_vocabulary_size(file: Path, scanned: list[str]) -> None:
     verify(file)
     with pytest.raises(UserError, match=r"train\.bin: its SHA-256 is not the one in corpus\.json"):
         verify(file, digest="0" * 64)

@@ -25,15 +25,15 @@ WORD = regex.compile(rf"(?:(?![{UNSPACED}])[\p{{L}}\p{{M}}])(?:(?![{UNSPACED}])[
 
 
 @pytest.fixture(scope="module")
-def of_bytes() -> Tokenizer:
-    """The hardest case: one token per byte, plus the first two bytes of quotation marks and of emoji, as in GPT-2."""
+def byte_tokenizer() -> Tokenizer:
+    """The hardest case: one token per byte, and one for the first two bytes of quotation marks and of emoji each."""
     tokens = [*(bytes([n]) for n in range(256)), b"\xe2\x80", b"\xf0\x9f"]
     ranks = {token: rank for rank, token in enumerate(tokens)}
     return Tokenizer.build("bytes", GPT2_PATTERN, ranks, {END_OF_TEXT: 258, MASK: 259})
 
 
 @pytest.fixture(scope="module")
-def of_pieces() -> Tokenizer:
+def bpe_tokenizer() -> Tokenizer:
     """A byte-level BPE trained on the English sample and on repeated `TEXTS`."""
     return Tokenizer.train_bpe([SAMPLE_TEXT.read_text(encoding="utf-8"), *(5 * [*TEXTS.values()])], 1000)
 
@@ -55,7 +55,7 @@ def word_offsets(words: list[bytes]) -> set[int]:
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-@pytest.mark.parametrize("tokenizer", ["of_bytes", "of_pieces"])
+@pytest.mark.parametrize("tokenizer", ["byte_tokenizer", "bpe_tokenizer"])
 def test_no_word_number_or_character_is_split(kind: str, tokenizer: str, request: pytest.FixtureRequest) -> None:
     text = TEXTS[kind]
     starts = word_offsets(words_of(request.getfixturevalue(tokenizer), text))
@@ -65,7 +65,7 @@ def test_no_word_number_or_character_is_split(kind: str, tokenizer: str, request
         assert not starts & set(inside), found.group()
 
 
-@pytest.mark.parametrize("tokenizer", ["of_bytes", "of_pieces"])
+@pytest.mark.parametrize("tokenizer", ["byte_tokenizer", "bpe_tokenizer"])
 def test_words_are_split_as_a_reader_expects(tokenizer: str, request: pytest.FixtureRequest) -> None:
     text = "Aunt Zoë's 12 naïve boys don’t stop—“never”, мир我们! o'clock"
     expected = ["Aunt", " Zoë's", " 12", " naïve", " boys", " don’t", " stop", "—“", "never", "”,", " мир", "我", "们"]
@@ -76,24 +76,26 @@ def test_words_are_split_as_a_reader_expects(tokenizer: str, request: pytest.Fix
     ]
 
 
-def test_words_of_a_text_start_only_where_the_pattern_splits_it(of_pieces: Tokenizer) -> None:
+def test_words_of_a_text_start_only_where_the_pattern_splits_it(bpe_tokenizer: Tokenizer) -> None:
     text = SAMPLE_TEXT.read_text(encoding="utf-8")
-    starts = word_offsets(words_of(of_pieces, text))
+    starts = word_offsets(words_of(bpe_tokenizer, text))
     pieces = word_offsets([found.group().encode() for found in regex.finditer(GPT2_PATTERN, text)])
     assert starts <= pieces
     assert len(starts) > 0.95 * len(pieces)  # they differ only at apostrophes
 
 
-def test_a_special_token_is_a_word_of_its_own(of_pieces: Tokenizer) -> None:
-    (letter,) = of_pieces.encode("a").tolist()
-    row = torch.tensor([[letter, of_pieces.end_id, letter, of_pieces.mask_id, letter, letter]])
-    starts = WordTable(of_pieces, torch.device("cpu")).starts(row)
+def test_a_special_token_is_a_word_of_its_own(bpe_tokenizer: Tokenizer) -> None:
+    (letter,) = bpe_tokenizer.encode("a").tolist()
+    row = torch.tensor([[letter, bpe_tokenizer.end_id, letter, bpe_tokenizer.mask_id, letter, letter]])
+    starts = WordTable(bpe_tokenizer, torch.device("cpu")).starts(row)
     assert starts.tolist() == [[True, True, True, True, True, False]]
 
 
-def test_an_accent_at_the_start_of_a_document_does_not_continue_the_previous_document(of_bytes: Tokenizer) -> None:
-    row = torch.tensor([[of_bytes.end_id, *"\u0301a".encode()]])
-    assert WordTable(of_bytes, torch.device("cpu")).starts(row).tolist() == [[True, True, False, True]]
+def test_an_accent_at_the_start_of_a_document_does_not_continue_the_previous_document(
+    byte_tokenizer: Tokenizer,
+) -> None:
+    row = torch.tensor([[byte_tokenizer.end_id, *"\u0301a".encode()]])
+    assert WordTable(byte_tokenizer, torch.device("cpu")).starts(row).tolist() == [[True, True, False, True]]
 
 
 def test_a_token_that_ends_with_an_accent_or_is_invisible_does_not_end_a_word() -> None:
@@ -106,9 +108,9 @@ def test_a_token_that_ends_with_an_accent_or_is_invisible_does_not_end_a_word() 
     assert words == ["coup", "-", "d'", "-", "e\u0301tat", " co\u00adoperation", " \u0645\u06cc\u200c\u062e\u0648"]
 
 
-def test_the_first_token_of_a_row_starts_a_word(of_bytes: Tokenizer) -> None:
+def test_the_first_token_of_a_row_starts_a_word(byte_tokenizer: Tokenizer) -> None:
     rows = torch.tensor([list("ë and".encode()[1:]), list(b"nd an")])
-    starts = WordTable(of_bytes, torch.device("cpu")).starts(rows)
+    starts = WordTable(byte_tokenizer, torch.device("cpu")).starts(rows)
     assert starts.tolist() == [[True, True, False, False, False], [True, False, True, False, False]]
 
 

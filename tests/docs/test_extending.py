@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md run as they are."""
+"""The examples in docs/extending.md run unchanged."""
 
 import re
 import sys
@@ -14,7 +14,7 @@ EXAMPLES: dict[str, str] = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```py
 
 
 def run_example(title: str, folder: Path, without: str = "") -> str:
-    """Run an example in a folder, without one of its lines, and return what it prints."""
+    """Run an example in a folder, without the line `without`, and return its output."""
     code = EXAMPLES[title].replace(f"\n{without}\n", "\n")
     assert without in EXAMPLES[title]
     folder.mkdir(exist_ok=True)
@@ -24,37 +24,37 @@ def run_example(title: str, folder: Path, without: str = "") -> str:
     return result.stdout
 
 
-def last_number(printed: str) -> float:
-    """The number on the last line."""
-    return float(printed.splitlines()[-1])
+def last_number(output: str) -> float:
+    """The number on the last line of an output."""
+    return float(output.splitlines()[-1])
 
 
-def test_every_seam_has_an_example():
+def test_every_extension_point_has_an_example() -> None:
     assert list(EXAMPLES) == ["A metric tracker", "A model class", "A mask policy", "Another objective"]
 
 
-def test_a_tracker_of_ones_own_gets_the_figures(tmp_path: Path):
-    printed = run_example("A metric tracker", tmp_path)
+def test_a_custom_tracker_gets_the_figures(tmp_path: Path) -> None:
+    output = run_example("A metric tracker", tmp_path)
     losses = [event["loss"] for event in read_events(tmp_path / "runs/csv/metrics.jsonl") if "loss" in event]
     assert len(losses) == 4
     for step, loss in zip((5, 10, 15, 20), losses, strict=True):
-        assert f"{step},train/loss,{loss}" in printed
+        assert f"{step},train/loss,{loss}" in output
 
 
-def test_a_model_of_ones_own_trains_and_predicts(tmp_path: Path):
+def test_a_custom_model_trains_and_predicts(tmp_path: Path) -> None:
     assert "probability" in run_example("A model class", tmp_path)
     losses = [event["val_loss"] for event in read_events(tmp_path / "runs/conv/metrics.jsonl") if "val_loss" in event]
     assert losses[-1] < losses[0] - 0.1
 
 
 @pytest.mark.parametrize(
-    ("title", "seam"),
+    ("title", "change"),
     [
         ("A mask policy", "masking.find_maskable = letters_only"),
         ("Another objective", "MaskedLoss.forward = with_small_states"),
     ],
 )
-def test_another_mask_policy_and_another_objective_train_another_model(title: str, seam: str, tmp_path: Path):
+def test_a_custom_mask_policy_or_objective_trains_a_different_model(title: str, change: str, tmp_path: Path) -> None:
     changed = last_number(run_example(title, tmp_path / "changed"))
-    assert changed != last_number(run_example(title, tmp_path / "default", without=seam))
+    assert changed != last_number(run_example(title, tmp_path / "default", without=change))
     assert 4 < changed < 7

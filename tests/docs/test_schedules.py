@@ -1,4 +1,4 @@
-"""docs/schedules.py plots the figure in docs/schedules.md, and its file is small."""
+"""docs/schedules.py plots the figure in docs/schedules.md, as a small file."""
 
 import sys
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""Runs in place of the training verb, and sends itself SIGKILL at a chosen point.
+"""Runs in place of the training verb, and kills itself with SIGKILL at a fault point.
 
     dying.py POINT CALL RANK FLAGS...
 
-Rank RANK dies when it reaches POINT (see mlm_dist/fault_points.py) for the CALL-th time, the first one being 1; under
-torchrun in the attempts before the last that --max-restarts grants, at call CALL of each. With POINT followed by
-` in half`, every file that is being written is cut in half first, as if the process had died while writing it.
+Rank RANK dies when it reaches POINT (see mlm_dist/fault_points.py) for the CALL-th time, counted from 1. Under torchrun
+it dies in every attempt except the last one that --max-restarts allows. If POINT ends in ` in half`, every file that is
+being written is first truncated to half its size, as if the process had died while writing it.
 """
 
 import os
@@ -24,16 +24,16 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def cut_in_half() -> None:
-    """Cut the files that are open for writing and not empty: those with a temporary name."""
+def truncate_open_files() -> None:
+    """Truncate every file that is being written, which has a temporary name, to half its size."""
     for descriptor in Path("/proc/self/fd").iterdir():
         path = descriptor.readlink() if descriptor.is_symlink() else Path()
         if "partial" in str(path) and path.is_file():
             os.truncate(path, path.stat().st_size // 2)
 
 
-def arm(point: str, call: int) -> None:
-    """Have this process die at one of its visits to a point."""
+def die_at(point: str, call: int) -> None:
+    """Make this process die when it reaches a fault point for the `call`-th time."""
     calls = 0
 
     def on_reached(name: str) -> None:
@@ -41,7 +41,7 @@ def arm(point: str, call: int) -> None:
         calls += name == point.removesuffix(IN_HALF)
         if calls == call:
             if point.endswith(IN_HALF):
-                cut_in_half()
+                truncate_open_files()
             die()
 
     fault_points.on_reached = on_reached
@@ -52,5 +52,5 @@ if __name__ == "__main__":
     sys.argv[1:] = flags
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if os.environ.get("RANK", "0") == rank and attempt < LAST_ATTEMPT:
-        arm(point, int(call))
+        die_at(point, int(call))
     run_verb(main)

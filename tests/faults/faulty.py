@@ -1,14 +1,15 @@
-"""Runs in place of the training verb, with losses that come to NaN on one rank at chosen steps.
+"""Runs in place of the training verb. The loss of one rank is NaN at chosen steps.
 
     faulty.py RANK FIRST LAST FLAGS...
 
-Rank RANK's loss is NaN at the steps FIRST to LAST, counted from 1.
+The loss of rank RANK is NaN at the steps FIRST to LAST, counted from 1.
 """
 
 import os
 import sys
 
 import torch
+from torch import nn
 
 from mlm_dist.command_line import run_verb
 from mlm_dist.model import loss
@@ -20,19 +21,22 @@ train_step = trainer.Trainer.train_step
 masked_cross_entropy = loss.masked_cross_entropy
 
 
-def fail_between(first: int, last: int) -> None:
-    """Have the loss come to NaN at some steps."""
-    now = [0]
+def make_loss_nan(first: int, last: int) -> None:
+    """Make the loss NaN at the steps `first` to `last`."""
+    step = 0
 
-    def counting(self: trainer.Trainer) -> StepResult:
-        now[0] = self.state.step + 1
+    def counted_step(self: trainer.Trainer) -> StepResult:
+        nonlocal step
+        step = self.state.step + 1
         return train_step(self)
 
-    def faulty(*arguments: torch.Tensor) -> torch.Tensor:
-        result = masked_cross_entropy(*arguments)  # type: ignore[arg-type]
-        return result * float("nan") if first <= now[0] <= last else result
+    def faulty(
+        hidden: torch.Tensor, output: nn.Linear, targets: torch.Tensor, loss_weights: torch.Tensor
+    ) -> torch.Tensor:
+        result = masked_cross_entropy(hidden, output, targets, loss_weights)
+        return result * float("nan") if first <= step <= last else result
 
-    trainer.Trainer.train_step = counting  # type: ignore[method-assign,assignment]
+    trainer.Trainer.train_step = counted_step  # type: ignore[method-assign]
     loss.masked_cross_entropy = faulty
 
 
@@ -40,5 +44,5 @@ if __name__ == "__main__":
     rank, first, last, *flags = sys.argv[1:]
     sys.argv[1:] = flags
     if os.environ.get("RANK", "0") == rank:
-        fail_between(int(first), int(last))
+        make_loss_nan(int(first), int(last))
     run_verb(main)

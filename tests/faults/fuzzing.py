@@ -1,8 +1,8 @@
-"""Verbs asked about runs and corpora with a damaged file: what each of them does with a few thousand damages.
+"""Run verbs on runs and corpora with a damaged file, in a few thousand cases.
 
-`python -m tests.faults.fuzzing MOST PART OF RUN CORPUS FOLDER` does one part of the cases, of each file MOST in all
-parts together, the same ones every time. It prints a line of JSON: how many there were of each file, and
-which came to what none may come to. With a large MOST it does all of some ten thousand.
+`python -m tests.faults.fuzzing MOST PART PARTS RUN CORPUS FOLDER` runs one part of the cases. There are at most MOST
+cases per file in all parts together, the same ones every time; a large MOST selects all of about ten thousand. It
+prints a line of JSON: the number of cases per file, and the cases that failed.
 """
 
 import collections
@@ -27,9 +27,10 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from mlm_dist import embed, evaluate, export, fill, generate, plot, train
+from mlm_dist import embed, evaluate, export, fill, generate, plot
 from mlm_dist.command_line import run_verb
 from mlm_dist.run.checkpoint import MANIFEST, STATE, fingerprint, list_checkpoints
+from mlm_dist.train import main as train_main
 from tests.conftest import tiny_flags
 
 SECONDS = 10
@@ -39,8 +40,8 @@ STARTS_PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subpro
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 HUGE = 10**400
-DEEP = "nested 100,000 deep"  # stands for such a list until it is text
-VALUES = [
+DEEP = "nested 100,000 deep"  # a placeholder, replaced by a list of this depth in the text
+VALUES: list[Any] = [
     None,
     "",
     "x",
@@ -61,66 +62,66 @@ VALUES = [
 
 
 class Hung(BaseException):
-    """A verb has taken longer than `SECONDS`."""
+    """A verb took longer than `SECONDS`."""
 
 
 class Case(NamedTuple):
-    """A damage and who meets it.
+    """A damaged file, and a verb that reads it.
 
     Attributes:
-        file: that is damaged, below `run`, `open` or `corpus`.
-        damage: what is done to it.
+        file: the file to damage, below `run`, `open` or `corpus`.
+        damage: damages the file at a path.
         name: of the damage.
-        verb: that is asked.
-        adapt: whether digests and sizes of the file, where they are written down, are those of the damaged one.
+        verb: the verb to run, a key of `commands`.
+        update_digests: whether the recorded digest and size of the file are updated to those of the damaged file.
     """
 
     file: str
     damage: Callable[[Path], None]
     name: str
     verb: str
-    adapt: bool = False
+    update_digests: bool = False
 
 
-def bytes_damages(dice: random.Random, other: bytes) -> list[tuple[str, Callable[[bytes], bytes]]]:
-    """Damages of a file's bytes; `other` is the content of another file."""
+def bytes_damages(rng: random.Random, other: bytes) -> list[tuple[str, Callable[[bytes], bytes]]]:
+    """Names and functions that damage bytes; `other` is the content of another file."""
 
-    def place(content: bytes) -> int:
-        return dice.randrange(len(content) or 1)
+    def position(content: bytes) -> int:
+        return rng.randrange(len(content) or 1)
 
     def flip(content: bytes) -> bytes:
         damaged = bytearray(content)
-        for _ in range(dice.choice([1, 1, 3, 30])):
+        for _ in range(rng.choice([1, 1, 3, 30])):
             if damaged:
-                damaged[place(content)] ^= 1 << dice.randrange(8)
+                damaged[position(content)] ^= 1 << rng.randrange(8)
         return bytes(damaged)
 
     def cut_out(content: bytes) -> bytes:
-        start = place(content)
-        return content[:start] + content[start + dice.choice([1, 20, 1000]) :]
+        start = position(content)
+        return content[:start] + content[start + rng.choice([1, 20, 1000]) :]
 
     def repeat(content: bytes) -> bytes:
-        start = place(content)
-        stop = start + dice.choice([1, 20, 1000])
+        start = position(content)
+        stop = start + rng.choice([1, 20, 1000])
         return content[:stop] + content[start:]
 
     def overwrite(content: bytes) -> bytes:
-        start = place(content)
-        junk = dice.randbytes(dice.choice([1, 4, 100]))
+        start = position(content)
+        junk = rng.randbytes(rng.choice([1, 4, 100]))
         return content[:start] + junk + content[start + len(junk) :]
 
     return [
         ("flip", flip),
-        ("cut", lambda content: content[: place(content)]),
+        ("cut", lambda content: content[: position(content)]),
         ("cut out", cut_out),
         ("repeat", repeat),
         ("overwrite", overwrite),
         ("flip again", flip),
         ("empty", lambda _: b""),
         ("zeros", lambda content: bytes(len(content))),
-        ("junk", lambda _: dice.randbytes(500)),
+        ("junk", lambda _: rng.randbytes(500)),
         ("another file", lambda _: other),
-        ("more", lambda content: content + dice.randbytes(50)),
+        ("more", lambda content: content + rng.randbytes(50)),
     ]
 
 
@@ -129,11 +130,11 @@ def fifo(path: Path) -> None:
 
 
 def bound_socket(path: Path) -> None:
-    place = Path.cwd()
-    os.chdir(path.parent)  # the path of a socket is short
+    before = Path.cwd()
+    os.chdir(path.parent)  # because the path of a socket must be short
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path.name)
-    os.chdir(place)
+    os.chdir(before)
 
 
 KINDS: dict[str, Callable[[Path], None]] = {
@@ -148,7 +149,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
 }
 
 
-def in_its_place(make: Callable[[Path], None]) -> Callable[[Path], None]:
+def replacing(make: Callable[[Path], None]) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
         path.unlink()
         make(path)
@@ -157,11 +158,18 @@ def in_its_place(make: Callable[[Path], None]) -> Callable[[Path], None]:
 
 
 def rewriting(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda path: path.write_bytes(change(path.read_bytes())) and None
+    def damage(path: Path) -> None:
+        path.write_bytes(change(path.read_bytes()))
+
+    return damage
+
+
+def writing(content: Callable[[], bytes]) -> Callable[[Path], None]:
+    return rewriting(lambda _: content())
 
 
 def changed(value: Any) -> Iterator[tuple[str, Any]]:
-    """The value with each part of it replaced, left out, or one more beside it."""
+    """Names and copies of a value in which one part is replaced or removed, or one is added."""
     for new in VALUES:
         yield f"-> {str(new)[:20]!r}", new
     if isinstance(value, dict):
@@ -197,8 +205,8 @@ def as_tensors(value: Any, old: bool = False) -> bytes:
     return content.getvalue()
 
 
-class Evil:
-    """Writes a file when it is unpickled."""
+class CallWhenLoaded:
+    """Calls a function when it is unpickled."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.made_by = function, arguments
@@ -208,7 +216,7 @@ class Evil:
 
 
 def tensor_damages(state: Any) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """What torch.save writes of a state with one thing changed, of code, and in forms of its own."""
+    """Names and writers of damaged torch.save files: a state with one change, or code in both file formats."""
     tensors = [
         torch.zeros(3),
         torch.zeros(3).to_sparse(),
@@ -237,9 +245,9 @@ def tensor_damages(state: Any) -> Iterator[tuple[str, Callable[[], bytes]]]:
 
     marker = "open('executed', 'w').close()"
     for function, argument in ((exec, marker), (eval, marker), (os.system, "touch executed"), (bytearray, 10**11)):
-        evil = Evil(function, argument)
-        yield f"code {function.__name__}", partial(as_tensors, {"model": evil})
-        yield f"code {function.__name__}, old form", partial(as_tensors, {"model": evil}, old=True)
+        call = CallWhenLoaded(function, argument)
+        yield f"code {function.__name__}", partial(as_tensors, {"model": call})
+        yield f"code {function.__name__}, old format", partial(as_tensors, {"model": call}, old=True)
     for name, new in each(state):
         yield name, partial(as_tensors, new)
 
@@ -249,8 +257,8 @@ def metrics_of(run: Path) -> Any:
 
 
 def all_cases(run: Path, corpus: Path) -> Iterator[Case]:
-    """Every case, in an order that never changes."""
-    dice = random.Random(11)
+    """All cases, always in the same order."""
+    rng = random.Random(11)
     verbs = {
         "run/config.yaml": ["fill", "train_config", "evaluate", "generate"],
         "run/model.pth": ["fill", "embed"],
@@ -272,17 +280,19 @@ def all_cases(run: Path, corpus: Path) -> Iterator[Case]:
     other = (run / "model.pth").read_bytes()
     for file, names in verbs.items():
         for kind, make in KINDS.items():
-            yield Case(file, in_its_place(make), kind, dice.choice(names))
+            yield Case(file, replacing(make), kind, rng.choice(names))
         for _ in range(1 if file == "run/STOPPED" else 4):
-            for name, change in bytes_damages(random.Random(dice.random()), other):
-                yield Case(file, rewriting(change), name, dice.choice(names))
+            for name, change in bytes_damages(random.Random(rng.random()), other):
+                yield Case(file, rewriting(change), name, rng.choice(names))
         if file.endswith((".bin", ".tiktoken", ".pt")):
             for _ in range(4):
-                for name, change in bytes_damages(random.Random(dice.random()), other):
-                    yield Case(file, rewriting(change), f"{name}, adapted", dice.choice(names), adapt=True)
+                for name, change in bytes_damages(random.Random(rng.random()), other):
+                    yield Case(
+                        file, rewriting(change), f"{name}, digests updated", rng.choice(names), update_digests=True
+                    )
     for file in ("run/metrics.jsonl", "run/machine.json", "run/config.yaml"):
         for kind, make in KINDS.items():
-            yield Case(file, in_its_place(make), f"{kind} again", "plot")
+            yield Case(file, replacing(make), f"{kind} again", "plot")
     manifest, lines = json.loads((run / STEP / MANIFEST).read_text()), metrics_of(run)
     structures = [
         ("corpus/corpus.json", as_json, json.loads((corpus / "corpus.json").read_text())),
@@ -298,24 +308,24 @@ def all_cases(run: Path, corpus: Path) -> Iterator[Case]:
         for name, new in changed(value):
             if write is as_lines and not isinstance(new, list):
                 continue
-            yield Case(file, rewriting(lambda _, new=new, write=write: write(new)), name, dice.choice(verbs[file]))  # type: ignore[misc]
-    yield from tensor_cases(run, dice)
+            yield Case(file, writing(partial(write, new)), name, rng.choice(verbs[file]))
+    yield from tensor_cases(run, rng)
 
 
-def tensor_cases(run: Path, dice: random.Random) -> Iterator[Case]:
-    """Those of files that torch.save wrote."""
+def tensor_cases(run: Path, rng: random.Random) -> Iterator[Case]:
+    """The cases of files that torch.save wrote."""
     for file, source, verbs in (
         ("run/model.pth", run / "model.pth", ["fill", "embed"]),
         (f"open/{STEP}/state.pt", run / STEP / STATE, ["resume", "resume", "step"]),
     ):
         state = torch.load(source, weights_only=True)
         for name, content in tensor_damages(state):
-            verb = dice.choice(verbs)
-            yield Case(file, rewriting(lambda _, content=content: content()), name, verb, adapt=file.endswith(STATE))  # type: ignore[misc]
+            verb = rng.choice(verbs)
+            yield Case(file, writing(content), name, verb, update_digests=file.endswith(STATE))
 
 
 def choose(cases: Iterator[Case], most: int) -> list[Case]:
-    """Of each file so many cases, among them all those that put something else in its place or are of code."""
+    """At most `most` cases per file, including all that replace the file by another kind or contain code."""
     by_file: dict[str, list[Case]] = {}
     for case in cases:
         by_file.setdefault(case.file, []).append(case)
@@ -328,31 +338,31 @@ def choose(cases: Iterator[Case], most: int) -> list[Case]:
 
 
 def commands(case: Path) -> dict[str, tuple[Callable[[list[str]], None], list[str]]]:
-    """The verbs, and what each is asked."""
+    """The verbs with their arguments."""
     run, open_run, corpus = case / "run", case / "open", case / "corpus"
-    asked = ["--run", str(run), "--device", "cpu"]
-    stopping = ["--train.time_limit", "1e-9"]
+    of_run = ["--run", str(run), "--device", "cpu"]
+    stop_at_once = ["--train.time_limit", "1e-9"]
     resume = tiny_flags(corpus, open_run, train__max_iters=31)
-    elsewhere = ["--run_dir", str(case / "new"), "--data.path", str(corpus), "--device", "cpu", *stopping]
+    elsewhere = ["--run_dir", str(case / "new"), "--data.path", str(corpus), "--device", "cpu", *stop_at_once]
     return {
-        "fill": (fill.main, [*asked, "A [MASK] [MASK]."]),
+        "fill": (fill.main, [*of_run, "A [MASK] [MASK]."]),
         "fill_open": (fill.main, ["--run", str(open_run), "--device", "cpu", "A [MASK]."]),
-        "embed": (embed.main, [*asked, "--out", str(case / "out.npy"), str(case / "lines.txt")]),
-        "generate": (generate.main, [*asked, "--length", "3", "A"]),
-        "evaluate": (evaluate.main, [*asked, "--data", str(corpus)]),
-        "evaluate_corpus": (evaluate.main, [*asked, "--data", str(corpus), "--json"]),
+        "embed": (embed.main, [*of_run, "--out", str(case / "out.npy"), str(case / "lines.txt")]),
+        "generate": (generate.main, [*of_run, "--length", "3", "A"]),
+        "evaluate": (evaluate.main, [*of_run, "--data", str(corpus)]),
+        "evaluate_corpus": (evaluate.main, [*of_run, "--data", str(corpus), "--json"]),
         "export": (export.main, ["--run", str(run), "--out", str(case / "exported")]),
-        "plot": (plot.main, [*asked[:2], "--out", str(case / "plots")]),
+        "plot": (plot.main, [*of_run[:2], "--out", str(case / "plots")]),
         "read_metrics": (read_metrics, [str(run)]),
-        "train_config": (train.main, ["--config", str(run / "config.yaml"), *elsewhere]),
-        "train_corpus": (train.main, [*tiny_flags(corpus, case / "new"), *stopping]),
-        "resume": (train.main, [*resume, *stopping]),
-        "step": (train.main, resume),
+        "train_config": (train_main, ["--config", str(run / "config.yaml"), *elsewhere]),
+        "train_corpus": (train_main, [*tiny_flags(corpus, case / "new"), *stop_at_once]),
+        "resume": (train_main, [*resume, *stop_at_once]),
+        "step": (train_main, resume),
     }
 
 
 def read_metrics(arguments: list[str]) -> None:
-    """What `plot` does with metrics but for the drawing, which takes a second."""
+    """Read metrics as `plot` does, without the plotting, which takes a second."""
     from mlm_dist.plots.report import losses_at_round_steps, metrics_of
     from mlm_dist.run.history import read_histories
 
@@ -360,8 +370,8 @@ def read_metrics(arguments: list[str]) -> None:
     print(metrics_of(history), losses_at_round_steps(history))
 
 
-def adapt(file: Path) -> None:
-    """Write down size and digest of a file as they are now where those of it stand."""
+def update_digests(file: Path) -> None:
+    """Update the recorded digest and size of a file to its content."""
     content = file.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if file.name == STATE:
@@ -378,13 +388,13 @@ def adapt(file: Path) -> None:
         (file.parent / "encoding.json").write_text(json.dumps(parts | {"sha256": digest}))
 
 
-def below(folder: Path) -> set[str]:
+def paths_below(folder: Path) -> set[str]:
     """All paths below a folder."""
-    return {os.path.join(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)}  # noqa: PTH118
+    return {os.path.join(parent, name) for parent, folders, files in os.walk(folder) for name in (*folders, *files)}  # noqa: PTH118
 
 
 class Watch:
-    """Notes, from Python's own audit, which processes are started and which files are written outside of a folder."""
+    """Records, by an audit hook, started processes and files opened for writing outside of the allowed paths."""
 
     def __init__(self, allowed: list[Path]) -> None:
         self.allowed = tuple(map(str, allowed))
@@ -397,44 +407,44 @@ class Watch:
         elif (
             event == "open" and isinstance(arguments[0], str) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         ):
-            path = os.path.abspath(arguments[0])  # noqa: PTH100 (within an audit: the least that does it)
+            path = os.path.abspath(arguments[0])  # noqa: PTH100 (an audit hook must be cheap)
             if not path.startswith(self.allowed):
                 self.seen.append(f"open {path}")
 
 
-def ring(*_: object) -> None:
+def on_alarm(*_: object) -> None:
     raise Hung
 
 
-def ask(main: Callable[[list[str]], None], arguments: list[str]) -> str:
-    """Run a verb as from the command line; return what is wrong with how it ends, empty if nothing is."""
+def run_and_check(main: Callable[[list[str]], None], arguments: list[str]) -> str:
+    """Run a verb as from the command line. Return a description of a wrong exit, or an empty string."""
     sys.argv = ["verb", *arguments]
-    output, complaint = io.StringIO(), io.StringIO()
+    output, errors = io.StringIO(), io.StringIO()
     code: Any = 0
     signal.alarm(SECONDS)
     try:
-        with redirect_stdout(output), redirect_stderr(complaint):
+        with redirect_stdout(output), redirect_stderr(errors):
             run_verb(main)
     except SystemExit as end:
         code = end.code
-    except BaseException:  # a panic of Rust's is no Exception
+    except BaseException:  # a Rust panic is not an Exception
         return traceback.format_exc(limit=-4)
     finally:
         signal.alarm(0)
-    lines = complaint.getvalue().splitlines()
+    lines = errors.getvalue().splitlines()
     if (
         code not in (0, 2)
         or not all(line.startswith("mlm_dist: ") for line in lines)
         or CONTROLS.search("".join(lines))
     ):
-        return f"exit code {code}: {complaint.getvalue()[-500:]}"
-    if len(complaint.getvalue()) > 20_000 or (code == 2 and not lines[-1].startswith("mlm_dist: error: ")):
-        return f"{len(complaint.getvalue())} characters: {complaint.getvalue()[:500]}"
+        return f"exit code {code}: {errors.getvalue()[-500:]}"
+    if len(errors.getvalue()) > 20_000 or (code == 2 and not lines[-1].startswith("mlm_dist: error: ")):
+        return f"{len(errors.getvalue())} characters: {errors.getvalue()[:500]}"
     return ""
 
 
 def main() -> None:
-    """Do the cases of one part."""
+    """Run the cases of one part."""
     most, part, parts = map(int, sys.argv[1:4])
     run, corpus, folder = map(Path, sys.argv[4:7])
     source, case, home = folder / "source", folder / "case", folder / "home"
@@ -442,8 +452,8 @@ def main() -> None:
     shutil.copytree(run, source / "run")
     shutil.copytree(corpus, source / "corpus")
     (source / "run/STOPPED").write_text("SIGTERM\n")
-    for place in list_checkpoints(source / "run/checkpoints")[2:]:
-        shutil.rmtree(place)
+    for checkpoint in list_checkpoints(source / "run/checkpoints")[2:]:
+        shutil.rmtree(checkpoint)
     shutil.copytree(source / "run", source / "open")
     for name in ("DONE", "model.pth", "STOPPED"):
         (source / "open" / name).unlink()
@@ -451,33 +461,33 @@ def main() -> None:
     os.chdir(folder)
     cases = choose(all_cases(source / "run", corpus), most)[part::parts]
     watch = Watch([case, home, Path("/dev/null")])
-    signal.signal(signal.SIGALRM, ring)
+    signal.signal(signal.SIGALRM, on_alarm)
     torch.set_num_threads(1)
-    ask(plot.main, ["--run", str(source / "run"), "--out", str(home / "plots")])  # so that all is imported
+    run_and_check(plot.main, ["--run", str(source / "run"), "--out", str(home / "plots")])  # imports everything
     used = int(re.findall(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) << 10
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    before = below(folder)
+    before = paths_below(folder)
     watch.seen.clear()
     counts: collections.Counter[str] = collections.Counter()
-    wrong: list[str] = []
+    failures: list[str] = []
     for damaged in cases:
         label = f"{damaged.file}: {damaged.name}: {damaged.verb}"
         shutil.copytree(source, case, symlinks=True)
         file = case / damaged.file
         damaged.damage(file)
-        if damaged.adapt:
-            adapt(file)
-        found = [ask(*commands(case)[damaged.verb])]
+        if damaged.update_digests:
+            update_digests(file)
+        found = [run_and_check(*commands(case)[damaged.verb])]
         shutil.rmtree(case)
         found += watch.seen + [
-            f"{path} has appeared" for path in below(folder) - before if not path.startswith(str(home))
+            f"{path} was created" for path in paths_below(folder) - before if not path.startswith(str(home))
         ]
         if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10 > MEMORY:
             found.append("more than 2 GB")
-        wrong += [f"{label}: {thing}" for thing in found if thing]
+        failures += [f"{label}: {thing}" for thing in found if thing]
         watch.seen.clear()
         counts[damaged.file] += 1
-    print(json.dumps({"counts": counts, "wrong": wrong}))
+    print(json.dumps({"counts": counts, "failures": failures}))
 
 
 if __name__ == "__main__":

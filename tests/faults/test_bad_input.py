@@ -1,4 +1,4 @@
-"""Mistakes in what a person gives to a verb: exit code 2, one line that names the mistake, and nothing written."""
+"""User errors on the command line: exit code 2, one line that names the mistake, and no files."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 
 from tests.conftest import tiny_flags, verb
 
-# Files of the folder in which the verbs are run; {corpus} and {run} stand for a good corpus and a good run.
+# Files of the folder in which the verbs run.
 FILES = {
     "text.txt": b"Once upon a time there was a lamp. " * 500,
     "short.txt": b"Once upon a time.",
@@ -22,7 +22,7 @@ FILES = {
 }
 
 CASES = [
-    # verb, arguments, words of the complaint
+    # verb, arguments ({run} is a valid run, and `_[` a space and a bracket), part of the message
     ("train", "--optim.lrr 1", "--optim.lrr: unknown key; did you mean optim.lr?"),
     ("train", "--lr 1", "--lr: unknown key; did you mean optim.lr?"),
     ("train", "--optim 1", "--optim is a section"),
@@ -125,18 +125,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "words"), CASES, ids=[f"{name} {given}" for name, given, _ in CASES])
-def test_a_mistake_is_one_line_and_writes_nothing(name, arguments, words, corpus_folder, run_dir, tmp_path):
+@pytest.mark.parametrize(("name", "arguments", "message"), CASES, ids=[f"{name} {given}" for name, given, _ in CASES])
+def test_a_user_error_is_one_line_and_leaves_no_files(name, arguments, message, corpus_folder, run_dir, tmp_path):
     here = tmp_path / "here"
     here.mkdir()
     for file, content in FILES.items():
         (here / file).write_bytes(content)
-    good = tiny_flags(corpus_folder, Path("new"), train__max_iters=1) if name == "train" else []
+    valid = tiny_flags(corpus_folder, Path("new"), train__max_iters=1) if name == "train" else []
     given = [argument.replace("_[", " [").replace("{run}", str(run_dir)) for argument in arguments.split()]
-    result = verb(name, *good, *given, cwd=here, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    result = verb(name, *valid, *given, cwd=here, XDG_CACHE_HOME=str(tmp_path / "cache"))
     assert result.returncode == 2, result.stderr
     (line,) = result.stderr.splitlines()
     assert line.startswith("mlm_dist: error: ")
-    assert words in line
+    assert message in line
     assert {path.name: path.read_bytes() for path in here.iterdir()} == FILES
     assert not [path for path in (tmp_path / "cache").rglob("*") if "partial" in path.name]

@@ -1,29 +1,30 @@
-"""SIGKILL at any moment: the same command goes on and ends in the same bits, with every step in the metrics once."""
+"""A run that is killed at any moment resumes with the same command and ends in the same bits, each step logged once."""
 
 import contextlib
 import random
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import start
 from tests.faults.conftest import (
     assert_same_run,
-    complete,
     has_reached,
-    in_its_place,
     newest_step,
+    run_to_end,
     running,
     train_command,
     wait_until,
+    with_script,
 )
 
 pytestmark = pytest.mark.slow
 
 DYING = Path(__file__).with_name("dying.py")
-# Where, and how often at most a run from one checkpoint to the next gets there.
+# Fault points, and how often a run reaches each of them at most between two checkpoints.
 POINTS = {
     "step begins": 45,
     "step taken": 45,
@@ -47,64 +48,71 @@ POINTS = {
 AT_THE_END = ["results begin", "model.pth written in half", "model.pth written", "plot begins", "plotted"]
 
 
-def test_killed_in_start_up_steps_evaluations_and_saves(corpus_folder, unbroken, tmp_path):
+def test_a_run_killed_at_any_fault_point_resumes(corpus_folder, reference_run, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
-    chance = random.Random(1)
-    for point in chance.sample(list(POINTS), len(POINTS)):
-        result = start(in_its_place(command, DYING, point, chance.randint(1, POINTS[point]), 0))
+    rng = random.Random(1)
+    for point in rng.sample(list(POINTS), len(POINTS)):
+        result = start(with_script(command, DYING, point, rng.randint(1, POINTS[point]), 0))
         assert result.returncode == -signal.SIGKILL, (point, result.stdout, result.stderr)
         assert "Traceback" not in result.stderr
-    complete(command)
-    assert_same_run(run_dir, unbroken)
+    run_to_end(command)
+    assert_same_run(run_dir, reference_run)
 
 
-def test_killed_while_results_are_written(corpus_folder, unbroken, tmp_path):
+def test_a_run_killed_while_it_writes_its_results_resumes(corpus_folder, reference_run, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
     for point in AT_THE_END:
-        assert start(in_its_place(command, DYING, point, 1, 0)).returncode == -signal.SIGKILL, point
+        assert start(with_script(command, DYING, point, 1, 0)).returncode == -signal.SIGKILL, point
         assert not (run_dir / "DONE").exists()
-    complete(command)
-    assert_same_run(run_dir, unbroken)
+    run_to_end(command)
+    assert_same_run(run_dir, reference_run)
     assert not [path for path in run_dir.rglob("*") if "partial" in path.name]
 
 
-def test_killed_from_outside_at_any_time(corpus_folder, unbroken, tmp_path):
+def test_a_run_killed_from_outside_at_any_time_resumes(corpus_folder, reference_run, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
-    chance = random.Random(2)
+    rng = random.Random(2)
     for _ in range(5):
         with running(command) as process, contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(chance.uniform(0.1, 3.0))  # while Python and torch start, or soon after
-            pytest.fail("it has ended")
+            process.wait(rng.uniform(0.1, 3.0))  # while Python and torch start, or soon after
+            pytest.fail("the run ended before it was killed")
         with running(command) as process:
-            wait_until(process, has_reached(run_dir, min(newest_step(run_dir) + chance.randint(1, 40), 239)))
-    complete(command)
-    assert_same_run(run_dir, unbroken)
+            wait_until(process, has_reached(run_dir, min(newest_step(run_dir) + rng.randint(1, 40), 239)))
+    run_to_end(command)
+    assert_same_run(run_dir, reference_run)
 
 
-def test_killed_in_a_run_of_many_epochs_in_low_precision(corpus_folder, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    many = {"precision": "bf16", "train__batch_size": 512, "train__max_iters": 60, "checkpoint__interval": 13}
-    settings = many | {"train__micro_batch_size": 128, "train__log_interval": 3, "masking__replacement": "80/10/10"}
-    complete(train_command(corpus_folder, whole, **settings))
+def test_a_killed_run_of_several_epochs_in_bf16_resumes(corpus_folder, tmp_path):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    settings: dict[str, Any] = {
+        "precision": "bf16",
+        "train__batch_size": 512,
+        "train__micro_batch_size": 128,
+        "train__max_iters": 60,
+        "train__log_interval": 3,
+        "checkpoint__interval": 13,
+        "masking__replacement": "80/10/10",
+    }
+    run_to_end(train_command(corpus_folder, undisturbed, **settings))
     command = train_command(corpus_folder, killed, **settings)
     with running(command) as process:
         wait_until(process, has_reached(killed, 30))
-    complete(command)
-    assert_same_run(killed, whole)
+    run_to_end(command)
+    assert_same_run(killed, undisturbed)
 
 
 @pytest.mark.multiprocess
-def test_all_ranks_and_torchrun_killed(corpus_folder, unbroken_pair, tmp_path):
+def test_a_run_resumes_after_all_ranks_and_torchrun_were_killed(corpus_folder, two_rank_reference, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir, processes=2)
     for step in (25, 137):
-        with running(command) as process:  # which ends in kill_all
+        with running(command) as process:  # on exit, kills torchrun and all ranks
             wait_until(process, has_reached(run_dir, step))
-    complete(command)
-    assert_same_run(run_dir, unbroken_pair)
+    run_to_end(command)
+    assert_same_run(run_dir, two_rank_reference)
 
 
 @pytest.mark.multiprocess
@@ -116,14 +124,14 @@ def test_all_ranks_and_torchrun_killed(corpus_folder, unbroken_pair, tmp_path):
         ("micro-batch begins", 80, 1, "rank 0's"),
         ("checkpoint flushed", 3, 0, "torchrun's"),
     ],
-    ids=["a step of rank 1", "a step of rank 0", "between micro-batches of rank 1", "a save"],
+    ids=["step of rank 1", "step of rank 0", "micro-batch of rank 1", "checkpoint"],
 )
-def test_torchrun_starts_all_ranks_again_when_one_is_killed(
-    point, call, rank, store, corpus_folder, unbroken_pair, tmp_path
+def test_torchrun_restarts_all_ranks_when_one_is_killed(
+    point, call, rank, store, corpus_folder, two_rank_reference, tmp_path
 ):
     run_dir = tmp_path / "run"
-    command = in_its_place(train_command(corpus_folder, run_dir, processes=2), DYING, point, call, rank)
+    command = with_script(train_command(corpus_folder, run_dir, processes=2), DYING, point, call, rank)
     result = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=str(int(store == "rank 0's")))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("training 0.0 M parameters") == 4  # killed three times
-    assert_same_run(run_dir, unbroken_pair)
+    assert_same_run(run_dir, two_rank_reference)

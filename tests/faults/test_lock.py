@@ -1,4 +1,4 @@
-"""Two runs in one run directory: the second is refused while the first lives, and takes over when it has died."""
+"""A second run in a run directory is refused while the first one is alive, and takes over after it has died."""
 
 import os
 import signal
@@ -7,28 +7,37 @@ import socket
 import pytest
 
 from tests.conftest import start
-from tests.faults.conftest import assert_same_run, end, has_reached, held, history, running, train_command, wait_until
+from tests.faults.conftest import (
+    assert_same_run,
+    has_reached,
+    history,
+    paused,
+    running,
+    train_command,
+    wait_for_exit,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
 
-def test_a_second_run_is_refused_and_harms_nothing(corpus_folder, unbroken, tmp_path):
+def test_a_second_run_is_refused_and_changes_nothing(corpus_folder, reference_run, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
     with running(command) as process:
         wait_until(process, has_reached(run_dir, 10))
-        with held(process):
+        with paused(process):
             before = history(run_dir)
             second = start(command)
             assert history(run_dir) == before
-        assert end(process)[0] == 0
+        assert wait_for_exit(process)[0] == 0
     assert second.returncode == 2
     (line,) = second.stderr.splitlines()
     assert f"{run_dir} is in use by process {process.pid} on {socket.gethostname()}" in line
-    assert_same_run(run_dir, unbroken)
+    assert_same_run(run_dir, reference_run)
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(corpus_folder, unbroken, tmp_path):
+def test_the_lock_of_a_dead_process_is_taken_over(corpus_folder, reference_run, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
     with running(command) as process:
@@ -38,4 +47,4 @@ def test_the_lock_of_a_dead_process_is_taken_over(corpus_folder, unbroken, tmp_p
     assert str(process.pid) in (run_dir / ".lock").read_text()
     result = start(command)
     assert result.returncode == 0, result.stderr
-    assert_same_run(run_dir, unbroken)
+    assert_same_run(run_dir, reference_run)

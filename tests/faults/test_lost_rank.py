@@ -1,4 +1,4 @@
-"""A rank that stops answering: the others say which, and since which step, and end the run within the timeout."""
+"""If a rank stops responding, the others end the run within the timeout, and report its rank and its last step."""
 
 import os
 import re
@@ -9,9 +9,9 @@ import pytest
 from tests.faults.conftest import (
     assert_same_run,
     children,
-    complete,
     has_reached,
     newest_step,
+    run_to_end,
     running,
     train_command,
     wait_until,
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("store", ["torchrun's", "rank 0's"])
-def test_a_rank_that_does_not_answer_is_named(store, corpus_folder, unbroken_pair, tmp_path):
+def test_an_unresponsive_rank_is_named(store, corpus_folder, two_rank_reference, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir, processes=2)
     environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": str(int(store == "rank 0's"))}
@@ -39,5 +39,5 @@ def test_a_rank_that_does_not_answer_is_named(store, corpus_folder, unbroken_pai
             assert step, line
             assert 0 <= int(step[1]) <= 240
         assert "The same command continues from the last checkpoint" in line
-    complete(command)
-    assert_same_run(run_dir, unbroken_pair)
+    run_to_end(command)
+    assert_same_run(run_dir, two_rank_reference)

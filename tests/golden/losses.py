@@ -1,6 +1,6 @@
 """Losses of 20 steps, recorded before a refactoring and compared after it.
 
-`python -m tests.golden.losses` records them anew. Do that only in a commit that is meant to change what a run computes.
+`python -m tests.golden.losses` records new ones. Do that only in a commit that is meant to change what a run computes.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from tests.conftest import flags, verb
 
 FOLDER = Path(__file__).parent
 STEPS = 20
-FROM_THE_START = {"device": "cpu", "precision": "fp32", "train.max_iters": STEPS, "train.log_interval": 1}
+OVERRIDES = {"device": "cpu", "precision": "fp32", "train.max_iters": STEPS, "train.log_interval": 1}
 RUNS: dict[str, dict[str, Any]] = {
     "debug": {"config": "configs/debug.yaml", "train.eval_interval": 10},
     "novels": {
@@ -31,8 +31,8 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 def measure(name: str, run_dir: Path) -> dict[str, list[Any]]:
-    """Train a run of `RUNS` with one thread; its figures by name, one per step or evaluation."""
-    result = verb("train", *flags(**RUNS[name], **FROM_THE_START, run_dir=run_dir))
+    """Train a run of `RUNS` with one thread. Returns its figures by name, one per step or evaluation."""
+    result = verb("train", *flags(**RUNS[name], **OVERRIDES, run_dir=run_dir))
     if result.returncode:
         raise RuntimeError(result.stderr)
     events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -41,7 +41,7 @@ def measure(name: str, run_dir: Path) -> dict[str, list[Any]]:
 
 
 def fingerprint() -> str:
-    """A digest of what decides the rounding of a float on this machine: the processor and torch."""
+    """A digest of what determines floating-point rounding on this machine: the processor and the version of torch."""
     try:
         first_core = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
     except OSError:

@@ -1,4 +1,4 @@
-"""An exported folder in transformers: the model card's example, tokenizer, pipeline, batches."""
+"""An exported folder works in transformers: tokenizer, padded batches, pipeline, the example on the model card."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""A pretrained model learns better from few labels than a fresh one, in transformers alone."""
+"""A pretrained model learns better from few labels than a freshly initialised one, using only transformers."""
 
 import random
 from collections.abc import Iterator
@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import mlm_dist
 from mlm_dist.data.preparation import prepare_corpus
@@ -22,11 +28,11 @@ STEPS = 30
 
 
 class Authors:
-    """Two authors who write about the same things, each with their own words.
+    """Two authors who write about the same 100 concepts, each with their own names for them.
 
-    There are 100 things, each followed by one of four others. Each thing has one name per author, and an author uses
-    their own name with probability 0.8. A passage therefore reveals its author by its words together, and which words
-    belong together can be learned without labels.
+    Each concept is followed by one of four others. An author uses their own name for it with probability 0.8, and else
+    that of the other author. So a single word says little about the author, but all words of a passage do, and which
+    names belong to the same author can be learned without labels.
     """
 
     def __init__(self) -> None:
@@ -37,16 +43,16 @@ class Authors:
         self.next = [rng.sample(range(100), 4) for _ in range(100)]
 
     def passage(self, author: int, rng: random.Random, words: int = 30) -> str:
-        thing, words_used = rng.randrange(100), []
+        concept, passage = rng.randrange(100), []
         for _ in range(words):
-            words_used.append(self.names[author if rng.random() < 0.8 else 1 - author][thing])
-            thing = rng.choice(self.next[thing])
-        return " ".join(words_used)
+            passage.append(self.names[author if rng.random() < 0.8 else 1 - author][concept])
+            concept = rng.choice(self.next[concept])
+        return " ".join(passage)
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """So small a model is fastest on one core, and the other cores stay free for other tests."""
+    """A model this small is fastest on one core, and the other cores stay free for other tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,22 +69,27 @@ def pretrain(authors: Authors, folder: Path) -> Path:
     documents = hold_out(find_documents([folder / "texts"]), 0.05)
     prepare_corpus(documents, folder / "corpus", "bpe", vocab_size=1000)
     shape = {"vocab_size": 1000, "block_size": 32, "embedding_dim": 64, "heads": 4, "blocks": 2}
-    pace = {"train__batch_size": 64, "train__max_iters": 250, "checkpoint__interval": 250, "train__eval_interval": 0}
-    rates = {"optim__name": "muon", "optim__lr": 3e-3, "optim__warmup_iters": 20}
-    overrides = {f"model__{key}": value for key, value in shape.items()} | pace | rates
+    training = {
+        "train__batch_size": 64,
+        "train__max_iters": 250,
+        "checkpoint__interval": 250,
+        "train__eval_interval": 0,
+    }
+    optimizer = {"optim__name": "muon", "optim__lr": 3e-3, "optim__warmup_iters": 20}
+    overrides = {f"model__{key}": value for key, value in shape.items()} | training | optimizer
     result = verb("train", *tiny_flags(folder / "corpus", folder / "run", **overrides))
     assert result.returncode == 0, result.stderr
     export_model(mlm_dist.load(folder / "run", "cpu"), folder / "out")
     return folder / "out"
 
 
-def accuracy(model: PreTrainedModel, tokenizer: object, authors: Authors, seed: int) -> float:
+def fine_tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, authors: Authors, seed: int) -> float:
     """Fine-tune on few labelled passages. Returns the accuracy on others."""
 
     def batch(rng: random.Random, count: int) -> dict[str, torch.Tensor]:
         labels = [i % 2 for i in range(count)]
         passages = [authors.passage(author, rng) for author in labels]
-        encoded = tokenizer(passages, truncation=True, padding=True, return_tensors="pt")  # type: ignore[operator]
+        encoded = tokenizer(passages, truncation=True, padding=True, return_tensors="pt")
         return {**encoded, "labels": torch.tensor(labels)}
 
     labelled, validation = batch(random.Random(seed), LABELLED), batch(random.Random("held out"), VALIDATION)
@@ -90,7 +101,8 @@ def accuracy(model: PreTrainedModel, tokenizer: object, authors: Authors, seed: 
         optimizer.zero_grad()
     model.eval()
     with torch.no_grad():
-        return (model(**validation).logits.argmax(-1) == validation["labels"]).float().mean().item()
+        correct: torch.Tensor = model(**validation).logits.argmax(-1) == validation["labels"]
+    return correct.float().mean().item()
 
 
 def test_a_pretrained_model_learns_authors_from_few_passages(tmp_path: Path) -> None:
@@ -101,10 +113,10 @@ def test_a_pretrained_model_learns_authors_from_few_passages(tmp_path: Path) -> 
     for seed in range(SEEDS):
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_pretrained(out)
-        pretrained.append(accuracy(model, tokenizer, authors, seed))
+        pretrained.append(fine_tune(model, tokenizer, authors, seed))
         torch.manual_seed(seed)
         model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(out))
-        fresh.append(accuracy(model, tokenizer, authors, seed))
+        fresh.append(fine_tune(model, tokenizer, authors, seed))
     print(f"\npretrained {[f'{result:.1%}' for result in pretrained]}, fresh {[f'{result:.1%}' for result in fresh]}")
     assert min(pretrained) > 0.95
     assert sum(pretrained) / SEEDS > sum(fresh) / SEEDS + 0.1

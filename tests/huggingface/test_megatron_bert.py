@@ -1,6 +1,8 @@
 """transformers computes the same logits with the exported parameters, and none are missing."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from mlm_dist.model.encoder import Block, Encoder
 from tests.conftest import tiny_flags, verb
 from tests.huggingface.conftest import make_run
 
-SMALL = {"vocab_size": 300, "block_size": 16, "embedding_dim": 16, "heads": 2, "blocks": 2}
+SMALL = ModelConfig(vocab_size=300, block_size=16, embedding_dim=16, heads=2, blocks=2)
 
 
 def load(folder: Path) -> MegatronBertForMaskedLM:
@@ -34,6 +36,7 @@ def load(folder: Path) -> MegatronBertForMaskedLM:
 def check_logits(model: TrainedModel, converted: MegatronBertForMaskedLM) -> None:
     """Check that the logits differ by less than 1e-4 of their standard deviation."""
     shape = model.config.model
+    assert shape.vocab_size is not None
     tokens = torch.randint(0, shape.vocab_size, (8, shape.block_size), generator=torch.Generator().manual_seed(0))
     tokens[0, :2] = torch.tensor([model.tokenizer.end_id, model.tokenizer.mask_id])
     expected, logits = model.encoder(tokens), converted(tokens).logits
@@ -69,18 +72,18 @@ def test_an_exported_model_with_untied_embeddings_has_the_same_logits(corpus_fol
 @pytest.mark.parametrize(
     "shape",
     [
-        {"vocab_size": 50258},  # as in configs/novels.yaml with GPT-2's tokenizer
-        SMALL | {"vocab_size": 310},  # larger than the tokenizer's
-        SMALL | {"dropout": 0.5},
-        SMALL | {"heads": 16},
-        SMALL | {"embedding_dim": 50, "blocks": 1},
+        ModelConfig(vocab_size=50258),  # as in configs/novels.yaml with GPT-2's tokenizer
+        replace(SMALL, vocab_size=310),  # larger than the tokenizer's
+        replace(SMALL, dropout=0.5),
+        replace(SMALL, heads=16),
+        replace(SMALL, embedding_dim=50, blocks=1),
     ],
-    ids=str,
+    ids=["novels", "large vocabulary", "dropout", "many heads", "odd width"],
 )
 def test_a_freshly_initialised_model_has_the_same_logits(
-    shape: dict[str, int], tied: bool, corpus: Corpus, tmp_path: Path
+    shape: ModelConfig, tied: bool, corpus: Corpus, tmp_path: Path
 ) -> None:
-    model = make_run(tmp_path / "run", ModelConfig(**shape, tie_embeddings=tied), corpus.tokenizer)
+    model = make_run(tmp_path / "run", replace(shape, tie_embeddings=tied), corpus.tokenizer)
     export_model(model, tmp_path / "out")
     converted = load(tmp_path / "out")
     check_logits(model, converted)
@@ -90,7 +93,7 @@ def test_a_freshly_initialised_model_has_the_same_logits(
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_gets_the_right_name(tied: bool, corpus: Corpus, tmp_path: Path) -> None:
     """Initial biases are all 0 and initial norms all 1, so a mix-up would go unnoticed. Here, all values differ."""
-    encoder = Encoder(ModelConfig(**SMALL, tie_embeddings=tied))
+    encoder = Encoder(replace(SMALL, tie_embeddings=tied))
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -100,7 +103,7 @@ def test_every_parameter_gets_the_right_name(tied: bool, corpus: Corpus, tmp_pat
 
 
 def test_an_embedding_is_the_mean_of_the_states_of_auto_model(corpus: Corpus, tmp_path: Path) -> None:
-    encoder = Encoder(ModelConfig(**SMALL))
+    encoder = Encoder(SMALL)
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -119,7 +122,7 @@ def test_an_embedding_is_the_mean_of_the_states_of_auto_model(corpus: Corpus, tm
 
 
 def test_the_most_extreme_entry_passes_the_relu(corpus: Corpus, tmp_path: Path) -> None:
-    encoder = Encoder(ModelConfig(**SMALL))
+    encoder = Encoder(SMALL)
     with torch.no_grad():
         for block in encoder.blocks:
             assert isinstance(block, Block)
@@ -143,13 +146,14 @@ def test_the_offset_is_the_smallest_sufficient_integer(width: int) -> None:
 
 
 def test_parameters_that_the_encoder_lacks_are_zeros(exported: Path) -> None:
-    layer = load(exported).bert.encoder.layer[1].attention.self
+    bert: Any = load(exported).bert
+    layer = bert.encoder.layer[1].attention.self
     for part in (layer.query, layer.key, layer.value):
         assert not part.bias.any()
-    assert not load(exported).bert.embeddings.token_type_embeddings.weight.any()
+    assert not bert.embeddings.token_type_embeddings.weight.any()
 
 
 def test_dropout_is_exported(corpus: Corpus, tmp_path: Path) -> None:
-    export_model(make_run(tmp_path / "run", ModelConfig(**SMALL, dropout=0.25), corpus.tokenizer), tmp_path / "out")
+    export_model(make_run(tmp_path / "run", replace(SMALL, dropout=0.25), corpus.tokenizer), tmp_path / "out")
     dropped = [module.p for module in load(tmp_path / "out").modules() if isinstance(module, torch.nn.Dropout)]
     assert dropped == [0.25] * (1 + 3 * 2)

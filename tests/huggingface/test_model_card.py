@@ -12,7 +12,6 @@ import mlm_dist
 from mlm_dist import __version__
 from mlm_dist.errors import UserError
 from mlm_dist.huggingface.model_card import write_card
-from mlm_dist.model.encoder import Encoder
 from mlm_dist.run.run_dir import RunDir
 
 
@@ -28,7 +27,7 @@ def figures(card: str) -> dict[str, str]:
 
 @pytest.fixture
 def copy(run_dir: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny run, to be changed."""
+    """A copy of the tiny run, which the test may change."""
     return Path(shutil.copytree(run_dir, tmp_path / "run"))
 
 
@@ -38,7 +37,7 @@ def evaluations(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def test_every_figure_comes_from_the_run(run_dir: Path) -> None:
-    encoder: Encoder = mlm_dist.load(run_dir, "cpu").encoder
+    encoder = mlm_dist.load(run_dir, "cpu").encoder
     last = evaluations(run_dir)[-1]
     assert last["step"] == 30
     assert figures(card_of(run_dir)) == {
@@ -93,7 +92,7 @@ def test_the_card_of_an_unfinished_run_has_the_figures_at_its_checkpoint(copy: P
     assert found["validation loss"] == f"{at_20['val_loss']:.4f} nats per masked token, at step 20"
 
 
-def test_parameters_between_two_evaluations_have_the_earlier_figures(copy: Path) -> None:
+def test_a_model_between_two_evaluations_has_the_figures_of_the_earlier_one(copy: Path) -> None:
     lines = (copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["step"] < 30 or "val_loss" not in line]
     (copy / "metrics.jsonl").write_text("".join(kept), encoding="utf-8")
@@ -146,7 +145,7 @@ def test_the_settings_come_from_the_config(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mask_prob", "unit", "described"),
-    [  # in the spelling of earlier versions, which is read too
+    [  # as earlier versions wrote it, which is still read
         ("[0, 1]", "token", "a rate sampled per row, from 0.0% to 100.0%, always replaced by the mask token"),
         (
             "{from: 0.3, to: 0.15}",

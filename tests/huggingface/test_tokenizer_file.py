@@ -99,7 +99,7 @@ def test_gpt2s_vocabulary_has_tiktokens_ids(gpt2_vocabulary: None, tmp_path: Pat
 
 @pytest.mark.timeout(1800)
 def test_novels_have_tiktokens_ids(gpt2_vocabulary: None, tmp_path: Path) -> None:
-    """MLM_DIST_NOVELS=FOLDER compares whole novels, with GPT-2's vocabulary and with one trained on them."""
+    """Compare whole novels in the folder MLM_DIST_NOVELS, with GPT-2's vocabulary and with one trained on them."""
     if "MLM_DIST_NOVELS" not in os.environ:
         pytest.skip("needs MLM_DIST_NOVELS, a folder of *.txt files")
     documents = find_documents([Path(os.environ["MLM_DIST_NOVELS"])])

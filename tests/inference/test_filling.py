@@ -13,7 +13,8 @@ TEXT = "The lamp [MASK] in the [MASK]."
 
 def expected_probabilities(predictor: Predictor, ids: list[int], position: int) -> torch.Tensor:
     """Expected probabilities of all tokens except the special ones, at one position of a text of one block."""
-    logits = predictor.encoder(torch.tensor([ids]))[0, position, : predictor.tokenizer.vocab_size].detach()
+    logits: torch.Tensor = predictor.encoder(torch.tensor([ids])).detach()[0, position]
+    logits = logits[: predictor.tokenizer.vocab_size]
     logits[[predictor.tokenizer.mask_id, predictor.tokenizer.end_id]] = -torch.inf
     return logits.softmax(-1)
 
@@ -102,9 +103,8 @@ def test_a_mask_in_a_long_text_is_predicted_from_a_window_around_it(predictor: P
     ids, positions = encode(predictor, text)
     assert positions[0] < 8
     assert 8 < positions[1] < len(ids) - 8
-    for position, start, candidates in zip(
-        positions, (0, positions[1] - 8), fill(predictor, text, 3).masks, strict=True
-    ):
+    starts, masks = (0, positions[1] - 8), fill(predictor, text, 3).masks
+    for position, start, candidates in zip(positions, starts, masks, strict=True):
         expected = expected_probabilities(predictor, ids[start : start + 16], position - start).topk(3).values
         assert [candidate.probability for candidate in candidates] == pytest.approx(expected.tolist(), rel=1e-5)
 
@@ -118,7 +118,7 @@ def test_filling_a_long_text_reads_the_tokens_filled_nearby(predictor: Predictor
     assert mask not in filled
 
 
-@pytest.mark.parametrize(("text", "message"), [("no gap", r"no \[MASK\]"), ("a [MASK*0]", "must be at least 1")])
+@pytest.mark.parametrize(("text", "message"), [("no mask", r"no \[MASK\]"), ("a [MASK*0]", "must be at least 1")])
 def test_a_text_without_masks_is_refused(predictor: Predictor, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         fill(predictor, text, 3)

@@ -1,6 +1,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ MASK = 9
 GAPS = "Zoë [GAP:3] «a» [GAP:2]."
 LONG = "Aunt Zoë went up [GAP:12] the stairs and came down again and saw the [GAP:30] window of the hall.[GAP:3]"
 
-OPTIONS = [
+OPTIONS: list[dict[str, Any]] = [
     {},
     {"steps": 2},
     {"temperature": 0.5},
@@ -69,15 +70,15 @@ def assert_generated(predictor: Predictor, text: str, generation: Generation) ->
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("text", ["[GAP:9]", GAPS, LONG], ids=["nothing fixed", "two gaps", "longer than the block"])
 def test_the_given_text_is_kept_and_every_gap_is_filled(
-    predictor: Predictor, text: str, options: dict[str, float], order: Order
+    predictor: Predictor, text: str, options: dict[str, Any], order: Order
 ) -> None:
-    request = Request(text, samples=8, order=order, **options)  # type: ignore[arg-type]
+    request = Request(text, samples=8, order=order, **options)
     generations = generate(predictor, request)
     assert len(generations) == 8
     for generation in generations:
         assert_generated(predictor, text, generation)
     assert generate(predictor, request) == generations
-    other = generate(predictor, Request(text, samples=8, order=order, seed=1, **options))  # type: ignore[arg-type]
+    other = generate(predictor, Request(text, samples=8, order=order, seed=1, **options))
     greedy = order == "confidence" and options.get("temperature") == 0
     assert (other == generations) == greedy
     assert len({generation.text for generation in [*generations, *other]}) > 1 or greedy

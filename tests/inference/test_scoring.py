@@ -18,7 +18,7 @@ def expected_score(predictor: Predictor, ids: list[int], masked: dict[int, list[
 
 
 @pytest.mark.parametrize("text", TEXTS[:3])
-def test_a_score_is_the_sum_over_tokens_masked_in_turn(predictor: Predictor, text: str) -> None:
+def test_a_score_is_the_sum_over_tokens_masked_one_at_a_time(predictor: Predictor, text: str) -> None:
     ids = predictor.tokenizer.encode(text).tolist()
     (found,) = score(predictor, [text], within_word=False)
     assert found.tokens == len(ids) <= 16
@@ -72,16 +72,22 @@ def test_an_empty_text_has_a_score_of_0_over_0_tokens(predictor: Predictor) -> N
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_every_text_is_scored_by_one_rank_and_all_ranks_get_its_score(predictor: Predictor, world_size: int) -> None:
+def test_every_text_is_scored_by_one_rank_and_all_ranks_get_its_score(
+    predictor: Predictor, world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = score(predictor, TEXTS, within_word=False)
     gathered: list[list[Score]] = []
 
-    def of_rank(rank: int) -> list[tuple[float, int]]:
+    def all_gather(part: list[Score]) -> list[list[Score]]:
+        gathered.append(part)
+        return gathered
+
+    def scores_on(rank: int) -> list[Score]:
         processes = Processes("cpu")
         processes.rank, processes.world_size = rank, world_size
-        processes.all_gather = lambda part: gathered.append(part) or gathered  # type: ignore[method-assign,assignment,return-value,func-returns-value]
+        monkeypatch.setattr(processes, "all_gather", all_gather)
         return score_together(lambda texts: score(predictor, texts, within_word=False), TEXTS, processes)
 
-    results = [of_rank(rank) for rank in range(world_size)]
+    results = [scores_on(rank) for rank in range(world_size)]
     for found, alone in zip(results[-1], expected, strict=True):  # the last rank gathers all parts
         assert found == pytest.approx(alone, rel=1e-9)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
@@ -31,11 +32,11 @@ def letters() -> Predictor:
     return Predictor(encoder, tokenizer, torch.device("cpu"))
 
 
-def sample_row(predictor: Predictor, row: Sequence[int], **options: object) -> torch.Tensor:
+def sample_row(predictor: Predictor, row: Sequence[int], **options: Any) -> torch.Tensor:
     """Samples of the masked tokens of a row, (SAMPLES, n)."""
     masked = torch.tensor([position for position, token in enumerate(row) if token == MASK])
     rows = Rows(torch.tensor([row]).repeat(SAMPLES, 1), masked, 0, range(SAMPLES))
-    *_, last = unmask(predictor, Request(**options), rows)  # type: ignore[arg-type]
+    *_, last = unmask(predictor, Request(**options), rows)
     return last[:, masked]
 
 
@@ -60,29 +61,29 @@ BOUND_3, BOUND_15 = 16.27, 37.70
 def test_one_pass_per_token_in_random_order_samples_from_the_joint_distribution(letters: Predictor) -> None:
     masked = [MASK, 1, MASK]
     first, second = probabilities(letters, masked, 0), probabilities(letters, masked, 2)
-    independent = {(a, b): first[a] * second[b] for a, b in product(LETTERS, LETTERS)}
-    joint = {
+    independent: dict[tuple[int, ...], float] = {(a, b): first[a] * second[b] for a, b in product(LETTERS, LETTERS)}
+    joint: dict[tuple[int, ...], float] = {
         (a, b): 0.5 * first[a] * probabilities(letters, [a, 1, MASK], 2)[b]
         + 0.5 * second[b] * probabilities(letters, [MASK, 1, b], 0)[a]
         for a, b in product(LETTERS, LETTERS)
     }
     assert chi_square(sample_row(letters, masked), joint) < BOUND_15
     assert chi_square(sample_row(letters, masked, steps=1), independent) < BOUND_15
-    assert (
-        chi_square(sample_row(letters, masked), independent) > 10 * BOUND_15
-    )  # otherwise the test could not distinguish them
+    # Otherwise the test could not distinguish the two distributions.
+    assert chi_square(sample_row(letters, masked), independent) > 10 * BOUND_15
 
 
 @pytest.mark.parametrize("order", ["random", "confidence"])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_the_temperature_divides_the_logits(letters: Predictor, order: Order, temperature: float) -> None:
     powers = torch.tensor(probabilities(letters, [2, MASK], 1)) ** (1 / temperature)
-    expected = {(letter,): p for letter, p in enumerate((powers / powers.sum()).tolist())}
+    expected: dict[tuple[int, ...], float] = {(letter,): p for letter, p in enumerate((powers / powers.sum()).tolist())}
     assert chi_square(sample_row(letters, [2, MASK], order=order, temperature=temperature), expected) < BOUND_3
 
 
 def test_top_p_keeps_the_smallest_set_with_that_total_probability(letters: Predictor) -> None:
     found = probabilities(letters, [2, MASK], 1)
+    expected: dict[tuple[int, ...], float]
     best = sorted(LETTERS, key=lambda letter: -found[letter])
     for kept in (1, 2, 3):
         mass = sum(found[letter] for letter in best[:kept])

@@ -1,4 +1,6 @@
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,43 +26,43 @@ def seed() -> None:
 
 
 def random_tokens(rows: int = 5, length: int = 12) -> torch.Tensor:
-    return torch.randint(0, SMALL.vocab_size, (rows, length))
+    return torch.randint(0, SMALL.entries, (rows, length))
 
 
 def test_logits_have_an_entry_for_every_token_at_every_position() -> None:
     assert Encoder(SMALL)(random_tokens()).shape == (5, 12, 101)
 
 
-def test_rows_shorter_than_the_block_are_understood() -> None:
+def test_rows_may_be_shorter_than_the_block_size() -> None:
     assert Encoder(SMALL)(random_tokens(length=7)).shape == (5, 7, 101)
 
 
 @pytest.mark.parametrize("shape", [{}, {"blocks": 1}, {"block_size": LONGEST_PLAIN + 1}], ids=str)
-def test_logits_at_positions_are_those_of_the_whole_row_at_these_positions(shape: dict[str, int]) -> None:
+def test_logits_at_positions_are_those_of_the_whole_row_at_these_positions(shape: dict[str, Any]) -> None:
     config = replace(SMALL, **shape)
     encoder, tokens = Encoder(config).double(), random_tokens(length=config.block_size)
     positions = torch.stack([torch.randperm(config.block_size)[:4] for _ in range(5)])
-    positions[1:3, 2:] = positions[1:3, :1]  # as where places are there only to keep the shape
+    positions[1:3, 2:] = positions[1:3, :1]  # repeated positions, as in unused slots
     everywhere = encoder(tokens)
-    expected = torch.stack([row[places] for row, places in zip(everywhere, positions, strict=True)])
+    expected = torch.stack([row[index] for row, index in zip(everywhere, positions, strict=True)])
     actual = encoder(tokens, positions)
     torch.testing.assert_close(actual, expected)
-    parameters, weights = list(encoder.parameters()), torch.randn(expected.shape)
-    for ours, theirs in zip(
-        torch.autograd.grad((actual * weights).sum(), parameters),
-        torch.autograd.grad((expected * weights).sum(), parameters),
+    parameters, loss_weights = list(encoder.parameters()), torch.randn(expected.shape)
+    for gradient, expected_gradient in zip(
+        torch.autograd.grad((actual * loss_weights).sum(), parameters),
+        torch.autograd.grad((expected * loss_weights).sum(), parameters),
         strict=True,
     ):
-        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(gradient, expected_gradient)
 
 
-def test_heads_side_by_side_equal_the_fused_attention() -> None:
+def test_the_heads_together_equal_the_fused_attention() -> None:
     attention, x = MultiHeadAttention(24, 3, dropout=0.0).double(), torch.randn(5, 12, 24).double()
-    side_by_side = torch.cat([attention.head(index)(x) for index in range(3)], dim=-1)
-    torch.testing.assert_close(attention.projection(side_by_side), attention(x))
+    heads = torch.cat([attention.head(index)(x) for index in range(3)], dim=-1)
+    torch.testing.assert_close(attention.projection(heads), attention(x))
 
 
-def test_a_head_shares_the_weights_it_was_taken_from() -> None:
+def test_a_head_shares_the_parameters_of_its_attention() -> None:
     attention = MultiHeadAttention(24, 3, dropout=0.0)
     head, x = attention.head(1), torch.randn(2, 12, 24)
     before = head(x)
@@ -72,10 +74,10 @@ def test_a_head_shares_the_weights_it_was_taken_from() -> None:
 def test_a_head_follows_the_definition() -> None:
     head, x = Head(24, 8).double(), torch.randn(2, 12, 24).double()
     query, key, value = (x @ layer.weight.T for layer in (head.query, head.key, head.value))
-    weights = torch.softmax(query @ key.transpose(1, 2) / 8**0.5, dim=-1)
-    torch.testing.assert_close(head.attention_weights(x), weights)
-    torch.testing.assert_close(head(x), weights @ value)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 12).double())
+    attention = torch.softmax(query @ key.transpose(1, 2) / 8**0.5, dim=-1)
+    torch.testing.assert_close(head.attention_weights(x), attention)
+    torch.testing.assert_close(head(x), attention @ value)
+    torch.testing.assert_close(attention.sum(-1), torch.ones(2, 12).double())
 
 
 def test_a_block_adds_attention_and_feed_forward_of_normalised_inputs() -> None:
@@ -93,7 +95,7 @@ def test_feed_forward_is_a_relu_between_two_linear_layers() -> None:
 def test_every_position_sees_every_other_one() -> None:
     encoder, tokens = Encoder(SMALL), random_tokens(rows=1)
     logits = encoder(tokens)
-    tokens[0, -1] = (tokens[0, -1] + 1) % SMALL.vocab_size
+    tokens[0, -1] = (tokens[0, -1] + 1) % SMALL.entries
     assert (encoder(tokens) != logits).any(-1).all()
 
 
@@ -109,14 +111,14 @@ def test_tied_embeddings_are_one_matrix_and_untied_are_two() -> None:
     assert untied.output.weight is not untied.token_embedding.weight
 
 
-def test_weights_begin_as_normal_with_deviation_0_02_and_biases_as_zero() -> None:
+def test_matrices_are_initialized_with_standard_deviation_0_02_and_biases_with_zero() -> None:
     encoder = Encoder(ModelConfig(vocab_size=2000))
-    for name, weight in encoder.named_parameters():
-        if weight.ndim == 2:
-            assert weight.std().item() == pytest.approx(0.02, rel=0.05), name
-            assert weight.mean().item() == pytest.approx(0, abs=1e-3), name
+    for name, parameter in encoder.named_parameters():
+        if parameter.ndim == 2:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
+            assert parameter.mean().item() == pytest.approx(0, abs=1e-3), name
         elif name.endswith("bias"):
-            assert not weight.any(), name
+            assert not parameter.any(), name
 
 
 def test_every_layer_norm_has_an_eps_of_1e_12() -> None:
@@ -125,18 +127,18 @@ def test_every_layer_norm_has_an_eps_of_1e_12() -> None:
     assert {norm.eps for norm in norms} == {1e-12}
 
 
-def test_an_encoder_wants_to_know_the_size_of_its_vocabulary() -> None:
+def test_an_encoder_needs_a_vocabulary_size() -> None:
     with pytest.raises(ValueError, match=r"model\.vocab_size is null"):
         Encoder(ModelConfig(vocab_size=None))
 
 
-def test_the_recipe_has_the_sizes_of_the_definition() -> None:
-    weights = sum(weight.numel() for weight in Encoder(ModelConfig(vocab_size=50258)).parameters())
+def test_the_default_model_has_the_expected_number_of_parameters() -> None:
+    parameters = sum(parameter.numel() for parameter in Encoder(ModelConfig(vocab_size=50258)).parameters())
     embeddings, block = 50258 * 256 + 64 * 256, 3 * 256**2 + 256**2 + 256 + 8 * 256**2 + 5 * 256 + 4 * 256
-    assert weights == embeddings + 4 * block + 2 * 256 + 50258
+    assert parameters == embeddings + 4 * block + 2 * 256 + 50258
 
 
-def test_the_encoder_is_embeddings_all_blocks_a_norm_and_the_output_layer() -> None:
+def test_the_encoder_applies_embeddings_blocks_norm_and_output_layer() -> None:
     encoder, tokens = Encoder(SMALL).double(), random_tokens(length=7)
     x = encoder.token_embedding(tokens) + encoder.position_embedding.weight[:7]
     for block in encoder.blocks:
@@ -148,22 +150,22 @@ def is_random(module: nn.Module, x: torch.Tensor) -> bool:
     return not torch.equal(module(x), module(x))
 
 
-def test_attention_weights_are_dropped_in_training_alone() -> None:
+def test_attention_has_dropout_only_in_training() -> None:
     attention, x = MultiHeadAttention(24, 3, dropout=0.5), torch.randn(2, 12, 24)
     assert is_random(attention, x)
     assert not is_random(attention.eval(), x)
 
 
-@pytest.mark.parametrize("silenced", ["attention.projection", "feed_forward.contract"])
-def test_a_block_drops_from_what_either_part_adds(silenced: str) -> None:
+@pytest.mark.parametrize("zeroed", ["attention.projection", "feed_forward.contract"])
+def test_both_parts_of_a_block_have_dropout(zeroed: str) -> None:
     block, x = Block(24, 3, dropout=0.5), torch.randn(2, 12, 24)
     block.attention.dropout = 0.0
-    for weight in block.get_submodule(silenced).parameters():
-        nn.init.zeros_(weight)  # so that what is random comes from the other part
+    for parameter in block.get_submodule(zeroed).parameters():
+        nn.init.zeros_(parameter)  # so that only the output of the other part is random
     assert is_random(block, x)
 
 
-def test_the_encoder_drops_from_the_embeddings_and_in_its_blocks() -> None:
+def test_the_embeddings_and_the_blocks_have_dropout() -> None:
     encoder, tokens = Encoder(ModelConfig(**{**vars(SMALL), "dropout": 0.5})), random_tokens()
     encoder.dropout.eval()
     assert is_random(encoder, tokens)
@@ -172,15 +174,15 @@ def test_the_encoder_drops_from_the_embeddings_and_in_its_blocks() -> None:
     assert is_random(encoder, tokens)
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_the_encoder_has_dropout_only_in_training() -> None:
     encoder, tokens = Encoder(ModelConfig(**{**vars(SMALL), "dropout": 0.5})), random_tokens()
     assert not torch.equal(encoder(tokens), encoder(tokens))
     encoder.eval()
     assert torch.equal(encoder(tokens), encoder(tokens))
 
 
-def test_a_state_dict_survives_the_file(tmp_path: object) -> None:
-    encoder, path = Encoder(SMALL), f"{tmp_path}/model.pth"
+def test_a_saved_state_dict_gives_the_same_model(tmp_path: Path) -> None:
+    encoder, path = Encoder(SMALL), tmp_path / "model.pth"
     torch.save(encoder.state_dict(), path)
     other = Encoder(SMALL)
     other.load_state_dict(torch.load(path, weights_only=True))
@@ -190,16 +192,16 @@ def test_a_state_dict_survives_the_file(tmp_path: object) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_computes_what_the_cpu_does() -> None:
+def test_gpu_and_cpu_compute_the_same_logits() -> None:
     encoder, tokens = Encoder(SMALL).double(), random_tokens()
     expected = encoder(tokens)
     torch.testing.assert_close(encoder.cuda()(tokens.cuda()).cpu(), expected)
 
 
 @pytest.mark.parametrize("shape", [{}, {"blocks": 1}, {"tie_embeddings": False}, {"embedding_dim": 48}], ids=str)
-def test_weights_are_counted_without_a_model(shape: dict[str, int]) -> None:
-    config = replace(SMALL, **shape)  # type: ignore[arg-type]
-    assert Encoder.count_parameters(config) == sum(weight.numel() for weight in Encoder(config).parameters())
+def test_parameters_are_counted_without_building_the_model(shape: dict[str, Any]) -> None:
+    config = replace(SMALL, **shape)
+    assert Encoder.count_parameters(config) == sum(parameter.numel() for parameter in Encoder(config).parameters())
 
 
 @pytest.mark.parametrize(
@@ -216,11 +218,11 @@ def test_weights_are_counted_without_a_model(shape: dict[str, int]) -> None:
     ],
     ids=str,
 )
-def test_weights_of_another_shape_are_found_without_a_model(shape: dict[str, int]) -> None:
-    weights = Encoder(SMALL).state_dict()
-    check_parameters(weights, SMALL)
+def test_parameters_of_another_shape_are_refused_without_building_the_model(shape: dict[str, Any]) -> None:
+    parameters = Encoder(SMALL).state_dict()
+    check_parameters(parameters, SMALL)
     with pytest.raises(ValueError, match=r"shape|blocks"):
-        check_parameters(weights, replace(SMALL, **shape))  # type: ignore[arg-type]
+        check_parameters(parameters, replace(SMALL, **shape))
 
 
 @pytest.mark.parametrize(
@@ -234,8 +236,13 @@ def test_weights_of_another_shape_are_found_without_a_model(shape: dict[str, int
         torch.empty(101, device="meta"),
     ],
 )
-def test_what_is_no_weight_is_found(value: object) -> None:
-    weights = dict(Encoder(SMALL).state_dict())
-    for changed in (weights | {"output.bias": value}, weights | {"more": value}, [value], {value: torch.zeros(1)}):  # type: ignore[dict-item]
+def test_values_that_are_not_parameters_are_refused(value: object) -> None:
+    parameters: dict[str, object] = dict(Encoder(SMALL).state_dict())
+    for changed in (
+        parameters | {"output.bias": value},
+        parameters | {"more": value},
+        [value],
+        {value: torch.zeros(1)},
+    ):
         with pytest.raises(ValueError):
             check_parameters(changed, SMALL)

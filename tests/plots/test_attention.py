@@ -1,4 +1,3 @@
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -6,7 +5,7 @@ import torch
 
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
-from mlm_dist.model.encoder import LAYER_NORM_EPS
+from mlm_dist.model.encoder import LAYER_NORM_EPS, Block, Encoder
 from mlm_dist.plots.attention import Attention, attend, inches_per_token, lay_out_attention, size_of_attention
 from mlm_dist.plots.style import new_figure, render
 
@@ -18,14 +17,22 @@ def attention(model: TrainedModel) -> Attention:
     return attend(model, TEXT)
 
 
+def blocks_of(model: TrainedModel) -> list[Block]:
+    assert isinstance(model.encoder, Encoder)
+    blocks = [block for block in model.encoder.blocks if isinstance(block, Block)]
+    assert len(blocks) == len(model.encoder.blocks)
+    return blocks
+
+
 @torch.no_grad()
 def block_inputs(model: TrainedModel) -> list[torch.Tensor]:
     """The normalised input of each block's attention, computed from the definition: (1, T, C) each."""
     ids = model.tokenizer.encode_with_masks(TEXT)
-    encoder: Any = model.encoder
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder)
     x = encoder.token_embedding.weight[ids][None] + encoder.position_embedding.weight[: len(ids)]
     inputs = []
-    for block in encoder.blocks:
+    for block in blocks_of(model):
         variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
         norm = block.attention_norm
         inputs.append((x - mean) / (variance + LAYER_NORM_EPS).sqrt() * norm.weight + norm.bias)
@@ -47,8 +54,8 @@ def test_the_attention_of_a_token_sums_to_1(attention: Attention) -> None:
 
 @torch.no_grad()
 def test_the_maps_are_the_softmax_of_queries_times_keys(model: TrainedModel, attention: Attention) -> None:
-    for i, (block, x) in enumerate(zip(model.encoder.blocks, block_inputs(model), strict=True)):
-        weight: Any = block.attention.query_key_value.weight  # type: ignore[union-attr]
+    for i, (block, x) in enumerate(zip(blocks_of(model), block_inputs(model), strict=True)):
+        weight = block.attention.query_key_value.weight
         for head in range(2):
             rows = slice(8 * head, 8 * head + 8)
             query, key = x[0] @ weight[:16][rows].T, x[0] @ weight[16:32][rows].T
@@ -57,12 +64,12 @@ def test_the_maps_are_the_softmax_of_queries_times_keys(model: TrainedModel, att
 
 
 @torch.no_grad()
-def test_the_maps_reproduce_the_output_of_each_attention(model: TrainedModel, attention: Attention) -> None:
-    for i, (block, x) in enumerate(zip(model.encoder.blocks, block_inputs(model), strict=True)):
-        module: Any = block.attention
+def test_the_maps_reproduce_the_output_of_each_attention_layer(model: TrainedModel, attention: Attention) -> None:
+    for i, (block, x) in enumerate(zip(blocks_of(model), block_inputs(model), strict=True)):
+        layer = block.attention
         maps = torch.tensor(attention.maps[i]).float()
-        joined = torch.cat([maps[head] @ module.head(head).value(x[0]) for head in range(2)], dim=-1)
-        torch.testing.assert_close(module.projection(joined), module(x)[0], atol=1e-5, rtol=1e-4)
+        joined = torch.cat([maps[head] @ layer.head(head).value(x[0]) for head in range(2)], dim=-1)
+        torch.testing.assert_close(layer.projection(joined), layer(x)[0], atol=1e-5, rtol=1e-4)
 
 
 def test_the_model_is_not_changed(model: TrainedModel, attention: Attention) -> None:

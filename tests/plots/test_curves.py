@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mlm_dist.plots.curves import SIZE, draw_curves, lay_out_curves, line_styles, running_mean
 from mlm_dist.plots.style import new_figure, render
@@ -60,6 +61,11 @@ def plot(figure: Figure, *runs: Path) -> dict[str, Axes]:
     return {str(axes.get_label()): axes for axes in figure.axes}
 
 
+def last_point(line: Line2D) -> tuple[float, float]:
+    x, y = np.asarray(line.get_xydata())[-1]
+    return float(x), float(y)
+
+
 @pytest.fixture
 def figure() -> Iterator[Figure]:
     with new_figure(*SIZE) as figure:
@@ -69,15 +75,15 @@ def figure() -> Iterator[Figure]:
 def test_losses_are_plotted_against_steps_tokens_and_time(tmp_path: Path, figure: Figure) -> None:
     panels = plot(figure, write_run(tmp_path / "run", 2000, quick_then_slow))
     for name, last in (("step", 2000), ("tokens", 2_000_000), ("seconds", 1000 / 60)):
-        raw, mean, validation = panels[name].lines
-        assert raw.get_xdata()[-1] == mean.get_xdata()[-1] == validation.get_xdata()[-1] == pytest.approx(last)
-        assert validation.get_ydata()[-1] == raw.get_ydata()[-1] == pytest.approx(5.05)
+        raw, mean, validation = map(last_point, panels[name].lines)
+        assert raw[0] == mean[0] == validation[0] == pytest.approx(last)
+        assert validation[1] == raw[1] == pytest.approx(5.05)
     assert panels["seconds"].get_xlabel() == "training time (min)"
 
 
 def test_learning_rate_gradient_norm_and_throughput_are_plotted(tmp_path: Path, figure: Figure) -> None:
     panels = plot(figure, write_run(tmp_path / "run", 200, quick_then_slow))
-    values = {name: panels[name].lines[0].get_ydata()[-1] for name in ("lr", "grad_norm", "tokens_per_second")}
+    values = {name: last_point(panels[name].lines[0])[1] for name in ("lr", "grad_norm", "tokens_per_second")}
     assert values == {"lr": 1e-3, "grad_norm": 0.5, "tokens_per_second": 2000}
 
 
@@ -111,7 +117,9 @@ def test_several_runs_have_one_colour_each_and_a_legend_above_the_panels(tmp_pat
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a/run", "b/run", "_$c$/run"]
     assert [line.get_color() for line in legend.get_lines()] == colors[::3]
-    for box in (legend.get_window_extent(), panels["step"].get_legend().get_window_extent()):
+    legend_of_styles = panels["step"].get_legend()
+    assert legend_of_styles
+    for box in (legend.get_window_extent(), legend_of_styles.get_window_extent()):
         assert box.y0 >= panels["step"].get_window_extent().y1
 
 
@@ -132,13 +140,12 @@ def test_tick_labels_are_plain_and_do_not_overlap(tmp_path: Path, figure: Figure
 
 
 def test_a_run_with_hardly_any_values_is_plotted_without_a_warning(tmp_path: Path) -> None:
-    for i, events in enumerate(
-        (
-            [{"step": 0, "val_loss": 10.8, "val_accuracy": 0.0}],
-            [{"step": 1, "loss": None, "lr": 0.0}],
-            [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None}, {"step": 2, "val_loss": None}],
-        )
-    ):
+    runs: list[list[dict[str, float | None]]] = [
+        [{"step": 0, "val_loss": 10.8, "val_accuracy": 0.0}],
+        [{"step": 1, "loss": None, "lr": 0.0}],
+        [{"step": 1, "loss": 3.0}, {"step": 2, "loss": None}, {"step": 2, "val_loss": None}],
+    ]
+    for i, events in enumerate(runs):
         folder = tmp_path / str(i)
         folder.mkdir()
         (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))

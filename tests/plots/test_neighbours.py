@@ -18,6 +18,7 @@ from mlm_dist.run.run_dir import RunDir
 
 def expected_neighbours(model: TrainedModel, pieces: list[int]) -> list[tuple[str, float]]:
     """All other tokens, most similar first, computed from the definition of the cosine."""
+    assert isinstance(model.encoder, Encoder)
     embeddings = model.encoder.token_embedding.weight.detach()[: model.tokenizer.vocab_size]
     mean = sum((embeddings[piece] for piece in pieces), torch.zeros(16)) / len(pieces)
     others = set(range(len(embeddings))) - {*pieces, model.tokenizer.mask_id, model.tokenizer.end_id}
@@ -36,7 +37,7 @@ def test_neighbours_are_the_tokens_with_the_highest_cosine_similarity(model: Tra
     assert [similarity for _, similarity in found.neighbours] == pytest.approx([s for _, s in expected], abs=1e-5)
 
 
-def test_the_words_above_have_one_token_and_several_tokens(model: TrainedModel) -> None:
+def test_the_tested_words_have_one_token_and_several_tokens(model: TrainedModel) -> None:
     assert len(find_neighbours(model, "the").pieces) == 1
     assert len(find_neighbours(model, "ferryman").pieces) > 1
 

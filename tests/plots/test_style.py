@@ -1,4 +1,5 @@
 import warnings
+from typing import Literal
 from xml.etree import ElementTree
 
 import matplotlib
@@ -7,12 +8,12 @@ import pytest
 from mlm_dist.plots.style import new_figure, printable, render, shortened
 
 
-def plot(title: str, kind: str = "svg") -> bytes:
+def plot(title: str, kind: Literal["png", "svg"] = "svg") -> bytes:
     with new_figure(3, 2) as figure:
         axes = figure.subplots()
         axes.plot([1, 2, 3])
         axes.set_title(title)
-        return render(figure, kind)  # type: ignore[arg-type]
+        return render(figure, kind)
 
 
 def texts_of(svg: bytes) -> list[str]:

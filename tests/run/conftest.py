@@ -25,9 +25,9 @@ def open_recorder(run: RunDir, step: int = 0, *trackers: str) -> Recorder:
     return Recorder.of_run(run, config, step, tokens=100 * step, seconds=2.0 * step)
 
 
-def record(run: RunDir, first: int, last: int, *trackers: str) -> None:
-    """Record the steps from `first`, which is not included, to `last`."""
-    recorder = open_recorder(run, first, *trackers)
-    for step in range(first + 1, last + 1):
+def record(run: RunDir, after: int, last: int, *trackers: str) -> None:
+    """Record the steps `after` + 1 to `last`."""
+    recorder = open_recorder(run, after, *trackers)
+    for step in range(after + 1, last + 1):
         recorder.training(**training_event(step))
     recorder.close()

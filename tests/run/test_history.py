@@ -8,13 +8,13 @@ from mlm_dist.errors import UserError
 from mlm_dist.run.history import read_histories, read_history, shortest_names
 
 
-def write(folder: Path, *events: object) -> Path:
+def write_metrics(folder: Path, *events: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events), encoding="utf-8")
     return folder / "metrics.jsonl"
 
 
-def test_what_was_recorded_is_columns(run_dir: Path) -> None:
+def test_recorded_values_become_columns(run_dir: Path) -> None:
     history = read_history(run_dir / "metrics.jsonl", "tiny")
     assert history.name == "tiny"
     assert history.training["step"].tolist() == list(range(1, 31))
@@ -24,14 +24,14 @@ def test_what_was_recorded_is_columns(run_dir: Path) -> None:
     assert not any(np.isnan(column).any() for column in history.training.values())
 
 
-def test_evaluations_stand_at_the_tokens_and_the_time_of_their_step(run_dir: Path) -> None:
+def test_evaluations_have_the_tokens_and_seconds_of_their_step(run_dir: Path) -> None:
     history = read_history(run_dir / "metrics.jsonl", "tiny")
     assert history.evaluations["tokens"].tolist() == [0, 10 * 256, 20 * 256, 30 * 256]
     assert history.evaluations["seconds"][1:].tolist() == history.training["seconds"][[9, 19, 29]].tolist()
 
 
-def test_what_is_null_or_missing_is_nan_and_skipped_steps_are_left_out(tmp_path: Path) -> None:
-    metrics = write(
+def test_null_and_missing_values_are_nan_and_skipped_steps_are_left_out(tmp_path: Path) -> None:
+    metrics = write_metrics(
         tmp_path, {"step": 1, "loss": None, "lr": 0.1}, {"step": 2, "skipped": "loss nan"}, {"step": 2, "loss": 3.0}
     )
     training = read_history(metrics, "run").training
@@ -40,20 +40,18 @@ def test_what_is_null_or_missing_is_nan_and_skipped_steps_are_left_out(tmp_path:
     np.testing.assert_equal(training["tokens"], [np.nan, np.nan])
 
 
-def test_a_run_without_metrics_or_with_empty_or_damaged_ones_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_empty_and_damaged_metrics_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match=r"nowhere is no run directory: metrics.jsonl: No such file"):
         read_history(tmp_path / "nowhere" / "metrics.jsonl", "run")
     with pytest.raises(UserError, match=r"metrics.jsonl holds nothing yet"):
-        read_history(write(tmp_path), "run")
+        read_history(write_metrics(tmp_path), "run")
     for event in ({"step": 1, "loss": "high"}, {"step": 1, "loss": [1, 2]}, {"step": None, "loss": 3.0}):
-        metrics = write(tmp_path, event, {"step": 2, "loss": 1.0})
+        metrics = write_metrics(tmp_path, event, {"step": 2, "loss": 1.0})
         assert read_history(metrics, "run").training["loss"].tolist() == [1.0]
         assert capsys.readouterr().err == f"mlm_dist: {metrics} line 1 is skipped: it is not an event\n"
 
 
-def test_runs_are_named_by_as_little_of_their_paths_as_tells_them_apart(
+def test_runs_are_named_by_the_shortest_unique_ends_of_their_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert shortest_names([Path("/a/x")]) == ["x"]
@@ -64,7 +62,7 @@ def test_runs_are_named_by_as_little_of_their_paths_as_tells_them_apart(
     assert shortest_names([Path()]) == [tmp_path.name]
 
 
-def test_a_run_that_is_given_twice_is_said(tmp_path: Path) -> None:
-    write(tmp_path / "run", {"step": 1, "loss": 1.0})
+def test_a_run_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "run", {"step": 1, "loss": 1.0})
     with pytest.raises(UserError, match="run is given twice"):
         read_histories([tmp_path / "run", tmp_path / "run" / ".." / "run"])

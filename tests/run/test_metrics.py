@@ -11,8 +11,8 @@ from tests.run.conftest import record
 
 
 @contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Have the system refuse to make any file longer than that; a write that comes to it is cut."""
+def file_size_limit(size: int) -> Iterator[None]:
+    """Limit the size of files. A write beyond the limit is cut off there."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -21,21 +21,21 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_half_written_last_line_is_mended(folder: RunDir) -> None:
+def test_an_incomplete_last_line_is_removed(folder: RunDir) -> None:
     record(folder, 0, 3)
-    whole = folder.metrics.read_bytes()
-    folder.metrics.write_bytes(whole + b'{"step": 4, "lo')
+    complete = folder.metrics.read_bytes()
+    folder.metrics.write_bytes(complete + b'{"step": 4, "lo')
     drop_later_events(folder.metrics, 5)
-    assert folder.metrics.read_bytes() == whole
+    assert folder.metrics.read_bytes() == complete
 
 
-def test_lines_that_the_disk_refuses_are_kept_until_it_takes_them(
+def test_lines_that_could_not_be_written_are_kept_and_written_later(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "lines"
     file = MetricsFile(path)
     file.add("train", {"step": 1})
-    with largest_file(20):
+    with file_size_limit(20):
         file.add("train", {"step": 2})
         file.add("train", {"step": 3})
         assert path.read_text() == '{"step": 1}\n{"step":'
@@ -44,16 +44,16 @@ def test_lines_that_the_disk_refuses_are_kept_until_it_takes_them(
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
 
 
-@pytest.mark.usefixtures("capsys")  # whose stderr is no file
-def test_closing_says_that_lines_could_not_be_written(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("capsys")  # so that stderr is not a file
+def test_closing_raises_if_lines_could_not_be_written(tmp_path: Path) -> None:
     file = MetricsFile(tmp_path / "lines")
-    with largest_file(3):
+    with file_size_limit(3):
         file.add("train", {"step": 1})
         with pytest.raises(OSError, match="File too large"):
             file.close()
 
 
-def test_lines_that_are_no_events_are_left_out_with_a_warning(
+def test_lines_that_are_not_events_are_skipped_with_a_warning(
     folder: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder.metrics.write_bytes(b'{"step": 1}\n{"ste\n[2]\n{}\n\xff\n{"step": 3}\n{"step": 4')
@@ -79,7 +79,7 @@ def test_lines_that_are_no_events_are_left_out_with_a_warning(
         f'1, "tokens": {10**50}',
     ],
 )
-def test_an_event_with_figures_that_are_none_is_left_out(
+def test_an_event_with_an_invalid_value_is_skipped(
     folder: RunDir, capsys: pytest.CaptureFixture[str], event: str
 ) -> None:
     folder.metrics.write_text(f'{{"step": {event}}}\n{"[" * 100_000}\n{"9" * 5000}\n{{"step": 2, "loss": null}}\n')

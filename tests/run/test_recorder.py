@@ -10,25 +10,25 @@ from mlm_dist.run.run_dir import RunDir
 from tests.run.conftest import open_recorder, record, training_event
 
 
-def test_lines_are_appended_as_they_come(folder: RunDir) -> None:
+def test_events_are_appended_in_order(folder: RunDir) -> None:
     record(folder, 0, 3)
     events = read_events(folder.metrics)
     assert events == [training_event(step) | {"tokens_per_second": 50.0} for step in (1, 2, 3)]
 
 
-def test_continuing_drops_what_a_killed_process_wrote_after_its_checkpoint(folder: RunDir) -> None:
+def test_resuming_drops_the_events_after_the_checkpoint(folder: RunDir) -> None:
     record(folder, 0, 7)
     record(folder, 4, 6)
     assert [event["step"] for event in read_events(folder.metrics)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_from_the_start_drops_all(folder: RunDir) -> None:
+def test_a_run_from_step_0_drops_all_events(folder: RunDir) -> None:
     record(folder, 0, 7)
     record(folder, 0, 1)
     assert [event["step"] for event in read_events(folder.metrics)] == [1]
 
 
-def test_continuing_remembers_the_held_out_losses_up_to_the_checkpoint(folder: RunDir) -> None:
+def test_resuming_restores_the_validation_losses_up_to_the_checkpoint(folder: RunDir) -> None:
     recorder = open_recorder(folder)
     for step in (0, 5, 10):
         recorder.evaluation(step=step, val_loss=10.0 - step, val_accuracy=0.1)
@@ -37,7 +37,7 @@ def test_continuing_remembers_the_held_out_losses_up_to_the_checkpoint(folder: R
     assert open_recorder(folder, 5).val_losses == {0: 10.0, 5: 5.0}
 
 
-def test_a_held_out_loss_that_is_no_number_is_never_the_best(folder: RunDir) -> None:
+def test_a_validation_loss_of_nan_is_never_the_best(folder: RunDir) -> None:
     recorder = open_recorder(folder)
     recorder.evaluation(step=0, val_loss=float("nan"), val_accuracy=0.1)
     recorder.evaluation(step=5, val_loss=5.0, val_accuracy=0.1)
@@ -46,7 +46,7 @@ def test_a_held_out_loss_that_is_no_number_is_never_the_best(folder: RunDir) -> 
     assert open_recorder(folder, 5).val_losses == {5: 5.0}
 
 
-def test_a_run_from_the_start_is_measured_anew(folder: RunDir) -> None:
+def test_a_run_from_step_0_drops_all_validation_losses(folder: RunDir) -> None:
     recorder = open_recorder(folder)
     recorder.evaluation(step=0, val_loss=5.0, val_accuracy=0.1)
     recorder.close()
@@ -54,7 +54,7 @@ def test_a_run_from_the_start_is_measured_anew(folder: RunDir) -> None:
     assert read_events(folder.metrics) == []
 
 
-def test_numbers_that_are_not_finite_are_written_as_json_has_them(folder: RunDir) -> None:
+def test_numbers_that_are_not_finite_are_written_as_null(folder: RunDir) -> None:
     recorder = open_recorder(folder)
     recorder.training(**training_event(1, loss=float("nan")))
     recorder.close()
@@ -62,7 +62,7 @@ def test_numbers_that_are_not_finite_are_written_as_json_has_them(folder: RunDir
     assert line["loss"] is None
 
 
-def test_a_log_file_gets_plain_lines(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_a_plain_line_per_event(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     record(folder, 0, 1)
     open_recorder(folder, 1).evaluation(step=1, val_loss=1.5, val_accuracy=0.25)
     lines = capsys.readouterr().out.splitlines()
@@ -72,7 +72,7 @@ def test_a_log_file_gets_plain_lines(folder: RunDir, capsys: pytest.CaptureFixtu
     ]
 
 
-def test_a_stopwatch_leaves_out_its_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopwatch_does_not_count_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
     watch = Stopwatch(10.0)

@@ -9,7 +9,7 @@ from mlm_dist.run.record import fixed_values
 from mlm_dist.run.run_dir import RunDir, check_same_run
 
 
-def test_a_run_that_goes_on_is_neither_done_nor_stopped_any_more(tmp_path: Path, corpus: Corpus) -> None:
+def test_a_resumed_run_is_neither_done_nor_stopped(tmp_path: Path, corpus: Corpus) -> None:
     run_dir = RunDir(tmp_path / "run")
     run_dir.take()
     run_dir.done.touch()
@@ -19,7 +19,7 @@ def test_a_run_that_goes_on_is_neither_done_nor_stopped_any_more(tmp_path: Path,
     assert not run_dir.stopped.exists()
 
 
-def test_a_run_whose_checkpoints_are_gone_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
     run_dir.take()
     run_dir.check(Config())
@@ -38,27 +38,27 @@ def test_a_run_whose_checkpoints_are_gone_is_not_overwritten(tmp_path: Path) -> 
         ("masking", "mask_prob", 0.3),
     ],
 )
-def test_what_decides_weights_and_data_stays_as_it_was(section: str, key: str, value: object) -> None:
+def test_keys_that_determine_parameters_and_data_cannot_change(section: str, key: str, value: object) -> None:
     changed = Config()
     setattr(getattr(changed, section) if section else changed, key, value)
     with pytest.raises(UserError, match=rf"{key} .* and not {value!r}: give that, or another run_dir"):
         check_same_run(fixed_values(Config()), fixed_values(changed), Path("run"))
 
 
-def test_what_decides_neither_may_change() -> None:
+def test_other_keys_can_change() -> None:
     changed = Config(precision="fp32")
     changed.optim.lr, changed.train.max_iters = 1e-4, 7
     check_same_run(fixed_values(Config()), fixed_values(changed), Path("run"))
 
 
-def test_a_vocabulary_size_of_null_fits_every_run_and_another_number_does_not() -> None:
+def test_a_vocabulary_size_of_null_fits_every_run_and_another_size_does_not() -> None:
     before = Config(model=ModelConfig(vocab_size=310))
     check_same_run(fixed_values(before), fixed_values(Config()), Path("run"))
     with pytest.raises(UserError, match=r"model\.vocab_size 310 and not 300: give that, or another run_dir"):
         check_same_run(fixed_values(before), fixed_values(Config(model=ModelConfig(vocab_size=300))), Path("run"))
 
 
-def test_null_stands_for_the_vocabulary_size_of_the_run_in_the_folder(run_dir: Path, tmp_path: Path) -> None:
+def test_a_vocabulary_size_of_null_is_replaced_by_that_of_the_run(run_dir: Path, tmp_path: Path) -> None:
     assert RunDir(run_dir).complete(Config()).model.vocab_size == 300
     assert RunDir(run_dir).complete(Config(model=ModelConfig(vocab_size=310))).model.vocab_size == 310
     assert RunDir(tmp_path / "new").complete(Config()).model.vocab_size is None

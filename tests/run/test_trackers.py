@@ -1,4 +1,4 @@
-"""Experiment trackers, with their real libraries, offline: what they show, and that they end no run."""
+"""Experiment trackers with their real libraries, offline: what they log, and that their failures do not stop a run."""
 
 import struct
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -16,28 +17,27 @@ from mlm_dist.run.run_dir import RunDir
 from mlm_dist.run.trackers import TRACKERS, TrackedRun, check_trackers
 from tests.run.conftest import open_recorder, record, training_event
 
-Shown = tuple[dict[str, object], list[tuple[int, float]]]
-"""The config that a tracker shows, and (step, training loss) in the order in which they were logged."""
+Logged = tuple[dict[str, object], list[tuple[int, float]]]
+"""The config in a tracker, and (step, training loss) in the order in which they were logged."""
 
 
-def shown_by_tensorboard(path: Path) -> Shown:
+def read_tensorboard(path: Path) -> Logged:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(path / "tensorboard"))
     events.Reload()
     return {}, [(event.step, event.value) for event in events.Scalars("train/loss")]
 
 
-def shown_by_mlflow(path: Path) -> Shown:
+def read_mlflow(path: Path) -> Logged:
     client = pytest.importorskip("mlflow").MlflowClient(tracking_uri=f"sqlite:///{path}/mlflow.db")
     (run,) = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
     history = client.get_metric_history(run.info.run_id, "train/loss")
     return run.data.params, [(metric.step, metric.value) for metric in history]
 
 
-def wandb_records(file: Path) -> Iterator[object]:
+def wandb_records(file: Path) -> Iterator[Any]:
     """The records of an offline run, whose file is a LevelDB log: blocks of 32 kB with headers of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
+    messages = pytest.importorskip("wandb.proto.wandb_internal_pb2")
     content, position, message = file.read_bytes(), 7, b""
     while position + 7 <= len(content):
         if (left := 32768 - position % 32768) < 7:
@@ -47,15 +47,17 @@ def wandb_records(file: Path) -> Iterator[object]:
         message += content[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            parsed = wandb_internal_pb2.Record()
+            parsed = messages.Record()
             parsed.ParseFromString(message)
             message = b""
             yield parsed
 
 
-def shown_by_wandb(path: Path) -> Shown:
+def read_wandb(path: Path) -> Logged:
     pytest.importorskip("wandb")
-    config, losses, ids = {}, [], set()
+    config: dict[str, object] = {}
+    losses: list[tuple[int, float]] = []
+    ids: set[str] = set()
     for file in sorted(path.glob("wandb/offline-run-*/*.wandb")):
         for entry in wandb_records(file):
             if entry.WhichOneof("record_type") == "run":
@@ -64,11 +66,11 @@ def shown_by_wandb(path: Path) -> Shown:
             elif entry.WhichOneof("record_type") == "history":
                 values = {item.key or item.nested_key[0]: item.value_json for item in entry.history.item}
                 losses += [(int(values["_step"]), float(values["train/loss"]))] if "train/loss" in values else []
-    assert len(ids) == 1, "`wandb sync` would make several runs of it"
+    assert len(ids) == 1, "`wandb sync` would create several runs"
     return config, losses
 
 
-SHOWN = {"tensorboard": shown_by_tensorboard, "wandb": shown_by_wandb, "mlflow": shown_by_mlflow}
+READERS = {"tensorboard": read_tensorboard, "wandb": read_wandb, "mlflow": read_mlflow}
 
 
 @pytest.fixture(autouse=True)
@@ -78,28 +80,28 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_run_that_resumes_is_the_same_run_and_repeats_no_step(name: str, folder: RunDir) -> None:
+def test_a_resumed_run_is_logged_as_one_run_without_repeated_steps(name: str, folder: RunDir) -> None:
     record(folder, 0, 7, name)
     record(folder, 4, 6, name)  # killed at step 7 and again at step 6, after checkpoints at step 4 and 5
     record(folder, 5, 9, name)
-    config, losses = SHOWN[name](folder.path)
+    config, losses = READERS[name](folder.path)
     assert losses == [(step, 2.0) for step in range(1, 10)]
     assert name == "tensorboard" or config["train.max_iters"] == "100"
 
 
 @pytest.mark.parametrize("name", TRACKERS)
-def test_a_run_from_the_start_shows_all_its_steps(name: str, folder: RunDir) -> None:
+def test_a_run_from_step_0_logs_all_steps(name: str, folder: RunDir) -> None:
     record(folder, 0, 3, name)
-    if name == "tensorboard":  # in place of the earlier run; the others have two runs then
+    if name == "tensorboard":  # replaces the earlier run; the others would have two runs
         record(folder, 0, 2, name)
-        assert SHOWN[name](folder.path)[1] == [(1, 2.0), (2, 2.0)]
+        assert READERS[name](folder.path)[1] == [(1, 2.0), (2, 2.0)]
 
 
 def test_training_and_evaluation_at_the_same_step_are_both_logged(
     folder: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged: list[tuple[int, dict[str, float]]] = []
-    monkeypatch.setitem(TRACKERS, "list", lambda run: FakeTracker(lambda figures, step: logged.append((step, figures))))
+    monkeypatch.setitem(TRACKERS, "list", lambda run: FakeTracker(lambda values, step: logged.append((step, values))))
     recorder = open_recorder(folder, 0, "list")
     recorder.training(**training_event(5))
     recorder.evaluation(step=5, val_loss=1.5, val_accuracy=0.25)
@@ -119,13 +121,13 @@ class FakeTracker:
         self.closed += 1
 
 
-def test_a_tracker_that_fails_is_closed_with_a_warning_and_ends_no_run(
+def test_a_failing_tracker_is_closed_with_a_warning_and_does_not_stop_the_run(
     folder: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(figures: dict[str, float], step: int) -> None:
+    def fail(values: dict[str, float], step: int) -> None:
         raise ConnectionError("no route to host")
 
-    tracker = FakeTracker(refuse)
+    tracker = FakeTracker(fail)
     monkeypatch.setitem(TRACKERS, "failing", lambda run: tracker)
     record(folder, 0, 3, "failing")
     assert len(read_events(folder.metrics)) == 3
@@ -134,7 +136,7 @@ def test_a_tracker_that_fails_is_closed_with_a_warning_and_ends_no_run(
     assert capsys.readouterr().err.count(warning) == 1
 
 
-def test_a_tracker_that_cannot_start_ends_no_run(
+def test_a_tracker_that_cannot_start_does_not_stop_the_run(
     folder: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
@@ -146,14 +148,14 @@ def test_a_tracker_that_cannot_start_ends_no_run(
     assert "report_to tensorboard failed (AttributeError: of another version)" in capsys.readouterr().err
 
 
-def test_a_tracker_gets_the_resolved_config_and_where_the_run_is(
+def test_a_tracker_gets_the_config_the_step_and_the_path_of_the_run(
     folder: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[TrackedRun] = []
 
     def remember(run: TrackedRun) -> FakeTracker:
         runs.append(run)
-        return FakeTracker(lambda figures, step: None)
+        return FakeTracker(lambda values, step: None)
 
     monkeypatch.setitem(TRACKERS, "list", remember)
     record(folder, 0, 2, "list")
@@ -169,7 +171,7 @@ def test_a_damaged_list_of_logged_steps_starts_a_new_run(folder: RunDir, monkeyp
 
     def remember(run: TrackedRun) -> FakeTracker:
         ids.append(run.run_id)
-        return FakeTracker(lambda figures, step: None)
+        return FakeTracker(lambda values, step: None)
 
     monkeypatch.setitem(TRACKERS, "list", remember)
     record(folder, 0, 2, "list")

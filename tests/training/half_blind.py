@@ -1,4 +1,4 @@
-"""Runs the training verb under torchrun with a rank 1 that does not see the corpus, as on a machine of its own."""
+"""Runs the training verb under torchrun. Rank 1 cannot open the corpus, as on a machine without it."""
 
 import os
 from pathlib import Path
@@ -9,11 +9,11 @@ from mlm_dist.errors import UserError
 from mlm_dist.train import main
 
 
-def open_nothing(folder: Path, verify: Verify) -> Corpus:
+def fail_to_open(folder: Path, verify: Verify = "once") -> Corpus:
     raise UserError(f"{folder}: not there")
 
 
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
-        Corpus.open = open_nothing  # type: ignore[method-assign]
+        Corpus.open = fail_to_open  # type: ignore[method-assign]
     run_verb(main)

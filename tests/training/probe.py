@@ -1,16 +1,17 @@
-"""Runs under torchrun in place of the training verb, and writes down what a rank sees and computes.
+"""Runs under torchrun in place of the training verb, and records what each rank reads and computes.
 
-    probe.py OUT FLAGS...   for the first steps, with a learning rate that leaves the weights as they are
+    probe.py OUT FLAGS...
 
-Each rank writes OUT/rank-<r>.pt: a dict a step with its row numbers, its masked batch, the loss and the gradient of the
-whole global batch, and the number of times that gradients were exchanged.
+The learning rate is 0, so that the parameters stay the same. Each rank writes OUT/rank-<r>.pt: for each of the first
+steps a dict with its row indices, its masked batch, the loss and the gradient of the global batch, and the number of
+all-reduces of the gradient.
 """
 
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,10 +32,11 @@ def main(arguments: list[str]) -> None:
     processes = Processes(config.device)
     corpus = Corpus.open(Path(config.data.path))
     trainer = Trainer(config, corpus, processes, RunDir(Path(config.run_dir)), StopRequest())
-    exchanges = [0]
+    all_reduces = 0
 
-    def counted(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        exchanges[0] += bucket.is_last()
+    def counted(state: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+        nonlocal all_reduces
+        all_reduces += bucket.is_last()
         return allreduce_hook(state, bucket)
 
     if isinstance(trainer.model, DistributedDataParallel):
@@ -42,7 +44,9 @@ def main(arguments: list[str]) -> None:
     gradient: list[torch.Tensor] = []
 
     def keep(*_: object) -> None:
-        gradient[:] = [weight.grad.flatten().clone() for weight in trainer.state.encoder.parameters()]  # type: ignore[union-attr]
+        parameters = list(trainer.state.encoder.parameters())
+        gradient[:] = [p.grad.flatten().clone() for p in parameters if p.grad is not None]
+        assert len(gradient) == len(parameters)
 
     trainer.state.optimizers[0].register_step_pre_hook(keep)
     steps = []
@@ -58,10 +62,10 @@ def main(arguments: list[str]) -> None:
                 "loss": processes.sum_(result.loss).item(),
                 "grad_norm": result.grad_norm,
                 "gradient": torch.cat(gradient),
-                "exchanges": exchanges[0],
+                "all_reduces": all_reduces,
             }
         )
-        exchanges[0] = 0
+        all_reduces = 0
     torch.save(steps, Path(out) / f"rank-{processes.rank}.pt")
     processes.close()
 

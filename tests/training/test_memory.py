@@ -1,8 +1,8 @@
-"""The allocator's settings and the peak, each in a process of its own."""
+"""The allocator's settings and peak memory, each in a new process, and the checks of available memory."""
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def printed(code: str) -> list[int]:
     return [int(word) for word in result.stdout.split()]
 
 
-def test_the_peak_is_the_most_that_was_in_use() -> None:
+def test_peak_memory_includes_freed_memory() -> None:
     before, during, after = printed(
         "print(peak_memory(d)); x = torch.ones(50 << 20); print(peak_memory(d)); del x; print(peak_memory(d))"
     )
@@ -36,27 +36,27 @@ def test_the_peak_is_the_most_that_was_in_use() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
-def test_freed_memory_is_used_again_without_asking_the_system() -> None:
+def test_freed_memory_is_reused_without_page_faults() -> None:
     loop = "for _ in range(20): torch.ones(10 << 20)"
     count = "import resource; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt; "
     measure = f"exec('{loop}'); before = faults(); exec('{loop}'); print(faults() - before)"
-    (usual,) = printed(count + measure)
+    (default,) = printed(count + measure)
     (kept,) = printed(count + "keep_freed_memory(); " + measure)
-    assert usual > 1000  # a page each 4 kB, or larger ones where the system gives them
-    assert kept < usual / 50
+    assert default > 1000  # one page fault per 4 kB, or fewer with huge pages
+    assert kept < default / 50
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("embedding_dim", 2_000_000), ("blocks", 10**9), ("block_size", 10**12), ("vocab_size", 10**12)],
 )
-def test_a_model_that_no_machine_holds_is_refused_with_its_sizes(key: str, value: int) -> None:
-    config = Config(model=ModelConfig(**{"vocab_size": 300} | {key: value}))  # type: ignore[arg-type]
+def test_a_model_larger_than_the_memory_is_refused_with_its_sizes(key: str, value: int) -> None:
+    sizes: dict[str, Any] = {"vocab_size": 300} | {key: value}
     with pytest.raises(UserError, match=rf"model.{key} {value}\b.* make the model smaller"):
-        check_memory(config, CPU, 1)
+        check_memory(Config(model=ModelConfig(**sizes)), CPU, 1)
 
 
-def test_a_batch_that_no_machine_holds_is_refused_until_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_larger_than_the_memory_is_refused_unless_micro_batches_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "total_memory", lambda _: 10**10)
     model = ModelConfig(vocab_size=300)
     check_memory(Config(model=model), CPU, 1)
@@ -66,26 +66,28 @@ def test_a_batch_that_no_machine_holds_is_refused_until_it_is_cut(monkeypatch: p
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-def test_what_is_kept_for_the_backward_pass_is_no_less_than_the_bound(dtype: torch.dtype) -> None:
+def test_the_activations_kept_for_the_backward_pass_are_at_least_the_lower_bound(dtype: torch.dtype) -> None:
     model = ModelConfig(vocab_size=300, block_size=64, embedding_dim=64, heads=4, blocks=6)
     encoder, tokens = Encoder(model), torch.zeros(8, 64, dtype=torch.long)
     kept = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor  # which also keeps another from the same place
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # a live tensor keeps its address in use
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast(CPU, dtype):
         encoder.encode(tokens, tokens[:, :10])
-    for weight in encoder.parameters():
-        kept.pop(weight.untyped_storage().data_ptr(), None)
+    for parameter in encoder.parameters():
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     assert size / 4 < memory.bytes_of_rows(Config(model=model), 8) <= size
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_gradients_and_optimizer_take_what_is_counted(name: Literal["adamw", "muon"], tied: bool) -> None:
+def test_parameters_gradients_and_optimizer_state_have_the_computed_size(
+    name: Literal["adamw", "muon"], tied: bool
+) -> None:
     config = Config(
         model=ModelConfig(300, block_size=64, embedding_dim=64, heads=4, blocks=3, tie_embeddings=tied),
         optim=OptimConfig(name=name),
@@ -96,20 +98,20 @@ def test_weights_gradients_and_optimizer_take_what_is_counted(name: Literal["ada
     for optimizer in optimizers:
         optimizer.step()
     states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    tensors = [*encoder.parameters(), *(weight.grad for weight in encoder.parameters()), *states]
+    tensors = [*encoder.parameters(), *(parameter.grad for parameter in encoder.parameters()), *states]
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None and tensor.ndim)
     assert memory.bytes_of_weights(config) == size
 
 
-def test_the_limit_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_memory_limit_of_a_cgroup_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "GROUP_LIMIT", tmp_path / "memory.max")
-    whole = memory.total_memory(CPU)
-    for content, expected in (("max\n", whole), (f"{10**6}\n", 10**6)):
+    unlimited = memory.total_memory(CPU)
+    for content, expected in (("max\n", unlimited), (f"{10**6}\n", 10**6)):
         (tmp_path / "memory.max").write_text(content)
         assert memory.total_memory(CPU) == expected
 
 
-def test_an_allocator_that_has_no_memory_is_one_line() -> None:
+def test_a_failed_allocation_is_a_user_error() -> None:
     for shape in ((2**60,), (2**40, 2**20)):
         with pytest.raises(UserError, match="the memory is not enough"), enough_memory():
             torch.empty(shape)

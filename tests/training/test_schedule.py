@@ -1,7 +1,7 @@
 import itertools
 import math
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 
@@ -14,13 +14,13 @@ Name = Literal["constant", "cosine", "linear", "wsd"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
-def rates(**settings: object) -> list[float]:
-    config = OptimConfig(lr=1.0, **settings)  # type: ignore[arg-type]
+def rates(**settings: Any) -> list[float]:
+    config = OptimConfig(lr=1.0, **settings)
     return [learning_rate(step, 100, config) for step in range(100)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "wsd"])
-def test_the_warm_up_climbs_in_equal_steps_to_the_peak(schedule: str) -> None:
+def test_the_warmup_rises_linearly_to_the_peak(schedule: str) -> None:
     assert rates(schedule=schedule, warmup_iters=10)[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
 
 
@@ -28,38 +28,38 @@ def test_constant_stays_at_the_peak() -> None:
     assert set(rates(schedule="constant", warmup_iters=0)) == {1.0}
 
 
-def test_linear_falls_in_equal_steps_to_zero() -> None:
-    falling = rates(schedule="linear", warmup_iters=20)[20:]
-    assert falling == pytest.approx([left / 80 for left in range(80, 0, -1)])
+def test_linear_decays_linearly_to_zero() -> None:
+    decaying = rates(schedule="linear", warmup_iters=20)[20:]
+    assert decaying == pytest.approx([left / 80 for left in range(80, 0, -1)])
 
 
-def test_cosine_falls_along_half_a_wave_to_zero() -> None:
-    falling = rates(schedule="cosine", warmup_iters=0)
-    assert falling[0] == 1.0
-    assert falling[50] == pytest.approx(0.5)
-    assert falling[25] == pytest.approx(0.5 + 0.5 * 0.5**0.5)
-    assert falling[99] < 0.001
+def test_cosine_decays_along_half_a_cosine_to_zero() -> None:
+    decaying = rates(schedule="cosine", warmup_iters=0)
+    assert decaying[0] == 1.0
+    assert decaying[50] == pytest.approx(0.5)
+    assert decaying[25] == pytest.approx(0.5 + 0.5 * 0.5**0.5)
+    assert decaying[99] < 0.001
 
 
-def test_cosine_begins_to_fall_after_the_warm_up() -> None:
-    falling = rates(schedule="cosine", warmup_iters=20)[20:]
-    assert falling[0] == 1.0
-    assert falling[40] == pytest.approx(0.5)
-    assert falling[79] < 0.001
+def test_cosine_decays_after_the_warmup() -> None:
+    decaying = rates(schedule="cosine", warmup_iters=20)[20:]
+    assert decaying[0] == 1.0
+    assert decaying[40] == pytest.approx(0.5)
+    assert decaying[79] < 0.001
 
 
-def test_wsd_is_constant_and_then_falls_linearly_to_zero() -> None:
-    course = rates(schedule="wsd", warmup_iters=0, decay_fraction=0.4)
-    assert course[:61] == [1.0] * 61
-    assert course[60:] == pytest.approx([left / 40 for left in range(40, 0, -1)])
+def test_wsd_is_constant_and_then_decays_linearly_to_zero() -> None:
+    schedule_rates = rates(schedule="wsd", warmup_iters=0, decay_fraction=0.4)
+    assert schedule_rates[:61] == [1.0] * 61
+    assert schedule_rates[60:] == pytest.approx([left / 40 for left in range(40, 0, -1)])
 
 
-def test_wsd_without_a_last_part_is_constant() -> None:
+def test_wsd_without_decay_is_constant() -> None:
     assert set(rates(schedule="wsd", warmup_iters=0, decay_fraction=0.0)) == {1.0}
 
 
 def unfitted_rate(step: int, max_iters: int, config: OptimConfig) -> float:
-    """The rate by the schedules' definitions, whether they fit into the run or not."""
+    """The learning rate as the schedule defines it, without shortening its parts to fit the run."""
     if step < config.warmup_iters:
         return config.lr * (step + 1) / config.warmup_iters
     left = max_iters - step
@@ -67,61 +67,61 @@ def unfitted_rate(step: int, max_iters: int, config: OptimConfig) -> float:
         return config.lr
     if config.schedule == "wsd":
         return config.lr * min(1.0, left / max(1.0, config.decay_fraction * max_iters))
-    part_left = left / max(1, max_iters - config.warmup_iters)
+    fraction_left = left / max(1, max_iters - config.warmup_iters)
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 - math.cos(math.pi * part_left))
-    return config.lr * part_left
+        return config.lr * 0.5 * (1 - math.cos(math.pi * fraction_left))
+    return config.lr * fraction_left
 
 
 LENGTHS = [1, 2, 3, 4, 5, 10, 33, 100, 101]
-WARM_UPS = [0, 1, 2, 3, 7, 33, 50, 51, 80, 100, 5000]
+WARMUPS = [0, 1, 2, 3, 7, 33, 50, 51, 80, 100, 5000]
 DECAYS = [0.0, 0.05, 0.4, 0.5, 0.7, 0.8, 1.0]
 
 
-def grid(name: Name) -> list[tuple[int, OptimConfig]]:
-    """Runs of all lengths with all warm-ups and decays."""
+def all_runs(name: Name) -> list[tuple[int, OptimConfig]]:
+    """Every combination of run length, warmup and decay."""
     return [
         (max_iters, OptimConfig(lr=3e-3, schedule=name, warmup_iters=warmup_iters, decay_fraction=decay_fraction))
-        for max_iters, warmup_iters, decay_fraction in itertools.product(LENGTHS, WARM_UPS, DECAYS)
+        for max_iters, warmup_iters, decay_fraction in itertools.product(LENGTHS, WARMUPS, DECAYS)
     ]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_run_reaches_the_peak_and_every_step_of_it_has_a_rate_above_0(name: Name) -> None:
-    for max_iters, config in grid(name):
-        course = [learning_rate(step, max_iters, config) for step in range(max_iters)]
-        assert max(course) == pytest.approx(config.lr, rel=1e-12), (max_iters, config)
-        assert min(course) > 0, (max_iters, config)
+def test_every_run_reaches_the_peak_and_has_only_rates_above_0(name: Name) -> None:
+    for max_iters, config in all_runs(name):
+        schedule_rates = [learning_rate(step, max_iters, config) for step in range(max_iters)]
+        assert max(schedule_rates) == pytest.approx(config.lr, rel=1e-12), (max_iters, config)
+        assert min(schedule_rates) > 0, (max_iters, config)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_rate_rises_over_the_warm_up_then_never_again_and_no_step_changes_it_by_more_than_the_ramps(
+def test_the_rate_rises_only_during_the_warmup_and_never_falls_faster_than_the_decay(
     name: Name,
 ) -> None:
     steepest = math.pi / 2 if name == "cosine" else 1.0
-    for max_iters, config in grid(name):
+    for max_iters, config in all_runs(name):
         warmup_iters, decay_iters = fit_schedule(max_iters, config)
-        course = [learning_rate(step, max_iters, config) / config.lr for step in range(max_iters)]
-        changes = [after - before for before, after in itertools.pairwise(course)]
-        rising, falling = changes[: max(0, warmup_iters - 1)], changes[max(0, warmup_iters - 1) :]
+        schedule_rates = [learning_rate(step, max_iters, config) / config.lr for step in range(max_iters)]
+        changes = [after - before for before, after in itertools.pairwise(schedule_rates)]
+        rising, decaying = changes[: max(0, warmup_iters - 1)], changes[max(0, warmup_iters - 1) :]
         assert rising == pytest.approx([1 / max(1, warmup_iters)] * len(rising)), (max_iters, config)
-        assert all(-steepest / max(1.0, decay_iters) - 1e-12 <= change <= 1e-12 for change in falling), (
+        assert all(-steepest / max(1.0, decay_iters) - 1e-12 <= change <= 1e-12 for change in decaying), (
             max_iters,
             config,
         )
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_where_nothing_is_said_to_be_shortened_the_rates_are_those_of_the_definition_to_the_bit(name: Name) -> None:
-    fits = [(max_iters, config) for max_iters, config in grid(name) if not shortened_parts(max_iters, config)]
-    assert 50 < len(fits) < len(grid(name))
+def test_a_schedule_that_fits_the_run_equals_the_definition_bit_for_bit(name: Name) -> None:
+    fits = [(max_iters, config) for max_iters, config in all_runs(name) if not shortened_parts(max_iters, config)]
+    assert 50 < len(fits) < len(all_runs(name))
     for max_iters, config in fits:
         for step in range(max_iters):
             assert learning_rate(step, max_iters, config) == unfitted_rate(step, max_iters, config), (max_iters, config)
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda file: file.name)
-def test_the_rates_of_the_configs_are_those_of_the_definition_to_the_bit(file: Path) -> None:
+def test_the_schedules_of_the_configs_equal_the_definition_bit_for_bit(file: Path) -> None:
     config = read_config(file)
     max_iters, optim = config.train.max_iters, config.optim
     assert shortened_parts(max_iters, optim) == []
@@ -157,16 +157,14 @@ def test_the_rates_of_the_configs_are_those_of_the_definition_to_the_bit(file: P
         (1, {}, ["optim.warmup_iters 100 is more than half of train.max_iters 1: the warm-up takes 0 steps"]),
         (100, {"warmup_iters": 30, "decay_fraction": 0.8, "schedule": "cosine"}, []),
         (100, {"warmup_iters": 50, "decay_fraction": 0.5}, []),
-        (100, {"warmup_iters": 45, "decay_fraction": 0.55}, []),  # 0.55 * 100 is a little more than 55
+        (100, {"warmup_iters": 45, "decay_fraction": 0.55}, []),  # 0.55 * 100 is slightly above 55 in floating point
         (1, {"warmup_iters": 0, "decay_fraction": 1.0}, []),
     ],
 )
-def test_what_was_shortened_is_said_in_a_line_each(
-    max_iters: int, settings: dict[str, object], lines: list[str]
-) -> None:
-    assert shortened_parts(max_iters, OptimConfig(**settings)) == lines  # type: ignore[arg-type]
+def test_every_shortened_part_is_reported_in_a_line(max_iters: int, settings: dict[str, Any], lines: list[str]) -> None:
+    assert shortened_parts(max_iters, OptimConfig(**settings)) == lines
 
 
-def test_a_run_of_one_step_takes_it_at_the_peak() -> None:
+def test_a_run_of_one_step_has_the_peak_rate() -> None:
     for name in NAMES:
         assert learning_rate(0, 1, OptimConfig(lr=0.5, schedule=name)) == 0.5

@@ -1,4 +1,4 @@
-"""The trainer's own steps, in this process, where a test can look between them."""
+"""The steps of a trainer in this process."""
 
 import math
 import shutil
@@ -14,6 +14,7 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError, UserError
+from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.run.checkpoint import list_checkpoints, step_of
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
@@ -33,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("kept_handlers")
 
 @pytest.fixture
 def make(corpus: Corpus, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Make a trainer of a tiny run in `tmp_path`, with changes to its config."""
+    """Builds a trainer of a tiny run in `tmp_path`, with overrides of its config."""
     monkeypatch.delenv("RANK", raising=False)
 
     def make(**overrides: object) -> Trainer:
@@ -45,12 +46,12 @@ def make(corpus: Corpus, corpus_folder: Path, tmp_path: Path, monkeypatch: pytes
     return make
 
 
-def weights(trainer: Trainer) -> torch.Tensor:
-    return torch.cat([weight.detach().flatten() for weight in trainer.state.encoder.parameters()])
+def parameters_of(trainer: Trainer) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in trainer.state.encoder.parameters()])
 
 
 def step_with(trainer: Trainer, lr: float) -> StepResult:
-    """Take a step with another learning rate than that of the schedule."""
+    """Take a step with this learning rate instead of that of the schedule."""
     trainer.learning_rate = lambda: lr  # type: ignore[method-assign]
     return trainer.train_step()
 
@@ -63,7 +64,7 @@ def evaluated_steps(trainer: Trainer) -> list[int]:
     return [event["step"] for event in read_events(trainer.run_dir.metrics) if "val_loss" in event]
 
 
-def test_gradients_of_a_step_do_not_add_to_the_next(make: Make) -> None:
+def test_a_step_starts_with_a_gradient_of_zero(make: Make) -> None:
     trainer = make()
     batch = trainer.next_batch()
 
@@ -76,16 +77,16 @@ def test_gradients_of_a_step_do_not_add_to_the_next(make: Make) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 1e-4, 1e-2])
-def test_a_step_is_as_long_as_its_learning_rate(rate: float, make: Make) -> None:
+def test_the_first_step_changes_parameters_by_the_learning_rate(rate: float, make: Make) -> None:
     trainer = make(optim__weight_decay=0)
-    before = weights(trainer)
+    before = parameters_of(trainer)
     result = step_with(trainer, rate)
-    # Adam moves each weight by the learning rate at first, as far as its gradient is not lost in epsilon.
-    assert (weights(trainer) - before).abs().max().item() == pytest.approx(rate, rel=0.01)
+    # Adam's first step changes each element by the learning rate, unless its gradient is small compared to epsilon.
+    assert (parameters_of(trainer) - before).abs().max().item() == pytest.approx(rate, rel=0.01)
     assert result.lr == rate
 
 
-def test_the_steps_of_a_run_have_the_learning_rates_of_the_schedule_from_its_first_to_its_last(make: Make) -> None:
+def test_every_step_has_the_learning_rate_of_the_schedule(make: Make) -> None:
     trainer = make(train__max_iters=12)
     trainer.train()
     logged = [event["lr"] for event in read_events(trainer.run_dir.metrics) if "lr" in event]
@@ -93,21 +94,21 @@ def test_the_steps_of_a_run_have_the_learning_rates_of_the_schedule_from_its_fir
 
 
 @pytest.mark.parametrize(("clip", "clipped"), [(0.01, True), (0, False), (1e6, False)])
-def test_longer_gradients_are_scaled_down_to_grad_clip(clip: float, clipped: bool, make: Make) -> None:
+def test_gradients_with_a_larger_norm_are_scaled_down_to_grad_clip(clip: float, clipped: bool, make: Make) -> None:
     trainer = make(optim__grad_clip=clip)
     applied: list[float] = []
 
-    def note(*_: object) -> None:
-        gradients = [weight.grad for weight in trainer.state.encoder.parameters() if weight.grad is not None]
+    def record(*_: object) -> None:
+        gradients = [p.grad for p in trainer.state.encoder.parameters() if p.grad is not None]
         applied.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
 
-    trainer.state.optimizers[0].register_step_pre_hook(note)
+    trainer.state.optimizers[0].register_step_pre_hook(record)
     norm = step_with(trainer, 0.0).grad_norm
     assert norm > 0.01
     assert applied == pytest.approx([clip if clipped else norm], rel=1e-3)
 
 
-def test_fp16_reports_the_gradient_without_its_scale(make: Make) -> None:
+def test_fp16_reports_the_norm_of_the_unscaled_gradient(make: Make) -> None:
     norms = []
     for precision in ("fp32", "fp16"):
         trainer = make(precision=precision)
@@ -115,28 +116,28 @@ def test_fp16_reports_the_gradient_without_its_scale(make: Make) -> None:
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
-def test_after_an_overflow_fp16_takes_a_lower_scale(make: Make) -> None:
+def test_after_an_overflow_fp16_skips_the_step_and_halves_the_scale(make: Make) -> None:
     trainer = make(precision="fp16")
     set_scale(trainer, 2.0**120)
-    before = weights(trainer)
+    before = parameters_of(trainer)
     assert not math.isfinite(step_with(trainer, 1e-3).grad_norm)
     assert trainer.state.scaler.get_scale() == 2.0**119
-    assert torch.equal(weights(trainer), before)
+    assert torch.equal(parameters_of(trainer), before)
 
 
-def test_every_step_and_rank_drops_other_activations_and_a_step_again_the_same(make: Make) -> None:
-    def drawn(step: int, rank: int = 0) -> float:
+def test_dropout_is_a_function_of_step_and_rank(make: Make) -> None:
+    def random_number(step: int, rank: int = 0) -> float:
         trainer = make(model__dropout=0.1)
         trainer.state.step, trainer.processes.rank = step, rank
         trainer.next_batch()
         return torch.rand(()).item()
 
-    assert drawn(3) == drawn(3)
-    assert len({drawn(3), drawn(4), drawn(3, rank=1), drawn(4, rank=1)}) == 4
+    assert random_number(3) == random_number(3)
+    assert len({random_number(3), random_number(4), random_number(3, rank=1), random_number(4, rank=1)}) == 4
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_everything_that_was_saved_comes_back(optimizer: str, make: Make) -> None:
+def test_a_resumed_run_has_the_saved_state(optimizer: str, make: Make) -> None:
     before = make(precision="fp16", train__max_iters=3, optim__name=optimizer)
     set_scale(before, 1024.0)
     before.state.seconds = 100.0
@@ -144,20 +145,18 @@ def test_everything_that_was_saved_comes_back(optimizer: str, make: Make) -> Non
     after = make(precision="fp16", train__max_iters=3, optim__name=optimizer)
     resume(after)
     assert after.state.step == 3
-    assert torch.equal(weights(after), weights(before))
+    assert torch.equal(parameters_of(after), parameters_of(before))
     assert after.state.scaler.state_dict() == before.state.scaler.state_dict()
     assert after.state.scaler.get_scale() == 1024.0
     assert 100.0 < after.state.seconds <= before.state.seconds
-    for ours, expected in zip(after.state.optimizers, before.state.optimizers, strict=True):
-        moments = ours.state_dict()["state"]
+    for resumed, expected in zip(after.state.optimizers, before.state.optimizers, strict=True):
+        moments = resumed.state_dict()["state"]
         assert moments.keys() == expected.state_dict()["state"].keys()
         for key, state in expected.state_dict()["state"].items():
             assert all(torch.equal(moments[key][name], value) for name, value in state.items())
 
 
-def test_the_state_of_an_optimizer_that_is_a_tensor_is_refused_without_a_warning(
-    make: Make, recwarn: pytest.WarningsRecorder
-) -> None:
+def test_a_tensor_as_optimizer_state_is_refused_without_a_warning(make: Make, recwarn: pytest.WarningsRecorder) -> None:
     state = make().state
     recwarn.clear()
     with pytest.raises(UserError, match="of a model of another shape"):
@@ -165,7 +164,7 @@ def test_the_state_of_an_optimizer_that_is_a_tensor_is_refused_without_a_warning
     assert not [str(warning.message) for warning in recwarn]
 
 
-def test_a_checkpoint_that_lacks_a_key_says_which(make: Make) -> None:
+def test_a_missing_key_or_an_unknown_version_of_a_checkpoint_is_named(make: Make) -> None:
     state = make().state
     content = state.state_dict()
     del content["scaler"]
@@ -175,20 +174,20 @@ def test_a_checkpoint_that_lacks_a_key_says_which(make: Make) -> None:
         state.load_state_dict(content | {"version": 99})
 
 
-def test_a_run_that_goes_on_follows_the_config_it_is_given_now(make: Make) -> None:
+def test_a_resumed_run_uses_the_weight_decay_of_the_new_config(make: Make) -> None:
     make(train__max_iters=2, optim__weight_decay=0.01).train()
     trainer = make(train__max_iters=4, optim__weight_decay=0.5)
     resume(trainer)
     assert [group["weight_decay"] for group in trainer.state.optimizers[0].param_groups] == [0.5, 0.0]
 
 
-def test_a_run_is_evaluated_at_its_start_when_due_and_at_its_end(make: Make) -> None:
+def test_a_run_is_evaluated_at_its_start_at_every_interval_and_at_its_end(make: Make) -> None:
     trainer = make(train__max_iters=7, train__eval_interval=3)
     trainer.train()
     assert evaluated_steps(trainer) == [0, 3, 6, 7]
 
 
-def test_a_run_that_goes_on_does_not_repeat_an_evaluation(make: Make) -> None:
+def test_a_resumed_run_does_not_repeat_an_evaluation(make: Make) -> None:
     make(train__max_iters=6, train__eval_interval=3).train()
     trainer = make(train__max_iters=8, train__eval_interval=3)
     resume(trainer)
@@ -196,44 +195,45 @@ def test_a_run_that_goes_on_does_not_repeat_an_evaluation(make: Make) -> None:
     assert evaluated_steps(trainer) == [0, 3, 6, 8]
 
 
-def test_a_run_without_evaluations_has_none(make: Make) -> None:
+def test_an_eval_interval_of_0_disables_evaluation(make: Make) -> None:
     trainer = make(train__max_iters=3, train__eval_interval=0)
     trainer.train()
     assert evaluated_steps(trainer) == []
     assert "no evaluation" in summarize(trainer)
 
 
-def test_checkpoints_and_evaluations_are_logged_whatever_the_log_interval(make: Make) -> None:
+def test_steps_with_a_checkpoint_or_an_evaluation_are_always_logged(make: Make) -> None:
     trainer = make(train__max_iters=9, train__eval_interval=4, checkpoint__interval=3, train__log_interval=100)
     trainer.train()
     logged = [event["step"] for event in read_events(trainer.run_dir.metrics) if "loss" in event]
     assert logged == [3, 4, 6, 8, 9]
 
 
-def test_the_time_of_evaluations_is_not_time_of_training(make: Make) -> None:
+def test_training_time_does_not_include_evaluations(make: Make) -> None:
     trainer = make(train__max_iters=2, train__eval_interval=1)
-    evaluate, pauses = trainer.validator.evaluate, []
+    evaluate, evaluations = trainer.validator.evaluate, 0
 
-    def slow(*arguments: object) -> object:
-        pauses.append(None)
-        signal.sigtimedwait([], 1.0)  # a second in which nothing happens
-        return evaluate(*arguments)  # type: ignore[arg-type]
+    def slow(encoder: MaskedModel, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        nonlocal evaluations
+        evaluations += 1
+        signal.sigtimedwait([], 1.0)  # waits for a second
+        return evaluate(encoder, stop)
 
-    trainer.validator.evaluate = slow  # type: ignore[assignment, method-assign]
+    trainer.validator.evaluate = slow  # type: ignore[method-assign]
     start = time.perf_counter()
     trainer.loop()
-    assert len(pauses) == 3
+    assert evaluations == 3
     assert 0 < trainer.state.seconds < time.perf_counter() - start - 3.0
 
 
-def test_the_newest_checkpoints_are_kept_and_the_best(make: Make) -> None:
+def test_the_newest_checkpoints_and_the_best_are_kept(make: Make) -> None:
     worsening = {"optim__lr": 10.0, "optim__schedule": "constant", "optim__warmup_iters": 0}
     trainer = make(train__max_iters=5, train__eval_interval=1, checkpoint__interval=1, checkpoint__keep=2, **worsening)
     trainer.train()
     losses = {e["step"]: e["val_loss"] for e in read_events(trainer.run_dir.metrics) if "val_loss" in e and e["step"]}
     best = min(losses, key=lambda step: losses[step])
     assert best < 4
-    assert [step_of(place) for place in list_checkpoints(trainer.run_dir.checkpoints)] == [5, 4, best]
+    assert [step_of(path) for path in list_checkpoints(trainer.run_dir.checkpoints)] == [5, 4, best]
 
 
 def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_done(
@@ -246,11 +246,15 @@ def test_a_run_whose_last_checkpoint_cannot_be_written_is_not_done(
     assert "a checkpoint could not be written" in capsys.readouterr().err
 
 
-def test_a_stop_file_that_comes_after_the_last_step_stops_no_later_run(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_file_created_after_the_last_step_is_removed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(train__max_iters=3, train__eval_interval=0)
-    monkeypatch.setattr(trainer, "save", lambda save=trainer.save: (trainer.run_dir.stop.touch(), save()))
+    save = trainer.save
+
+    def request_stop_and_save() -> None:
+        trainer.run_dir.stop.touch()
+        save()
+
+    monkeypatch.setattr(trainer, "save", request_stop_and_save)
     trainer.train()
     assert not trainer.stop_reason
     assert trainer.run_dir.model.exists()

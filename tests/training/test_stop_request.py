@@ -7,18 +7,18 @@ from mlm_dist.training.stopping import SIGNALS, StopRequest
 pytestmark = pytest.mark.usefixtures("kept_handlers")
 
 
-def test_nobody_asks_of_itself() -> None:
+def test_without_a_request_there_is_no_reason() -> None:
     assert StopRequest().reason() == ""
 
 
 def test_the_last_signal_is_the_reason() -> None:
     request = StopRequest()
-    for number in SIGNALS:
-        signal.raise_signal(number)
-        assert request.reason() == number.name
+    for signum in SIGNALS:
+        signal.raise_signal(signum)
+        assert request.reason() == signum.name
 
 
-def test_a_second_interrupt_does_not_ask() -> None:
+def test_a_second_sigint_raises_keyboard_interrupt() -> None:
     request = StopRequest()
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -26,14 +26,14 @@ def test_a_second_interrupt_does_not_ask() -> None:
     assert request.reason() == "SIGINT"
 
 
-def test_other_signals_may_come_again_and_again() -> None:
+def test_other_signals_can_be_repeated() -> None:
     request = StopRequest()
     for _ in range(3):
         signal.raise_signal(signal.SIGTERM)
     assert request.reason() == "SIGTERM"
 
 
-def test_the_clock_asks_after_its_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_is_a_reason_after_its_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     now = time.monotonic()

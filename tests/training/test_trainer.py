@@ -1,4 +1,4 @@
-"""Training through real processes: world sizes, resuming, what a run leaves behind."""
+"""Training in real processes: world sizes, resuming, and the files of a run."""
 
 import itertools
 import json
@@ -21,7 +21,7 @@ PROBE = Path(__file__).with_name("probe.py")
 
 
 def probe(processes: int, out: Path, corpus: Path, **overrides: object) -> list[list[dict[str, Any]]]:
-    """What the ranks saw and computed in the first steps, rank by rank."""
+    """What each rank read and computed in the first steps: a list of steps per rank."""
     out.mkdir()
     settings = {"optim__weight_decay": 0, "optim__grad_clip": 0} | overrides
     arguments = tiny_flags(corpus, out / "run", **settings)
@@ -43,31 +43,31 @@ def assert_same_step(step: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("processes", [2, 4])
-def test_every_world_size_sees_the_same_rows_and_masks_and_computes_the_same_gradient(
+def test_rows_masks_and_gradient_are_the_same_at_every_world_size(
     processes: int, corpus_folder: Path, tmp_path: Path, one_process: list[dict[str, Any]]
 ) -> None:
     ranks = probe(processes, tmp_path / "probe", corpus_folder)
-    for number, expected in enumerate(one_process):
-        steps = [rank[number] for rank in ranks]
+    for i, expected in enumerate(one_process):
+        steps = [rank[i] for rank in ranks]
         order = expected["rows"].argsort()
-        rows, where = torch.cat([step["rows"] for step in steps]).sort()
+        rows, indices = torch.cat([step["rows"] for step in steps]).sort()
         assert torch.equal(rows, expected["rows"][order])
         for name, tensor in expected["batch"].items():
-            together = torch.cat([step["batch"][name] for step in steps])
-            assert torch.equal(together[where], tensor[order]), name
+            gathered = torch.cat([step["batch"][name] for step in steps])
+            assert torch.equal(gathered[indices], tensor[order]), name
         for step in steps:
             assert_same_step(step, expected)
 
 
 @pytest.mark.multiprocess
-def test_micro_batches_change_nothing_and_gradients_are_exchanged_once_a_step(
+def test_micro_batches_do_not_change_the_gradient_which_is_all_reduced_once_per_step(
     corpus_folder: Path, tmp_path: Path, one_process: list[dict[str, Any]]
 ) -> None:
     ranks = probe(2, tmp_path / "probe", corpus_folder, train__micro_batch_size=2)
     for steps in ranks:
         for step, expected in zip(steps, one_process, strict=True):
             assert_same_step(step, expected)
-            assert step["exchanges"] == 1
+            assert step["all_reduces"] == 1
 
 
 @pytest.mark.multiprocess
@@ -78,14 +78,14 @@ def test_micro_batches_change_nothing_and_gradients_are_exchanged_once_a_step(
         {"masking__mask_prob_range": "[0.2, 0.7]", "masking__unit": "word"},
         {"masking__mask_prob": 0.4, "masking__mask_prob_end": 0.2, "masking__unit": "span"},
     ],
-    ids=["range", "range of words", "schedule of spans"],
+    ids=["sampled", "sampled, words", "scheduled, spans"],
 )
-def test_every_mask_rate_gives_the_same_gradient_at_every_world_size(
+def test_sampled_and_scheduled_mask_rates_give_the_same_gradient_at_every_world_size(
     masking: dict[str, object], corpus_folder: Path, tmp_path: Path
 ) -> None:
-    (alone,) = probe(1, tmp_path / "one", corpus_folder, **masking)
+    (one_rank,) = probe(1, tmp_path / "one", corpus_folder, **masking)
     for steps in probe(2, tmp_path / "two", corpus_folder, train__micro_batch_size=4, **masking):
-        for step, expected in zip(steps, alone, strict=True):
+        for step, expected in zip(steps, one_rank, strict=True):
             assert_same_step(step, expected)
 
 
@@ -94,7 +94,7 @@ def losses(run_dir: Path, key: str = "loss") -> list[float]:
 
 
 @pytest.mark.multiprocess
-def test_over_a_run_the_losses_of_one_two_and_four_processes_stay_together(
+def test_the_losses_of_a_run_are_the_same_at_every_world_size(
     corpus_folder: Path, run_dir: Path, tmp_path: Path
 ) -> None:
     for processes in (2, 4):
@@ -102,17 +102,17 @@ def test_over_a_run_the_losses_of_one_two_and_four_processes_stay_together(
         result = torchrun(processes, *tiny_flags(corpus_folder, other))
         assert result.returncode == 0, result.stderr
         assert losses(other) == pytest.approx(losses(run_dir), abs=5e-3)
-        assert losses(other, "digest") == losses(run_dir, "digest")  # of the data, which are the same to the bit
+        assert losses(other, "digest") == losses(run_dir, "digest")  # of the data, which are identical
         assert losses(other, "val_loss") == pytest.approx(losses(run_dir, "val_loss"), abs=5e-3)
 
 
-def test_the_held_out_loss_falls(run_dir: Path) -> None:
+def test_the_validation_loss_falls(run_dir: Path) -> None:
     first, *_, last = losses(run_dir, "val_loss")
-    assert first == pytest.approx(5.7, abs=0.1)  # ln 300: at first every token is as likely as any other
+    assert first == pytest.approx(5.7, abs=0.1)  # ln 300: at the start, all tokens are equally likely
     assert last < first - 0.3
 
 
-def test_a_run_leaves_what_the_readme_lists(run_dir: Path) -> None:
+def test_a_run_directory_has_the_files_that_the_readme_lists(run_dir: Path) -> None:
     found = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*") if path.is_file()}
     assert {
         "DONE",
@@ -130,13 +130,15 @@ def test_a_run_leaves_what_the_readme_lists(run_dir: Path) -> None:
     assert not [name for name in found if "partial" in name or "tmp" in name]
 
 
-def test_the_final_weights_are_a_state_dict_of_the_encoder(run_dir: Path) -> None:
-    shape = {key.removeprefix("model."): value for key, value in TINY.items() if key.startswith("model.")}
-    encoder = Encoder(ModelConfig(**shape))  # type: ignore[arg-type]
+def test_model_pth_is_a_state_dict_of_the_encoder(run_dir: Path) -> None:
+    shape: dict[str, Any] = {
+        key.removeprefix("model."): value for key, value in TINY.items() if key.startswith("model.")
+    }
+    encoder = Encoder(ModelConfig(**shape))
     encoder.load_state_dict(torch.load(run_dir / "model.pth", weights_only=True))
 
 
-def test_metrics_have_a_line_a_step_with_the_promised_keys(run_dir: Path) -> None:
+def test_metrics_have_the_documented_keys_in_a_line_per_step(run_dir: Path) -> None:
     events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     training = [event for event in events if "loss" in event]
     evaluations = [event for event in events if "val_loss" in event]
@@ -148,14 +150,14 @@ def test_metrics_have_a_line_a_step_with_the_promised_keys(run_dir: Path) -> Non
     assert [event["tokens"] for event in training] == [step * 16 * 16 for step in range(1, 31)]
 
 
-def test_throughput_is_tokens_over_the_time_they_took(run_dir: Path) -> None:
+def test_tokens_per_second_is_tokens_divided_by_seconds(run_dir: Path) -> None:
     training = [event for event in read_events(run_dir / "metrics.jsonl") if "loss" in event]
     for before, after in itertools.pairwise(training):
         tokens, seconds = (after[key] - before[key] for key in ("tokens", "seconds"))
         assert after["tokens_per_second"] == pytest.approx(tokens / seconds, rel=1e-6)
 
 
-def test_a_finished_run_is_left_as_it_is(corpus_folder: Path, run_dir: Path) -> None:
+def test_a_finished_run_is_not_changed(corpus_folder: Path, run_dir: Path) -> None:
     kept = [run_dir / name for name in ("metrics.jsonl", "model.pth")]
     before = [path.read_bytes() for path in kept]
     result = verb("train", *tiny_flags(corpus_folder, run_dir))
@@ -188,11 +190,11 @@ def test_low_precision_learns_like_full_precision(
     result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", precision=precision))
     assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "run", "val_loss")[-1] == pytest.approx(losses(run_dir, "val_loss")[-1], abs=0.05)
-    weights = torch.load(tmp_path / "run/model.pth", weights_only=True)
-    assert {weight.dtype for weight in weights.values()} == {torch.float32}
+    parameters = torch.load(tmp_path / "run/model.pth", weights_only=True)
+    assert {parameter.dtype for parameter in parameters.values()} == {torch.float32}
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_another_checkpoint(corpus_folder: Path, tmp_path: Path) -> None:
+def test_losses_that_are_not_finite_end_the_run_without_another_checkpoint(corpus_folder: Path, tmp_path: Path) -> None:
     explosive = {"optim__lr": 1e30, "optim__grad_clip": 0, "optim__warmup_iters": 0, "optim__schedule": "constant"}
     result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", **explosive))
     assert result.returncode == 1
@@ -202,14 +204,16 @@ def test_a_loss_that_is_no_number_stops_the_run_before_another_checkpoint(corpus
     assert not list((tmp_path / "run/checkpoints").glob("step-*"))
 
 
-def test_debug_mode_repeats_every_bit_and_names_the_operation_of_a_nan(corpus_folder: Path, tmp_path: Path) -> None:
+def test_debug_mode_is_deterministic_and_names_the_operation_that_returned_nan(
+    corpus_folder: Path, tmp_path: Path
+) -> None:
     runs = [tmp_path / name for name in ("one", "two")]
     for run in runs:
         result = verb("train", *tiny_flags(corpus_folder, run, debug=True, train__max_iters=5, model__dropout=0.1))
         assert result.returncode == 0, result.stderr
     assert losses(runs[0]) == losses(runs[1])
     explosive = {"optim__lr": 1e30, "optim__grad_clip": 0, "optim__warmup_iters": 0}
-    # In a process of its own: pytest would keep autograd's warning, which has the traceback of the forward pass.
+    # In a new process: pytest would capture autograd's warning, which contains the traceback of the forward pass.
     result = verb("train", *tiny_flags(corpus_folder, tmp_path / "three", debug=True, **explosive), timeout=60)
     assert result.returncode == 1
     assert re.search(r"Function '\w+Backward0?' returned nan values", result.stderr)
@@ -217,7 +221,7 @@ def test_debug_mode_repeats_every_bit_and_names_the_operation_of_a_nan(corpus_fo
 
 
 @pytest.mark.multiprocess
-def test_text_is_prepared_by_one_rank_and_found_by_the_others(tmp_path: Path) -> None:
+def test_one_rank_prepares_the_text_for_all(tmp_path: Path) -> None:
     flags = tiny_flags(Path("sample"), tmp_path / "run", data__tokenizer="bpe", train__max_iters=2)
     for _ in range(2):
         result = torchrun(2, *flags, XDG_CACHE_HOME=str(tmp_path / "cache"))
@@ -226,7 +230,7 @@ def test_text_is_prepared_by_one_rank_and_found_by_the_others(tmp_path: Path) ->
 
 
 @pytest.mark.multiprocess
-def test_a_corpus_that_one_machine_does_not_see_ends_all_ranks_with_a_line(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_corpus_missing_on_one_machine_ends_all_ranks_with_one_line(corpus_folder: Path, tmp_path: Path) -> None:
     script = str(PROBE.with_name("half_blind.py"))
     result = start([*TORCHRUN, "--nproc_per_node=2", script, *tiny_flags(corpus_folder, tmp_path / "run")], timeout=60)
     lines = [line for line in result.stderr.splitlines() if line.startswith("mlm_dist: error:")]
@@ -237,7 +241,9 @@ def test_a_corpus_that_one_machine_does_not_see_ends_all_ranks_with_a_line(corpu
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_a_gpu_learns_what_the_cpu_does(precision: str, corpus_folder: Path, run_dir: Path, tmp_path: Path) -> None:
+def test_a_gpu_has_the_same_losses_as_the_cpu(
+    precision: str, corpus_folder: Path, run_dir: Path, tmp_path: Path
+) -> None:
     result = torchrun(1, *tiny_flags(corpus_folder, tmp_path / "run", device="cuda", precision=precision))
     assert result.returncode == 0, result.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(run_dir), abs=0.05)

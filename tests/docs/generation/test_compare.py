@@ -14,28 +14,28 @@ from tests.conftest import start
 
 @pytest.fixture
 def calls(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """The command calls, which return training text and a bound of 3.21."""
+    """The calls of a fake `run_command`, which generates training text and evaluates to a bound of 3.21."""
     calls = []
 
     def run_command(name: str, *arguments: str) -> list[dict[str, Any]]:
         calls.append((name, *arguments))
         if name == "evaluate":
             return [{"loss": 3.21}]
-        options = dict(itertools.pairwise(arguments))
-        tokens = corpus.train[: int(options["--length"])].tolist()
-        return [{"text": corpus.tokenizer.decode(tokens), "tokens": tokens}] * int(options["--samples"])
+        values = dict(itertools.pairwise(arguments))
+        tokens = corpus.train[: int(values["--length"])].tolist()
+        return [{"text": corpus.tokenizer.decode(tokens), "tokens": tokens}] * int(values["--samples"])
 
     monkeypatch.setattr(verbs, "run_command", run_command)
     return calls
 
 
 @pytest.fixture
-def given(judge_folder: Path, corpus_folder: Path) -> list[str]:
+def options(judge_folder: Path, corpus_folder: Path) -> list[str]:
     return ["--judge", str(judge_folder), "--corpus", str(corpus_folder), "--samples=3", "--length=20"]
 
 
-def test_all_texts_are_saved_and_compared(given: list[str], calls: list[tuple[str, ...]], tmp_path: Path) -> None:
-    compare.main([*given, "--runs", "runs/plain", "runs/diffusion", "--out", str(tmp_path / "out")])
+def test_all_texts_are_saved_and_compared(options: list[str], calls: list[tuple[str, ...]], tmp_path: Path) -> None:
+    compare.main([*options, "--runs", "runs/plain", "runs/diffusion", "--out", str(tmp_path / "out")])
     rows = [line.split(" | ") for line in (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()[2:]]
     methods = ["random order", "random order, top-p 0.9", "by confidence"]
     names = [
@@ -56,9 +56,9 @@ def test_all_texts_are_saved_and_compared(given: list[str], calls: list[tuple[st
 
 
 def test_each_run_generates_texts_with_several_sampling_methods(
-    given: list[str], calls: list[tuple[str, ...]], tmp_path: Path
+    options: list[str], calls: list[tuple[str, ...]], tmp_path: Path
 ) -> None:
-    compare.main([*given, "--seed=7", "--runs", "runs/plain", "--out", str(tmp_path / "out")])
+    compare.main([*options, "--seed=7", "--runs", "runs/plain", "--out", str(tmp_path / "out")])
     sizes = ("generate", "--run", "runs/plain", "--samples", "3", "--length", "20", "--seed", "7")
     *generated, evaluated = calls
     assert generated == [
@@ -66,19 +66,20 @@ def test_each_run_generates_texts_with_several_sampling_methods(
         (*sizes, "--order", "random", "--top_p", "0.9", "--json"),
         (*sizes, "--order", "confidence", "--json"),
     ]
-    assert evaluated == ("evaluate", "--run", "runs/plain", "--data", given[3], "--mask_prob_range", "0", "1", "--json")
+    data = ("--data", options[3], "--mask_prob_range", "0", "1", "--json")
+    assert evaluated == ("evaluate", "--run", "runs/plain", *data)
 
 
-def test_the_seed_determines_the_texts(given: list[str], tmp_path: Path) -> None:
+def test_the_seed_determines_the_texts(options: list[str], tmp_path: Path) -> None:
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        compare.main([*given, f"--seed={seed}", "--out", str(tmp_path / out)])
+        compare.main([*options, f"--seed={seed}", "--out", str(tmp_path / out)])
     a, b, c = ((tmp_path / out / "samples.jsonl").read_text(encoding="utf-8").splitlines() for out in "abc")
     assert a == b
     assert not set(a) & set(c)
 
 
 @pytest.mark.parametrize(
-    ("mistake", "complaint"),
+    ("wrong", "message"),
     [
         (["--samples=0"], "--samples is 0: it must be at least 1"),
         (["--length=7"], "--length is 7: it must be at least 8"),
@@ -87,10 +88,10 @@ def test_the_seed_determines_the_texts(given: list[str], tmp_path: Path) -> None
         (["--samples=100000"], "passages of 20 tokens, but --samples is 100000: lower it"),
     ],
 )
-def test_a_mistake_is_one_line(given: list[str], mistake: list[str], complaint: str, tmp_path: Path) -> None:
-    command = [sys.executable, "docs/generation/compare.py", *given, "--out", str(tmp_path / "out"), *mistake]
+def test_a_user_error_is_one_line(options: list[str], wrong: list[str], message: str, tmp_path: Path) -> None:
+    command = [sys.executable, "docs/generation/compare.py", *options, "--out", str(tmp_path / "out"), *wrong]
     result = start(command)
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.count("\n") == 1
-    assert complaint in result.stderr
+    assert message in result.stderr
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ A, B, C, END = range(4)
 TEXT = [A, B, C, A, B, A, END, B, C, B, B, A]
 
 
-def by_hand(text: list[int], n: int) -> Counter[tuple[int, ...]]:
+def count_ngrams(text: list[int], n: int) -> Counter[tuple[int, ...]]:
     ngrams = zip(*(text[first:] for first in range(n)), strict=False)
     return Counter(ngram for ngram in ngrams if END not in ngram)
 
@@ -21,7 +21,7 @@ def by_hand(text: list[int], n: int) -> Counter[tuple[int, ...]]:
 def test_the_ngrams_of_a_text_are_counted() -> None:
     ngrams = Ngrams(np.array(TEXT), 4, END, 4)
     for n, table in enumerate(ngrams.tables, start=1):
-        expected, longer = by_hand(TEXT, n), by_hand(TEXT, n + 1)
+        expected, longer = count_ngrams(TEXT, n), count_ngrams(TEXT, n + 1)
         found = {ngram: ngrams.index(np.array(ngram)) for ngram in expected}
         assert sorted(found.values()) == list(range(len(table.keys)))
         for ngram, index in found.items():
@@ -40,10 +40,10 @@ def test_an_ngram_that_is_not_in_the_text_is_not_found() -> None:
 
 
 def kneser_ney(order: int, context: tuple[int, ...], token: int) -> float:
-    """The probability by definition."""
+    """The interpolated Kneser-Ney probability, computed from its definition."""
 
     def counts(n: int) -> Counter[tuple[int, ...]]:
-        return by_hand(TEXT, n) if n == order else Counter(ngram[1:] for ngram in by_hand(TEXT, n + 1))
+        return count_ngrams(TEXT, n) if n == order else Counter(ngram[1:] for ngram in count_ngrams(TEXT, n + 1))
 
     probability = 1 / 3
     for n in range(1, min(order, len(context) + 1) + 1):

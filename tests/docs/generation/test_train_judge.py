@@ -21,7 +21,7 @@ def test_a_judge_learns_and_is_saved(corpus_folder: Path, tmp_path: Path) -> Non
     assert 1 < float(nats[1]) < math.log(vocabulary) - 0.3
 
 
-def test_mistakes_are_one_line(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_user_error_is_one_line(corpus_folder: Path, tmp_path: Path) -> None:
     taken = train_judge("--corpus", corpus_folder, "--out", tmp_path)
     assert (taken.returncode, taken.stderr.count("\n")) == (2, 1)
     assert "already exists" in taken.stderr

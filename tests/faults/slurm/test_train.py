@@ -92,11 +92,11 @@ class Job:
         """Ids of the training processes, by node."""
         return self.processes(*TRAINER)
 
-    def send(self, number: signal.Signals) -> None:
+    def send(self, signum: signal.Signals) -> None:
         """Send a signal to the training processes."""
         for pid in self.trainers().values():
             with suppress(ProcessLookupError):
-                os.kill(pid, number)
+                os.kill(pid, signum)
 
     @contextmanager
     def paused(self, step: int | None) -> Iterator[None]:
@@ -116,10 +116,12 @@ class Job:
             self.send(signal.SIGCONT)
 
 
-def test_two_nodes_train_one_model_and_the_log_reports_how_to_continue(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_two_nodes_train_one_model_and_the_log_reports_how_to_continue(
+    cluster, corpus_folder, two_rank_reference, tmp_path
+):
     job = Job(cluster, corpus_folder, tmp_path / "run")
     job.end("COMPLETED", restarts=0)
-    assert_same_run(job.run_dir, unbroken_pair)
+    assert_same_run(job.run_dir, two_rank_reference)
     assert "on n[1-2]: processes per node: 1" in job.log
     assert "2 x cpu, step 0 to 240" in job.log
     assert f"the run is in {job.run_dir}" in job.log
@@ -128,7 +130,7 @@ def test_two_nodes_train_one_model_and_the_log_reports_how_to_continue(cluster, 
     assert set(continues[1].split()) >= set(tiny_flags(corpus_folder, job.run_dir, **SETTINGS))
 
 
-def test_a_run_continues_after_its_time_limit_and_after_scancel(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_a_run_continues_after_its_time_limit_and_after_scancel(cluster, corpus_folder, two_rank_reference, tmp_path):
     run_dir = tmp_path / "run"
     first = Job(cluster, corpus_folder, run_dir, "--time=60", "--signal=B:USR1@110")
     with first.paused(50):
@@ -150,10 +152,10 @@ def test_a_run_continues_after_its_time_limit_and_after_scancel(cluster, corpus_
     (run_dir / "STOP").touch()  # left behind by a request that came too late
     second = Job(cluster, corpus_folder, run_dir)
     second.end("COMPLETED", restarts=0)
-    assert_same_run(run_dir, unbroken_pair)
+    assert_same_run(run_dir, two_rank_reference)
 
 
-def test_a_preempted_job_is_requeued_even_before_its_first_step(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_a_preempted_job_is_requeued_even_before_its_first_step(cluster, corpus_folder, two_rank_reference, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
 
     def preempt() -> None:
@@ -172,7 +174,7 @@ def test_a_preempted_job_is_requeued_even_before_its_first_step(cluster, corpus_
         preempt()
     assert max(stopped_at()) >= 50
     job.end("COMPLETED", restarts=2)
-    assert_same_run(job.run_dir, unbroken_pair)
+    assert_same_run(job.run_dir, two_rank_reference)
 
 
 @pytest.fixture
@@ -201,17 +203,19 @@ def remove_groups() -> None:
                 Path(folder).rmdir()
 
 
-def test_a_signal_to_torchrun_and_its_workers_is_harmless(tracking_cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_a_signal_to_torchrun_and_its_workers_is_harmless(
+    tracking_cluster, corpus_folder, two_rank_reference, tmp_path
+):
     job = Job(tracking_cluster, corpus_folder, tmp_path / "run")
     with job.paused(50):
         tracking_cluster.run("scancel", "--signal=USR1", job.id)
         job.wait_for_log("SIGUSR1")  # torchrun passes it on
     job.end("COMPLETED", restarts=1)
     assert "stopped by SIGUSR1 at step " in job.log
-    assert_same_run(job.run_dir, unbroken_pair)
+    assert_same_run(job.run_dir, two_rank_reference)
 
 
-def test_training_continues_after_the_loss_of_any_process(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_training_continues_after_the_loss_of_any_process(cluster, corpus_folder, two_rank_reference, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
     for node, step in (("n2", 30), ("n1", 90)):
         job.wait_for_step(step)
@@ -224,10 +228,10 @@ def test_training_continues_after_the_loss_of_any_process(cluster, corpus_folder
         os.kill(job.processes(*words)["n2"], signal.SIGKILL)
     job.wait_for_log(REQUEUED)
     job.end("COMPLETED", restarts=1)
-    assert_same_run(job.run_dir, unbroken_pair)
+    assert_same_run(job.run_dir, two_rank_reference)
 
 
-def test_a_run_continues_after_the_loss_of_either_node(cluster, corpus_folder, unbroken_pair, tmp_path):
+def test_a_run_continues_after_the_loss_of_either_node(cluster, corpus_folder, two_rank_reference, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
     for node, step in (("n2", 50), ("n1", 130)):
         job.wait_for_step(step)
@@ -236,7 +240,7 @@ def test_a_run_continues_after_the_loss_of_either_node(cluster, corpus_folder, u
         finally:
             cluster.give_back(node)
     job.end("COMPLETED", restarts=2)
-    assert_same_run(job.run_dir, unbroken_pair)
+    assert_same_run(job.run_dir, two_rank_reference)
 
 
 def test_a_job_without_progress_is_not_requeued(cluster, corpus_folder, tmp_path):
