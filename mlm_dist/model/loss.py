@@ -7,6 +7,7 @@ the Liger kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009)
 Shapes: B rows, T tokens per row, K slots per row, C channels, V entries of the vocabulary, N predictions.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,9 @@ from mlm_dist.model.masked_model import MaskedModel
 # Bytes of the logits of a chunk, and of those of its part that is in fp32; on a CPU, what fits the cache.
 LOGITS_BYTES = {"cpu": 1 << 28, "cuda": 1 << 29}
 SOFTMAX_BYTES = {"cpu": 1 << 22, "cuda": 1 << 29}
+
+# Triton comes with the builds of torch for CUDA.
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 # The small probabilities of a large vocabulary underflow in fp16. Gradients are scaled by this.
 FP16_SCALE = 2.0**10
@@ -94,32 +98,9 @@ class OutputCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> torch.Tensor:
         """Compute the loss and its gradients."""
-        scale = FP16_SCALE if dtype == torch.float16 else 1.0
-        hidden_gradient, bias_gradient = torch.empty_like(hidden), torch.zeros_like(bias)
-        weight_gradient = None  # zeros to add to would cost one more pass over the largest parameter
-        low_weight = weight.to(dtype)  # (V, C)
-        losses = torch.empty_like(loss_weights)  # (N,)
-        kind = hidden.device.type
-        for chunk in chunks(len(hidden), len(weight) * dtype.itemsize, LOGITS_BYTES[kind]):
-            low_hidden = hidden[chunk].to(dtype)  # (n, C)
-            logits = low_hidden @ low_weight.t()  # (n, V)
-            for part in chunks(len(logits), len(weight) * 4, SOFTMAX_BYTES[kind]):
-                # addmm would first write the bias into all logits, one more pass over the largest tensor.
-                full = logits[part].to(torch.promote_types(dtype, torch.float32)).add_(bias)
-                losses[chunk][part] = replace_by_gradient(full, targets[chunk][part])
-                bias_gradient.addmv_(full.t(), loss_weights[chunk][part])
-                if dtype != full.dtype:
-                    logits[part] = full if scale == 1 else full.mul_(scale)
-            hidden_gradient[chunk] = (logits @ low_weight) * (loss_weights[chunk, None] / scale)
-            if scale == 1:
-                product = logits.t() @ (low_hidden * loss_weights[chunk, None].to(dtype))  # (V, C)
-            else:  # a mean over the predictions fits fp16, but the sum overflows for a frequent token
-                total = loss_weights[chunk].sum().clamp(min=1)
-                mean = logits.t() @ (low_hidden * (loss_weights[chunk, None] / total)).to(dtype)
-                product = mean.to(weight.dtype).mul_(total / scale)
-            weight_gradient = product.to(weight.dtype) if weight_gradient is None else weight_gradient.add_(product)
-        assert weight_gradient is not None
-        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
+        compute = gradients_on_gpu if hidden.is_cuda and HAS_TRITON else gradients
+        losses, *saved = compute(hidden, weight, bias, targets, loss_weights, dtype)
+        ctx.save_for_backward(*saved)
         return torch.dot(losses, loss_weights)
 
     @staticmethod
@@ -127,6 +108,76 @@ class OutputCrossEntropy(torch.autograd.Function):
         """Scale the gradients in place, so this can run only once."""
         gradients = (gradient.mul_(loss_gradient) for gradient in ctx.saved_tensors)
         return *gradients, None, None, None
+
+
+Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def gradients(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    loss_weights: torch.Tensor,
+    dtype: torch.dtype,
+) -> Gradients:
+    """Compute the losses (N,) without their weights, and the gradients by hidden states, weight and bias."""
+    scale = FP16_SCALE if dtype == torch.float16 else 1.0
+    hidden_gradient, bias_gradient = torch.empty_like(hidden), torch.zeros_like(bias)
+    weight_gradient = None  # zeros to add to would cost one more pass over the largest parameter
+    low_weight = weight.to(dtype)  # (V, C)
+    losses = torch.empty_like(loss_weights)  # (N,)
+    kind = hidden.device.type
+    for chunk in chunks(len(hidden), len(weight) * dtype.itemsize, LOGITS_BYTES[kind]):
+        low_hidden = hidden[chunk].to(dtype)  # (n, C)
+        logits = low_hidden @ low_weight.t()  # (n, V)
+        for part in chunks(len(logits), len(weight) * 4, SOFTMAX_BYTES[kind]):
+            # addmm would first write the bias into all logits, one more pass over the largest tensor.
+            full = logits[part].to(torch.promote_types(dtype, torch.float32)).add_(bias)
+            losses[chunk][part] = replace_by_gradient(full, targets[chunk][part])
+            bias_gradient.addmv_(full.t(), loss_weights[chunk][part])
+            if dtype != full.dtype:
+                logits[part] = full if scale == 1 else full.mul_(scale)
+        hidden_gradient[chunk] = (logits @ low_weight) * (loss_weights[chunk, None] / scale)
+        if scale == 1:
+            product = logits.t() @ (low_hidden * loss_weights[chunk, None].to(dtype))  # (V, C)
+        else:  # a mean over the predictions fits fp16, but the sum overflows for a frequent token
+            total = loss_weights[chunk].sum().clamp(min=1)
+            mean = logits.t() @ (low_hidden * (loss_weights[chunk, None] / total)).to(dtype)
+            product = mean.to(weight.dtype).mul_(total / scale)
+        weight_gradient = product.to(weight.dtype) if weight_gradient is None else weight_gradient.add_(product)
+    assert weight_gradient is not None
+    return losses, hidden_gradient, weight_gradient, bias_gradient
+
+
+def gradients_on_gpu(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    loss_weights: torch.Tensor,
+    dtype: torch.dtype,
+) -> Gradients:
+    """Compute what `gradients` computes, with the kernel and a padded vocabulary of P entries."""
+    from mlm_dist.model import loss_kernel  # noqa: PLC0415 (only where there is Triton)
+
+    scale = FP16_SCALE if dtype == torch.float16 else 1.0
+    hidden_gradient = torch.empty_like(hidden)
+    weight_gradient, bias_gradient = None, None
+    low_weight = loss_kernel.pad_vocabulary(weight.to(dtype))  # (P, C)
+    losses = torch.empty_like(loss_weights)  # (N,)
+    for chunk in chunks(len(hidden), len(low_weight) * dtype.itemsize, LOGITS_BYTES["cuda"]):
+        low_hidden, row_weights = hidden[chunk].to(dtype), loss_weights[chunk]  # (n, C), (n,)
+        logits = low_hidden @ low_weight.t()  # (n, P)
+        losses[chunk] = loss_kernel.replace_by_gradient(logits, bias, targets[chunk], scale)
+        hidden_gradient[chunk] = (logits @ low_weight) * (row_weights[:, None] / scale)
+        product = loss_kernel.product(logits.t(), (low_hidden * row_weights[:, None]).to(dtype))  # (P, C)
+        sums = loss_kernel.column_sums(logits, row_weights)  # (P,)
+        weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
+        bias_gradient = sums if bias_gradient is None else bias_gradient.add_(sums)
+    assert weight_gradient is not None and bias_gradient is not None
+    used = slice(len(weight))
+    return losses, hidden_gradient, weight_gradient[used].div_(scale), bias_gradient[used].div_(scale)
 
 
 def replace_by_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

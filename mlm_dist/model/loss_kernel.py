@@ -1,0 +1,121 @@
+"""The loss on a GPU: a Triton kernel that replaces logits by their gradient.
+
+Written out in torch operations, the loss passes over the logits about ten times. The kernel reads a row of logits from
+memory once, again from the cache, and writes it once. Rows of 50258 numbers in bf16 are not aligned to 16 bytes, which
+tensor cores and wide memory accesses require, so the vocabulary is padded here. The model and its files are not.
+
+Triton comes with the builds of torch for CUDA. Its interpreter runs the kernels on a CPU (`TRITON_INTERPRET=1`).
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+ALIGNMENT = 64  # entries of the padded vocabulary are a multiple of this
+BLOCK = 4096  # entries that a program of the kernel handles at a time
+WARPS = 8
+ROWS = 64  # rows of the tile of a program that sums columns; it has `ALIGNMENT` columns
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def cross_entropy_kernel(
+    logits: Any,
+    bias: Any,
+    targets: Any,
+    losses: Any,
+    stride: Any,
+    scale: Any,
+    V: tl.constexpr,  # noqa: N803
+    P: tl.constexpr,  # noqa: N803
+    B: tl.constexpr,  # noqa: N803
+) -> None:
+    """Cross-entropy of one row of P logits, V of which are entries. The logits become its gradient, times `scale`."""
+    row = tl.program_id(0).to(tl.int64)
+    first = logits + row * stride
+    target = tl.load(targets + row)
+    highest = -float("inf")
+    total = 0.0
+    for start in range(0, P, B):
+        columns = start + tl.arange(0, B)
+        used = columns < V
+        x = tl.load(first + columns, used, other=-float("inf")).to(tl.float32) + tl.load(
+            bias + columns, used, other=0.0
+        )
+        higher = tl.maximum(highest, tl.max(x, 0))
+        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(x - higher), 0)
+        highest = higher
+    at_target = tl.load(first + target).to(tl.float32) + tl.load(bias + target)
+    tl.store(losses + row, tl.log(total) + highest - at_target)
+    tl.debug_barrier()  # all threads have read the target before its logit is overwritten
+    for start in range(0, P, B):
+        columns = start + tl.arange(0, B)
+        used = columns < V
+        x = tl.load(first + columns, used, other=-float("inf")).to(tl.float32) + tl.load(
+            bias + columns, used, other=0.0
+        )
+        gradient = (tl.exp(x - highest) / total - tl.where(columns == target, 1.0, 0.0)) * scale
+        tl.store(first + columns, gradient.to(logits.dtype.element_ty), columns < P)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def column_sums_kernel(
+    matrix: Any,
+    row_weights: Any,
+    sums: Any,
+    n: Any,
+    stride: Any,
+    C: tl.constexpr,  # noqa: N803
+    R: tl.constexpr,  # noqa: N803
+) -> None:
+    """Weighted sums of C columns of a matrix with n rows, in fp32."""
+    columns = tl.program_id(0) * C + tl.arange(0, C)
+    total = tl.zeros((C,), tl.float32)
+    for start in range(0, n, R):
+        rows = start + tl.arange(0, R)
+        used = rows < n
+        weights = tl.load(row_weights + rows, used, other=0.0)
+        tile = tl.load(matrix + rows.to(tl.int64)[:, None] * stride + columns[None, :], used[:, None], other=0.0)
+        total += tl.sum(tile.to(tl.float32) * weights[:, None], 0)
+    tl.store(sums + columns, total)
+
+
+def pad_vocabulary(weight: torch.Tensor) -> torch.Tensor:
+    """Append rows of zeros to a matrix (V, C), up to a multiple of `ALIGNMENT` rows."""
+    return F.pad(weight, (0, 0, 0, -len(weight) % ALIGNMENT))
+
+
+def replace_by_gradient(logits: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+    """Cross-entropy of each row of logits.
+
+    Args:
+        logits: (N, P) without the bias, P the size of the padded vocabulary. They become the gradient, softmax -
+            one-hot, times `scale`, and 0 in the padding.
+        bias: (V,) fp32.
+        targets: (N,) token ids.
+        scale: of the gradient.
+
+    Returns:
+        (N,) fp32, in nats.
+    """
+    losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
+    sizes = {"V": len(bias), "P": logits.shape[1], "B": BLOCK}
+    grid = (len(logits),)
+    cross_entropy_kernel[grid](logits, bias, targets, losses, logits.stride(0), scale, **sizes, num_warps=WARPS)
+    return losses
+
+
+def column_sums(matrix: torch.Tensor, row_weights: torch.Tensor) -> torch.Tensor:
+    """Weighted sum of the rows of a matrix: (N, P), (N,) -> (P,) fp32. P is a multiple of `ALIGNMENT`."""
+    rows, columns = matrix.shape
+    sums = torch.empty(columns, dtype=torch.float32, device=matrix.device)
+    grid = (columns // ALIGNMENT,)
+    column_sums_kernel[grid](matrix, row_weights, sums, rows, matrix.stride(0), C=ALIGNMENT, R=ROWS)
+    return sums
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Matrix product in fp32. A CPU has no product of low-precision matrices with a result in fp32."""
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype != torch.float32 else a.float() @ b.float()

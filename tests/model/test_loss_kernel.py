@@ -1,0 +1,73 @@
+"""The kernels of the loss: on a GPU, or in Triton's interpreter on a CPU; and compiled for GPUs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mlm_dist.model import loss
+
+pytest.importorskip("triton", reason="needs triton, which comes with the builds of torch for CUDA")
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def by_definition(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, loss_weights: torch.Tensor
+) -> list[torch.Tensor]:
+    """Losses and gradients in fp64, by autograd."""
+    given = [x.double().requires_grad_() for x in (hidden, weight, bias)]
+    losses = torch.nn.functional.cross_entropy(given[0] @ given[1].t() + given[2], targets, reduction="none")
+    return [losses, *torch.autograd.grad((losses * loss_weights.double()).sum(), given)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("entries", [10, 64, 1002, 5000])
+def test_the_kernel_computes_the_loss_and_its_gradients(
+    entries: int, dtype: torch.dtype, tolerance: float, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss.LOGITS_BYTES, "cuda", 8 * 5056 * dtype.itemsize)  # several chunks, the last one shorter
+    generator = torch.Generator().manual_seed(entries)
+    hidden = torch.randn(21, 32, generator=generator).to(dtype).float()
+    weight = (0.3 * torch.randn(entries, 32, generator=generator)).to(dtype).float()
+    bias = torch.randn(entries, generator=generator)
+    targets = torch.randint(entries, (21,), generator=generator)
+    loss_weights = (torch.rand(21, generator=generator) < 0.8).float()
+    if weighted:
+        loss_weights *= 64 * torch.rand(21, generator=generator)
+    expected = by_definition(hidden, weight, bias, targets, loss_weights)
+    given = (part.to(DEVICE) for part in (hidden, weight, bias, targets, loss_weights))
+    found = [part.cpu() for part in loss.gradients_on_gpu(*given, dtype)]
+    for value, reference in zip(found, expected, strict=True):
+        assert value.dtype == torch.float32
+        assert (value - reference).norm() <= tolerance * reference.norm()
+
+
+def test_a_frequent_token_does_not_overflow_in_fp16() -> None:
+    hidden, weight = torch.ones(3000, 16), torch.zeros(100, 16)
+    targets, weights = torch.zeros(3000, dtype=torch.int64), torch.full((3000,), 50.0)
+    expected = by_definition(hidden, weight, torch.zeros(100), targets, weights)
+    given = (part.to(DEVICE) for part in (hidden, weight, torch.zeros(100), targets, weights))
+    found = loss.gradients_on_gpu(*given, torch.float16)
+    torch.testing.assert_close(found[2].cpu(), expected[2].float(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_not_finite_makes_its_own_loss_not_finite(value: float) -> None:
+    hidden = torch.ones(3, 8)
+    hidden[1, 0] = value
+    others = (torch.ones(70, 8), torch.zeros(70), torch.tensor([0, 1, 2]), torch.ones(3))
+    found = loss.gradients_on_gpu(*(part.to(DEVICE) for part in (hidden, *others)), torch.float32)
+    assert found[0].isfinite().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile_for_gpus_without_spilling_registers_and_access_memory_in_vectors(capability: int) -> None:
+    script = [sys.executable, "-m", "tests.model.compile_kernels", str(capability)]
+    result = subprocess.run(script, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    for line in result.stdout.splitlines():
+        name, spills, scalar_accesses = line.split()
+        assert (int(spills), int(scalar_accesses)) == (0, 0), name
