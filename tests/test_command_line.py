@@ -75,5 +75,5 @@ def test_lines_come_from_what_a_shell_puts_for_a_command(tmp_path):
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
 def test_lines_do_not_come_from_a_device_that_may_never_end(path):
-    with pytest.raises(UserError, match=f"{path}: it is a device and not a regular file"):
+    with pytest.raises(UserError, match=f"{path}: it is a device, not a regular file"):
         read_lines(path)
