@@ -38,6 +38,6 @@ def test_a_rank_that_does_not_answer_is_named(store, corpus_folder, unbroken_pai
             step = re.search(rf"rank {lost} does not respond; it was last seen at step (\d+)", line)
             assert step, line
             assert 0 <= int(step[1]) <= 240
-        assert "The same command continues from the last checkpoint" in line
+        assert "the same command continues from the last checkpoint" in line
     complete(command)
     assert_same_run(run_dir, unbroken_pair)
