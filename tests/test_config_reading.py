@@ -263,10 +263,10 @@ def test_what_needs_no_key_here_is_explained() -> None:
 
 
 def test_every_name_in_other_trainers_stands_for_one_key_that_there_is() -> None:
-    names = [name for names in foreign_names.SAME.values() for name in names] + list(foreign_names.NONE)
+    names = [name for names in foreign_names.ALIASES.values() for name in names] + list(foreign_names.HINTS)
     assert len(set(names)) == len(names)
     leaves = leaf_types().keys()
-    assert foreign_names.SAME.keys() <= leaves
+    assert foreign_names.ALIASES.keys() <= leaves
     assert all(not {leaf.split(".")[-1] for leaf in leaves} & {name} for name in names)
 
 

@@ -83,7 +83,7 @@ def test_a_text_shorter_than_a_row_is_measured(model: TrainedModel, tmp_path: Pa
 
 def test_a_text_of_which_nothing_is_hidden_has_no_figures(model: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a", encoding="utf-8")
-    with pytest.raises(UserError, match="the text is so short that no token is masked"):
+    with pytest.raises(UserError, match="the text is too short: no token is masked"):
         evaluate(model, tmp_path / "text.txt", Processes("cpu"), 4)
 
 

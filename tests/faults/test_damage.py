@@ -112,7 +112,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_trained_again_from_the_s
     (line,) = result.stderr.splitlines()
     assert f"{all_damaged / 'checkpoints'}: every checkpoint is damaged" in line
     assert "Restore a copy of one, or delete them to train from step 0, or give another run_dir" in line
-    assert all(f"{place.name}: state.pt is not what manifest.json describes" in line for place in places)
+    assert all(f"{place.name}: state.pt does not match manifest.json" in line for place in places)
     assert {p: p.read_bytes() for p in all_damaged.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
@@ -169,7 +169,7 @@ def test_no_code_in_a_checkpoint_is_run(corpus_folder, hostile_run, victim):
     ):
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
-        assert "holds something other than tensors and plain values" in line
+        assert "contains something other than tensors and plain values" in line
     assert not victim.exists()
 
 

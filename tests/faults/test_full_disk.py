@@ -58,7 +58,7 @@ def test_files_that_may_not_grow_cost_checkpoints_but_no_training(corpus_folder,
     *warnings, last = result.stderr.splitlines()
     assert warnings
     for line in warnings:
-        assert "a checkpoint could not be written (File too large); the older ones stay" in line
+        assert "a checkpoint could not be written (File too large); the older ones are kept" in line
     assert last.startswith(f"mlm_dist: error: {run_dir} has no checkpoint of step 240: make room on the disk")
     assert steps(run_dir) == before
     assert not (run_dir / "DONE").exists()

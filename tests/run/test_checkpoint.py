@@ -232,7 +232,7 @@ def test_if_all_checkpoints_are_damaged_the_error_names_each(
     places = [save(tmp_path, step) for step in (1, 2, 3)]
     for place, damage in zip(places, (truncate, lose_the_manifest, flip_a_bit), strict=True):
         damage(place)
-    with pytest.raises(UserError, match=r"step-00000003: state\.pt is not .* step-00000002: .* step-00000001: "):
+    with pytest.raises(UserError, match=r"step-00000003: state\.pt does not .* step-00000002: .* step-00000001: "):
         find_newest(tmp_path)
     assert not capsys.readouterr().err
 
@@ -288,5 +288,5 @@ def compressed(content: bytes) -> bytes:
 def test_what_torch_save_did_not_write_of_a_mapping_is_not_read(tmp_path: Path, content: bytes) -> None:
     place = save(tmp_path, 1)
     (place / "state.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"state.pt holds something other than tensors and plain values"):
+    with pytest.raises(UserError, match=r"state.pt contains something other than tensors and plain values"):
         load_checkpoint(place)

@@ -7,7 +7,7 @@ import pytest
 
 from mlm_dist.config import OptimConfig
 from mlm_dist.config_reading import read_config
-from mlm_dist.training.schedule import fit_schedule, learning_rate, shortened_parts
+from mlm_dist.training.schedule import fit_schedule, learning_rate, shortened_phases
 from tests.conftest import REPOSITORY
 
 Name = Literal["constant", "cosine", "linear", "wsd"]
@@ -79,7 +79,7 @@ DECAYS = [0.0, 0.05, 0.4, 0.5, 0.7, 0.8, 1.0]
 
 
 def grid(name: Name) -> list[tuple[int, OptimConfig]]:
-    """Runs of all lengths with all warm-ups and decays."""
+    """Runs of all lengths with all warmups and decays."""
     return [
         (max_iters, OptimConfig(lr=3e-3, schedule=name, warmup_iters=warmup_iters, decay_fraction=decay_fraction))
         for max_iters, warmup_iters, decay_fraction in itertools.product(LENGTHS, WARM_UPS, DECAYS)
@@ -113,7 +113,7 @@ def test_the_rate_rises_over_the_warm_up_then_never_again_and_no_step_changes_it
 
 @pytest.mark.parametrize("name", NAMES)
 def test_where_nothing_is_said_to_be_shortened_the_rates_are_those_of_the_definition_to_the_bit(name: Name) -> None:
-    fits = [(max_iters, config) for max_iters, config in grid(name) if not shortened_parts(max_iters, config)]
+    fits = [(max_iters, config) for max_iters, config in grid(name) if not shortened_phases(max_iters, config)]
     assert 50 < len(fits) < len(grid(name))
     for max_iters, config in fits:
         for step in range(max_iters):
@@ -124,7 +124,7 @@ def test_where_nothing_is_said_to_be_shortened_the_rates_are_those_of_the_defini
 def test_the_rates_of_the_configs_are_those_of_the_definition_to_the_bit(file: Path) -> None:
     config = read_config(file)
     max_iters, optim = config.train.max_iters, config.optim
-    assert shortened_parts(max_iters, optim) == []
+    assert shortened_phases(max_iters, optim) == []
     assert all(learning_rate(s, max_iters, optim) == unfitted_rate(s, max_iters, optim) for s in range(max_iters))
 
 
@@ -134,14 +134,14 @@ def test_the_rates_of_the_configs_are_those_of_the_definition_to_the_bit(file: P
         (
             100,
             {},
-            ["optim.warmup_iters 100 is more than half of train.max_iters 100: the warm-up takes 50 steps"],
+            ["optim.warmup_iters 100 is more than half of train.max_iters 100: the warmup takes 50 steps"],
         ),
         (
             100,
             {"warmup_iters": 80, "decay_fraction": 0.8},
             [
-                "optim.warmup_iters 80 is more than half of train.max_iters 100: the warm-up takes 50 steps",
-                "optim.decay_fraction 0.8 of train.max_iters 100 is more than the warm-up leaves: the decay takes "
+                "optim.warmup_iters 80 is more than half of train.max_iters 100: the warmup takes 50 steps",
+                "optim.decay_fraction 0.8 of train.max_iters 100 is more than the warmup leaves: the decay takes "
                 "50 steps",
             ],
         ),
@@ -149,12 +149,12 @@ def test_the_rates_of_the_configs_are_those_of_the_definition_to_the_bit(file: P
             100,
             {"warmup_iters": 30, "decay_fraction": 0.8},
             [
-                "optim.decay_fraction 0.8 of train.max_iters 100 is more than the warm-up leaves: the decay takes "
+                "optim.decay_fraction 0.8 of train.max_iters 100 is more than the warmup leaves: the decay takes "
                 "70 steps"
             ],
         ),
-        (3, {}, ["optim.warmup_iters 100 is more than half of train.max_iters 3: the warm-up takes 1 step"]),
-        (1, {}, ["optim.warmup_iters 100 is more than half of train.max_iters 1: the warm-up takes 0 steps"]),
+        (3, {}, ["optim.warmup_iters 100 is more than half of train.max_iters 3: the warmup takes 1 step"]),
+        (1, {}, ["optim.warmup_iters 100 is more than half of train.max_iters 1: the warmup takes 0 steps"]),
         (100, {"warmup_iters": 30, "decay_fraction": 0.8, "schedule": "cosine"}, []),
         (100, {"warmup_iters": 50, "decay_fraction": 0.5}, []),
         (100, {"warmup_iters": 45, "decay_fraction": 0.55}, []),  # 0.55 * 100 is a little more than 55
@@ -164,7 +164,7 @@ def test_the_rates_of_the_configs_are_those_of_the_definition_to_the_bit(file: P
 def test_what_was_shortened_is_said_in_a_line_each(
     max_iters: int, settings: dict[str, object], lines: list[str]
 ) -> None:
-    assert shortened_parts(max_iters, OptimConfig(**settings)) == lines  # type: ignore[arg-type]
+    assert shortened_phases(max_iters, OptimConfig(**settings)) == lines  # type: ignore[arg-type]
 
 
 def test_a_run_of_one_step_takes_it_at_the_peak() -> None:
