@@ -122,6 +122,7 @@ def letters_and_numbers() -> str:
     return "".join(f"a{character}b {character}'s 1{character}2 .{character}'ll " for character in characters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["bpe", "gpt2"])
 def test_words_concatenate_to_the_tokens_of_the_text_in_every_script(
     tokenizer: str, request: pytest.FixtureRequest, bpe: Tokenizer

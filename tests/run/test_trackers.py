@@ -79,6 +79,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_resumed_run_is_logged_as_one_run_without_repeated_steps(name: str, folder: RunDir) -> None:
     record(folder, 0, 7, name)
@@ -89,6 +90,7 @@ def test_a_resumed_run_is_logged_as_one_run_without_repeated_steps(name: str, fo
     assert name == "tensorboard" or config["train.max_iters"] == "100"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_run_from_step_0_logs_all_steps(name: str, folder: RunDir) -> None:
     record(folder, 0, 3, name)
