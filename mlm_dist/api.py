@@ -28,10 +28,10 @@ class PreparedCorpus:
     """A corpus on disk. Its `path` is a value for `data.path`.
 
     Attributes:
-        path: its folder.
-        manifest: what it contains: tokens per split, tokenizer, digests.
-        documents: number of texts.
-        bytes: their size.
+        path: the corpus folder.
+        manifest: the content of its `corpus.json`: tokens per split, tokenizer, digests.
+        documents: number of documents.
+        bytes: size of the documents.
     """
 
     path: Path
@@ -58,15 +58,15 @@ def prepare(
         paths: text files, and folders of *.txt files.
         out: the folder to write, which must not exist.
         val: documents of the validation split.
-        val_fraction: without `val`: the fraction of the text in the validation split.
+        val_fraction: the fraction of the text in the validation split, unless `val` is given.
         tokenizer: a tiktoken encoding, or `bpe` to train a byte-level BPE on the texts.
-        vocab_size: of that BPE, including special tokens.
+        vocab_size: vocabulary size of this BPE, including special tokens.
         encoding: character encoding of the files.
         gutenberg: numbers of books of Project Gutenberg, which are downloaded once.
-        mirror: where to download them.
+        mirror: URL to download them from.
 
     Raises:
-        UserError: a value is out of bounds, a text cannot be read, or `out` exists.
+        UserError: a value is out of bounds, a text cannot be read or downloaded, or `out` exists or cannot be written.
     """
     from mlm_dist.data.preparation import prepare_corpus  # noqa: PLC0415
     from mlm_dist.data.splitting import hold_out  # noqa: PLC0415
@@ -101,7 +101,7 @@ def load(run_dir: "str | PathLike[str]", device: Literal["auto", "cpu", "cuda"] 
         UserError: `run_dir` is not a run directory, it has no trained parameters yet, its files are damaged or were
             changed after the training, a parameter is not finite, or `device` is `cuda` and there is no GPU.
     """
-    # Imported here, so that --help and mistakes in the command line do not wait for torch.
+    # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import choose_device  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
 
@@ -122,7 +122,11 @@ class Run:
 
     @property
     def metrics(self) -> "list[Event]":
-        """The events of metrics.jsonl: one mapping of names to figures for each logged step and each evaluation."""
+        """The events of metrics.jsonl: one dict for each logged step, skipped step and evaluation.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
         from mlm_dist.run.metrics import read_events  # noqa: PLC0415
 
         return read_events(self.path / "metrics.jsonl")
@@ -138,19 +142,19 @@ def train(config: Config) -> Run:
     Returns at the end of the run, or after a stop request: then the run directory has a file STOPPED.
 
     Raises:
-        UserError: the config or the corpus is wrong.
+        UserError: the config, the corpus or the run directory is wrong, or memory or disk space is too small.
         RunError: the run cannot continue.
     """
     config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
     with StopRequest(config.train.time_limit) as stop, deterministic() if config.debug else nullcontext():
-        # Imported here, so that a signal that arrives while torch is imported is a stop request too.
+        # Imported here, so that a signal during the import of torch is a stop request too.
         from mlm_dist.training.job import run_job  # noqa: PLC0415
 
         return Run(Path(config.run_dir), run_job(config, stop, draw))
 
 
 def draw(run_dir: "RunDir") -> None:
-    """Plot the curves of a run. If they cannot be written, the run is done all the same."""
+    """Plot the curves of a run. A failed write is only a warning."""
     from mlm_dist.plots.curves import draw_curves  # noqa: PLC0415
 
     try:
@@ -158,12 +162,12 @@ def draw(run_dir: "RunDir") -> None:
         draw_curves(run_dir.metrics, run_dir.curves)
         reached("plotted")
     except OSError as error:
-        warn(f"{run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` draws it again")
+        warn(f"{run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` plots it again")
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Use deterministic algorithms, and have autograd name the operation that returned NaN."""
+    """Use deterministic algorithms, and make autograd name the operation that returned NaN."""
     import torch  # noqa: PLC0415
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts; torch asks for it

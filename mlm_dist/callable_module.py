@@ -1,4 +1,4 @@
-"""Modules that can be called, so that a verb's module is also the function that does the same from Python."""
+"""Callable modules: the module of a verb is also the function that does the same from Python."""
 
 import sys
 from collections.abc import Callable
@@ -7,6 +7,6 @@ from typing import Any
 
 
 def make_callable(name: str, function: Callable[..., Any]) -> None:
-    """Make calls of the module of this name call a function. `mlm_dist.train` then is both, whoever imports it."""
+    """Make a module call `function` when it is called: `mlm_dist.train` is then both a module and a function."""
     kind = type("CallableModule", (ModuleType,), {"__call__": staticmethod(function)})
     sys.modules[name].__class__ = kind

@@ -1,4 +1,4 @@
-"""Command lines: parsers, the files that they name, and how a command exits. Every user error is one line."""
+"""Command lines: parsers, input files, and exit codes. Every user error is one line."""
 
 import argparse
 import difflib
@@ -19,7 +19,7 @@ from mlm_dist.output import discard_output, is_rank_zero, print_error, warn
 
 SECONDS_FOR_RANK_0_TO_PRINT = 20.0
 
-# Errors of a path that the user gave: too long, no permission, below a file, a read-only disk, not a regular file.
+# Errors caused by a path from the user: too long, no permission, below a file, a read-only disk, not a regular file.
 PATH_ERRORS = {
     errno.ENAMETOOLONG,
     errno.EACCES,
@@ -34,24 +34,25 @@ PATH_ERRORS = {
 
 
 def run_verb(main: Callable[[list[str]], object], prints_only_a_log: bool = False) -> None:
-    """Run the `main` of a verb on the command line and exit with the code that docs/distributed.md promises.
+    """Run the `main` of a verb on the command line and exit with the codes in docs/distributed.md.
 
-    Called from Python, `main` returns; everything for a program that ends with the verb is done here. Under torchrun,
-    this includes ending without Python's own finalization (see `Processes.close`).
+    A `UserError`, an error of a path and a full disk are printed as one line. Other exceptions are bugs and keep their
+    traceback. Ctrl-C, and success under torchrun, skip Python's own finalization (see `Processes.close`). Otherwise,
+    this returns after success.
 
-    Under torchrun, all ranks find an error in the config at the same time. Rank 0 prints it. The others wait for
-    torchrun to end them, because torchrun would kill rank 0 before it had printed, if another rank exited first. If
-    they are still alive after that, the error occurred on this rank only, and they print it.
+    Under torchrun, an error in the config occurs on all ranks at the same time, and rank 0 prints it. The other ranks
+    wait for torchrun to end them: if one of them exited first, torchrun would kill rank 0 before it had printed. A rank
+    that is still alive after the wait prints the error, since it occurred on this rank only.
 
     Args:
         main: takes the command line without the program's name.
-        prints_only_a_log: its output may get lost (full disk, closed pipe) without making it a failure.
+        prints_only_a_log: losing its output (full disk, closed pipe) is not a failure.
     """
     try:
         main(sys.argv[1:])
         if prints_only_a_log:
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                signal.signal(number, signal.SIG_IGN)  # everything is done; finalization takes a while
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+                signal.signal(signum, signal.SIG_IGN)  # the work is done, and finalization takes a while
             discard_output()
         sys.stdout.flush()
     except UserError as error:
@@ -59,13 +60,13 @@ def run_verb(main: Callable[[list[str]], object], prints_only_a_log: bool = Fals
     except KeyboardInterrupt:
         warn("interrupted")
         discard_output()
-        os._exit(130)  # Python's own finalization aborts while a thread is in compiled code, training a vocabulary
+        os._exit(130)  # Python's finalization aborts while a thread is in compiled code, such as BPE training
     except BrokenPipeError:
         discard_output()  # its reader (`| head`) is gone
         sys.exit(141)
     except OSError as error:
         if error.errno == errno.ENOSPC and error.filename is None:
-            exit_with(f"where the output goes: {error.strerror}", exit_code=RunError.exit_code)
+            exit_with(f"the output cannot be written: {error.strerror}", exit_code=RunError.exit_code)
         if error.errno not in PATH_ERRORS or error.filename is None:
             raise
         exit_with(f"{error.filename}: {error.strerror}")
@@ -75,9 +76,9 @@ def run_verb(main: Callable[[list[str]], object], prints_only_a_log: bool = Fals
 
 
 def exit_with(*messages: str, exit_code: int = 2) -> NoReturn:
-    """Print each error as one line and exit."""
+    """Print each message as one line and exit. Ranks other than 0 wait first (see `run_verb`)."""
     if not is_rank_zero():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # from torchrun, which ends this rank; training may handle it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun sends it to end this rank, but training may handle it
         time.sleep(SECONDS_FOR_RANK_0_TO_PRINT)
     for message in messages:
         print_error(f"error: {' '.join(message.split())}")
@@ -86,7 +87,7 @@ def exit_with(*messages: str, exit_code: int = 2) -> NoReturn:
 
 
 class OneLineParser(ArgumentParser):
-    """An argument parser with one-line errors, without abbreviated flags and arguments that are not UTF-8."""
+    """An argument parser with one-line errors. It refuses abbreviated flags and arguments that are not UTF-8."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
@@ -105,21 +106,21 @@ class OneLineParser(ArgumentParser):
         unknown = re.search(r"unrecognized arguments: (--\w+)", message)
         if not unknown:
             raise UserError(message)
-        begun = [flag for flag in self._option_string_actions if flag.startswith(unknown[1])]
-        near = begun or difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
+        completions = [flag for flag in self._option_string_actions if flag.startswith(unknown[1])]
+        near = completions or difflib.get_close_matches(unknown[1], self._option_string_actions, n=1)
         raise UserError(f"{message}; did you mean {near[0]}?" if near else message)
 
 
 def run_parser(verb: str, description: str, example: str) -> OneLineParser:
     """The parser of a verb that takes a run, with `--run`.
 
-    `--run_dir` is the same: torchrun on Python 3.11 refuses `--run` after `-m mlm_dist.<verb>`, because it takes it for
-    an abbreviation of a flag of its own.
+    `--run_dir` is an alias: torchrun on Python 3.11 refuses `--run` after `-m mlm_dist.<verb>`, because it parses it as
+    an abbreviation of one of its own flags.
 
     Args:
-        verb: its name.
-        description: what it does.
-        example: arguments, for --help.
+        verb: the name of the verb.
+        description: the description in --help.
+        example: the arguments of the example in --help.
     """
     parser = OneLineParser(
         prog=f"python -m mlm_dist.{verb}",
@@ -127,7 +128,7 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         epilog=f"Example: python -m mlm_dist.{verb} {example}",
     )
     parser.add_argument(
-        "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="folder of a training run"
+        "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="directory of a training run"
     )
     return parser
 
@@ -138,7 +139,7 @@ def add_device(parser: ArgumentParser) -> None:
         "--device",
         choices=["auto", "cpu", "cuda"],
         default="auto",
-        help="where to compute; auto: on a GPU where there is one, else on the CPU (default: %(default)s)",
+        help="device to compute on; auto: a GPU if there is one, otherwise the CPU (default: %(default)s)",
     )
 
 
@@ -153,7 +154,7 @@ def read_stream(path: Path) -> bytes:
     """The content of a regular file, a FIFO or a terminal.
 
     Raises:
-        OSError: it cannot be read, or is something else: other devices may never end.
+        OSError: it cannot be read, or is anything else, such as a device that never ends.
     """
     if path.is_fifo():
         return path.read_bytes()
@@ -170,7 +171,7 @@ def read_lines(file: str) -> list[str]:
     It may be a FIFO or a terminal, such as `/dev/stdin` or the `<(command)` of a shell.
 
     Raises:
-        UserError: it cannot be read, or is not UTF-8.
+        UserError: it cannot be read, is not UTF-8, or is empty.
     """
     name = "standard input" if file == "-" else file
     try:
@@ -183,5 +184,5 @@ def read_lines(file: str) -> list[str]:
     if not lines[-1]:
         lines.pop()
     if not lines:
-        raise UserError(f"{name}: it holds no line")
+        raise UserError(f"{name}: it is empty")
     return [line.removesuffix("\r") for line in lines]

@@ -27,13 +27,13 @@ from mlm_dist.output import print_error
 
 T = TypeVar("T")
 
-CHUNK_BYTES = 1 << 20  # of a gathered object: TCPStore takes values up to 8 MiB
+CHUNK_BYTES = 1 << 20  # of a gathered object: TCPStore accepts values up to 8 MiB
 POLL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 1.0
 RESPONSE_SECONDS = 3.0
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 
-JOINED = itertools.count()  # how often this process has joined a group; each group has its own keys in the store
+JOINED = itertools.count()  # groups that this process has joined; each has its own keys in the store
 
 
 class Processes:
@@ -43,15 +43,15 @@ class Processes:
 
     Args:
         device: the kind of device to compute on.
-        timeout: of collectives, in minutes.
+        timeout: timeout of collectives, in minutes.
 
     Attributes:
         rank: 0 to world_size - 1; rank 0 prints and writes.
         world_size: number of processes.
-        device: of this process.
+        device: the device of this process.
 
     Raises:
-        UserError: on all ranks, if the processes cannot connect, or one of them has no such device.
+        UserError: the processes cannot connect; or, on all ranks: a rank has no such device, or devices differ.
     """
 
     def __init__(self, device: Literal["auto", "cpu", "cuda"], timeout: float = 10.0) -> None:
@@ -102,7 +102,7 @@ class Processes:
         return tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether a flag is true on at least one rank. It is a CPU collective, so no GPU waits for it."""
+        """Whether a flag is true on at least one rank. This is a CPU collective, so no GPU waits for it."""
         return bool(self.sum_(torch.tensor(float(flag))).item())
 
     def all_gather(self, value: T) -> list[T]:
@@ -147,14 +147,17 @@ class Processes:
 
     @contextmanager
     def raise_on_all_ranks(self) -> Iterator[None]:
-        """Raise a `UserError` of the block on all ranks, if any rank raises one."""
+        """Raise a `UserError` of the block on all ranks, if any rank raises one.
+
+        Any other exception is a bug. The rank that raised it raises it again, and the others raise a `UserError`.
+        """
         raised: tuple[type[UserError], str] | None = None
         bug: Exception | None = None
         try:
             yield
         except UserError as error:
             raised = type(error), str(error)
-        except Exception as error:  # a bug, which must not leave the other ranks waiting either
+        except Exception as error:  # the other ranks must not wait for this one
             raised, bug = (UserError, f"{type(error).__name__}: {error}"), error
         if raised and self.rank:
             raised = raised[0], f"{raised[1]} (rank {self.rank}, on {socket.gethostname()})"
@@ -180,11 +183,14 @@ class Processes:
             self._last_heartbeat = now
 
     @contextmanager
-    def report_missing_ranks(self) -> Iterator[None]:
+    def report_missing_ranks(self, advice: str) -> Iterator[None]:
         """If a collective in the block fails, report the missing ranks and exit.
 
         gloo's own error is about sockets. NCCL's watchdog ends the process itself and leaves a record of its
         collectives.
+
+        Args:
+            advice: what the user can do, for the end of the message.
         """
         try:
             yield
@@ -194,11 +200,11 @@ class Processes:
             present, missing = self.find_missing_ranks()
             if self.rank == min(present):
                 reason = "; ".join(missing) or f"a collective failed: {error}"
-                print_error(f"error: {reason}. The same command continues from the last checkpoint")
+                print_error(f"error: {reason}: {advice}")
             os._exit(RunError.exit_code)
 
     def find_missing_ranks(self) -> tuple[list[int], list[str]]:
-        """The ranks that respond, and one sentence for each that does not, with its last published step.
+        """The ranks that respond, and one sentence for each that does not, with its last published step, if any.
 
         `monitored_barrier` names missing ranks too, but not their steps, and only on rank 0, which may be missing.
         """
@@ -216,8 +222,8 @@ class Processes:
                     others = [rank for rank in others if rank not in present]
                 for rank in others:
                     key = f"step of {rank}"
-                    step = store.get(key).decode() if store.check([key]) else "its start"
-                    missing.append(f"rank {rank} does not respond; it was last seen at step {step}")
+                    last = f"; it was last seen at step {store.get(key).decode()}" if store.check([key]) else ""
+                    missing.append(f"rank {rank} does not respond{last}")
                 finished.set()
 
         # If the process that hosts the store is gone, a call to the store fails, or may never return.
@@ -267,7 +273,7 @@ def join() -> tuple[Store, int, int]:
 
 
 def maybe_no_sync(model: torch.nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """Accumulate the gradients of a model on each rank, and all-reduce them in the last micro-batch of a step alone."""
+    """Accumulate gradients locally, and all-reduce them only in the last micro-batch of a step."""
     if isinstance(model, DistributedDataParallel) and not is_last:
         return model.no_sync()
     return nullcontext()
@@ -277,7 +283,10 @@ def maybe_no_sync(model: torch.nn.Module, is_last: bool) -> AbstractContextManag
 def connect() -> tuple[Store, int, int]:
     """The store at MASTER_ADDR:MASTER_PORT, the rank and the world size.
 
-    The connection stays open until the process ends: the others may still be reading what rank 0 hosts.
+    The connection stays open until the process ends, because other ranks may still be reading from a store on rank 0.
+
+    Raises:
+        DistError, ValueError: the processes cannot connect.
     """
     connected: tuple[Store, int, int] = next(rendezvous("env://", timeout=RENDEZVOUS_TIMEOUT))
     return connected
@@ -287,7 +296,7 @@ def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
     """Choose the device of the process with this local rank.
 
     Raises:
-        UserError: a GPU is requested and this process has none.
+        UserError: `device` is `cuda` and there is no GPU, or there are fewer GPUs than processes.
     """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "cpu" or (device == "auto" and gpus == 0):
@@ -295,5 +304,5 @@ def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
     if gpus == 0:
         raise UserError("device: cuda, but torch finds no CUDA device here: use device: cpu or auto")
     if local_rank >= gpus:
-        raise UserError(f"{local_rank + 1} or more processes were started on a machine with {gpus} GPUs: start {gpus}")
+        raise UserError(f"there is no GPU for local rank {local_rank}, only {gpus} in all: start one process per GPU")
     return torch.device("cuda", local_rank)

@@ -2,9 +2,9 @@
 
 
 class UserError(Exception):
-    """Something the user gave is wrong. Each line names it and says what to do.
+    """The user's input is wrong. Each line names the mistake and says what to do.
 
-    A command prints the lines alone and exits with code 2.
+    A command prints only these lines and exits with code 2.
 
     Args:
         *lines: one for each mistake.
@@ -17,9 +17,9 @@ class UserError(Exception):
 
 
 class RunError(UserError):
-    """A run cannot continue although nothing the user gave is wrong: a full disk, a non-finite loss, a lost process.
+    """A run cannot continue although the input is right: a full disk, a non-finite loss, a missing rank.
 
-    Also one line, but exit code 1.
+    A command prints one line and exits with code 1.
     """
 
     exit_code = 1

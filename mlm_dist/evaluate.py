@@ -28,7 +28,7 @@ def describe_arguments() -> ArgumentParser:
         "--data",
         type=named_path,
         metavar="PATH",
-        help="a prepared corpus, for its validation split, or a text file or a folder of texts, evaluated completely "
+        help="a prepared corpus, for its validation split, or a text file or a folder of texts, for all of its text "
         "(default: the corpus of the run)",
     )
     parser.add_argument(
@@ -76,10 +76,11 @@ def main(arguments: list[str]) -> None:
     if given.lines is not None and given.data is not None:
         raise UserError("--lines and --data: give one of them")
     if given.within_word and given.lines is None:
-        raise UserError("--within_word goes with --lines")
+        raise UserError("--within_word needs --lines")
     masking = read_masking(given.mask_prob, given.mask_prob_range)
     if masking and given.lines is not None:
-        raise UserError("--mask_prob and --lines: give one of them")
+        flag = "--mask_prob_range" if given.mask_prob is None else "--mask_prob"
+        raise UserError(f"{flag} and --lines: give one of them")
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.evaluation import evaluate_text  # noqa: PLC0415
@@ -89,7 +90,7 @@ def main(arguments: list[str]) -> None:
     processes = Processes(given.device)
     with processes.raise_on_all_ranks():
         model = TrainedModel(given.run, processes.device)
-    with processes.report_missing_ranks():
+    with processes.report_missing_ranks("run the command again"):
         if given.lines is not None:
             lines = processes.on_rank_zero(lambda: read_lines(str(given.lines)))
             scores = score_together(lambda texts: model.score(texts, given.within_word), lines, processes)
@@ -104,14 +105,14 @@ def main(arguments: list[str]) -> None:
                 model.encoder, model.config, model.tokenizer, given.data, processes, given.batch_size, masking
             )
             kind = "token" if (masking or model.config.masking).is_sampled else "masked token"
-            report = [json.dumps(in_json(result)) if given.json else in_words(result, kind)]
+            report = [json.dumps(to_json(result)) if given.json else to_text(result, kind)]
     if processes.is_rank_zero:
         print_result(*report)
     processes.close()
 
 
 def read_masking(rate: float | None, bounds: list[float] | None) -> MaskingConfig | None:
-    """The masking that the flags ask for; None: that of the run."""
+    """The masking that the flags ask for; None for that of the run. Raises `UserError` if they are invalid."""
     values = {"mask_prob": rate, "mask_prob_range": bounds}
     given = {name: Setting(name, value, FLAG) for name, value in values.items() if value is not None}
     if len(given) > 1:
@@ -122,14 +123,14 @@ def read_masking(rate: float | None, bounds: list[float] | None) -> MaskingConfi
     return masking if given else None
 
 
-def in_json(result: "Evaluation") -> dict[str, float | None]:
-    """The metrics by name. Numbers that are not finite become null, because JSON has no NaN."""
-    figures = result._asdict() | {"perplexity": result.perplexity}
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+def to_json(result: "Evaluation") -> dict[str, float | None]:
+    """The metrics by name. NaN and infinity become null, because JSON has neither."""
+    metrics = result._asdict() | {"perplexity": result.perplexity}
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def in_words(result: "Evaluation", kind: str) -> str:
-    """The metrics, one per line. `kind` is what they are averaged over: masked tokens, or tokens of the text."""
+def to_text(result: "Evaluation", kind: str) -> str:
+    """The metrics, one per line. They are averages per `kind`: "masked token", or "token" of the text."""
     return "\n".join(
         [
             f"loss            {result.loss:.4f} nats per {kind}",

@@ -1,4 +1,4 @@
-"""Masked evaluation, during training and afterwards: fixed rows with fixed masks, shared by the ranks."""
+"""Masked evaluation, during training and afterwards, on fixed rows with fixed masks, which the ranks share."""
 
 import dataclasses
 import itertools
@@ -93,9 +93,12 @@ class Validator:
 
         Args:
             encoder: the model.
-            stop: called before every batch, on all ranks; if it returns true on all of them, None is returned.
+            stop: called before every batch, on all ranks, with the same result on all.
+
+        Returns:
+            None if `stop` returned true.
         """
-        # None where another rank has one batch more.
+        # None where another rank has one more batch.
         batches = (batch for _, batch in itertools.zip_longest(range(self.batch_count), self.batches()))
         result = evaluate_batches(encoder, batches, self.processes, self.dtype, stop)
         return result and {"val_loss": result.loss, "val_accuracy": result.accuracy}
@@ -113,10 +116,13 @@ def evaluate_batches(
 
     Args:
         encoder: the model.
-        batches: of this rank.
+        batches: the batches of this rank, as many as on every other rank; None for no batch.
         processes: all ranks.
-        dtype: of the matrix products.
-        stop: called before every batch, also before one that is None; if it returns true, None is returned.
+        dtype: the dtype of matrix products.
+        stop: called before every batch, also before one that is None, with the same result on all ranks.
+
+    Returns:
+        None if `stop` returned true.
     """
     was_training = encoder.training
     encoder.eval()
@@ -147,15 +153,15 @@ def evaluate_text(
     batch_size: int,
     masking: MaskingConfig | None = None,
 ) -> Evaluation:
-    """Evaluate a trained model on all of a text, in fp32, with the rows shared by the ranks.
+    """Evaluate a trained model on a whole text, in fp32, with the rows shared by the ranks.
 
     The loss may differ slightly from that of a run in bf16 on `train.eval_rows`.
 
     Args:
         encoder: the model, the same on all ranks.
-        config: of its run.
-        tokenizer: of its run.
-        path: a prepared corpus, for its validation tokens, or a text file or a folder of *.txt files. None: the corpus
+        config: the config of its run.
+        tokenizer: the tokenizer of its run.
+        path: a prepared corpus, for its validation split, or a text file or a folder of *.txt files. None: the corpus
             of the run.
         processes: all ranks.
         batch_size: rows per forward pass of a rank.
@@ -163,16 +169,16 @@ def evaluate_text(
             negative log-likelihood of the text, in nats per token.
 
     Raises:
-        UserError: there is no such corpus or text, it is empty, or the corpus has another tokenizer than the run.
+        UserError: there is no such corpus or text, it is too short, or the corpus has another tokenizer than the run.
     """
     with processes.raise_on_all_ranks():
         tokens = find_tokens(config, tokenizer, path, "once" if processes.is_local_rank_zero else "never")
     config = dataclasses.replace(config, masking=masking or config.masking)
     batches = text_batches(tokens, config, tokenizer, processes, batch_size)
     result = evaluate_batches(encoder, batches, processes, torch.float32)
-    assert result is not None  # nothing asks it to stop
+    assert result is not None  # there is no `stop`
     if not result.tokens:
-        raise UserError(f"{path or config.data.path}: the text is so short that no token is masked: give a longer one")
+        raise UserError(f"{path or config.data.path}: the text is too short: no token is masked; give a longer one")
     return result
 
 
@@ -183,13 +189,13 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
     try:
         folder = path or find_or_prepare(config.data, config.model.vocab_size)
     except UserError as error:
-        raise UserError(f"the run's own corpus: {error}; --data names another corpus or text") from error
+        raise UserError(f"the corpus of the run: {error}; or give another corpus or text with --data") from error
     corpus = Corpus.open(folder, verify)
     if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise UserError(f"{folder} was prepared with another tokenizer than that of the run: give the text itself")
+        raise UserError(f"{folder} was prepared with another tokenizer than the run: give the text itself")
     if not len(corpus.val):
         raise UserError(f"{folder} has no validation tokens: give a text, or a corpus with validation tokens")
-    # The run leaves out a last row that is too short, and this is to give the same figures.
+    # Training drops a last row that is too short, and the results should be the same.
     whole_rows = corpus.rows("val", config.model.block_size).reshape(-1)
     return whole_rows if len(whole_rows) else corpus.val
 
@@ -228,10 +234,10 @@ def masked_batches(
     Args:
         matrix: (rows of the corpus, T) token ids.
         rows: (N,) indices of the rows to read.
-        batch_indices: (N,) which stratum of a sampled mask rate each row has.
-        masker: of rows of T tokens.
+        batch_indices: (N,) the stratum of each row's sampled mask rate.
+        masker: masks rows of T tokens.
         batch_size: rows per batch.
-        last_step: at which a mask-rate schedule ends.
+        last_step: the last step of a mask-rate schedule, whose mask rate is used.
     """
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)

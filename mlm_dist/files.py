@@ -22,7 +22,7 @@ KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", 
 
 
 def cache_folder() -> Path:
-    """The folder for what is fetched or prepared once, which may not exist yet: `$XDG_CACHE_HOME/mlm_dist`.
+    """The folder for downloads and prepared corpora, which may not exist yet: `$XDG_CACHE_HOME/mlm_dist`.
 
     $XDG_CACHE_HOME is `~/.cache` by default.
 
@@ -65,14 +65,14 @@ def refuse_irregular(path: Path, status: os.stat_result) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(status.st_mode):
         kind = KINDS.get(stat.S_IFMT(status.st_mode), "special file")
-        raise OSError(errno.ENXIO, f"it is a {kind} and not a regular file", str(path))
+        raise OSError(errno.ENXIO, f"it is a {kind}, not a regular file", str(path))
 
 
 def read_bytes(path: Path, largest: int | None = None) -> bytes:
     """The content of a regular file.
 
     Raises:
-        OSError: as for `open_regular`, or it has more than `largest` bytes.
+        OSError: as `open_regular`, or it has more than `largest` bytes.
     """
     with open_regular(path) as file:
         content = file.read() if largest is None else file.read(largest + 1)
@@ -96,9 +96,12 @@ def read_json(path: Path, largest: int = LARGEST_SMALL_FILE) -> Any:
 
     Raises:
         OSError: as `read_bytes`.
-        ValueError: it is not UTF-8, or not JSON as for `parse_json`.
+        ValueError: it is not UTF-8, or as `parse_json`.
     """
-    return parse_json(read_text(path, largest=largest))
+    try:
+        return parse_json(read_text(path, largest=largest))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is not UTF-8 at byte {error.start}") from error
 
 
 def parse_json(text: str) -> Any:
@@ -109,8 +112,8 @@ def parse_json(text: str) -> Any:
     """
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
-        raise
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON at line {error.lineno}, column {error.colno}") from error
     except ValueError as error:  # Python's own message is about settings of the interpreter
         raise ValueError("a number in it has too many digits") from error
     except RecursionError as error:
@@ -119,10 +122,15 @@ def parse_json(text: str) -> Any:
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
-    """Open a temporary file that replaces `path`, flushed to disk, when the block succeeds; otherwise nothing changes.
+    """Open a temporary file that is flushed to disk and renamed to `path` when the block succeeds, and else deleted.
 
-    Its temporary name is always the same, so that the remains of a killed process are overwritten the next time, unless
-    `path` is shared with other processes that may write it at the same time.
+    Args:
+        path: the file to replace.
+        shared: whether several processes may write `path` at the same time. Otherwise, the temporary name is always the
+            same, so that a file left by a killed process is overwritten.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial{f'-{secrets.token_hex(4)}' if shared else ''}")
     try:
@@ -136,14 +144,18 @@ def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise a UserError if the path of a new folder exists."""
+    """Raise a `UserError` if the path of a new folder exists."""
     if out.exists():
         raise UserError(f"{out} already exists: delete it or choose another folder")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to `out` when the block succeeds, and otherwise deleted."""
+    """A folder beside `out` that is renamed to `out` when the block succeeds, and else deleted.
+
+    Raises:
+        UserError: `out` exists, or an `OSError` occurred in the block or in the renaming.
+    """
     partial = out.absolute().with_name(f".{out.absolute().name}.partial-{secrets.token_hex(4)}")
     try:
         refuse_existing(out)

@@ -3,7 +3,7 @@
 The names are from transformers' `TrainingArguments` and `run_mlm.py`, nanoGPT, Megatron-LM, fairseq and Composer.
 """
 
-SAME = {
+ALIASES = {
     "seed": ["random_seed", "data_seed", "manual_seed"],
     "run_dir": ["output_dir", "out_dir", "out", "save_dir", "save", "save_folder", "logging_dir", "run_name"],
     "device": ["no_cuda", "use_cpu", "accelerator"],
@@ -68,11 +68,11 @@ SAME = {
     "checkpoint.interval": ["save_steps", "save_interval", "checkpointing_steps", "save_every", "checkpoint_interval"],
     "checkpoint.keep": ["save_total_limit", "save_num_checkpoints_to_keep", "keep_last_epochs", "save_top_k"],
 }
-"""The names in other trainers, for each key."""
+"""The names in other trainers, by key."""
 
 RESUMES = "the same command continues the run in run_dir"
 LENGTH = "the length of a run is train.max_iters, in steps"
-NONE = {
+HINTS = {
     "epochs": LENGTH,
     "num_epochs": LENGTH,
     "max_epochs": LENGTH,
@@ -83,9 +83,9 @@ NONE = {
     "init_from": RESUMES,
     "load": RESUMES,
 }
-"""Names in other trainers without a key here, each with a hint about what to do instead."""
+"""What to do instead, by names in other trainers that have no key here."""
 
-OURS = {name: key for key, names in SAME.items() for name in names}
+KEYS = {name: key for key, names in ALIASES.items() for name in names}
 
 
 def explain(name: str) -> str | None:
@@ -95,4 +95,4 @@ def explain(name: str) -> str | None:
         name: the name of a key, without its section. Hyphens count as underscores, and case does not matter.
     """
     plain = name.lower().replace("-", "_")
-    return f"did you mean {OURS[plain]}?" if plain in OURS else NONE.get(plain)
+    return f"did you mean {KEYS[plain]}?" if plain in KEYS else HINTS.get(plain)

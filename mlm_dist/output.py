@@ -1,4 +1,4 @@
-"""Printing: on rank 0 only where it matters, without control characters, and without failing on a full disk."""
+"""Printing: warnings on rank 0 only, control characters escaped, write errors of logs ignored."""
 
 import contextlib
 import os
@@ -6,24 +6,24 @@ import re
 import sys
 from typing import TextIO
 
-# What makes a terminal do anything other than show a character: control characters except line breaks and tabs, among
-# them the start of every escape sequence, and characters that change the direction of the text around them.
+# Characters that a terminal acts on instead of showing them: control characters except line breaks and tabs, which
+# include the start of every escape sequence, and characters that change the direction of the text around them.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def is_rank_zero() -> bool:
-    """Whether this process prints for its job: rank 0, or a process outside torchrun."""
+    """Whether this process is rank 0, or runs without torchrun."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def warn(message: str) -> None:
-    """Print a line on stderr, on rank 0 only."""
+    """Print a warning on stderr, on rank 0 only."""
     if is_rank_zero():
         print_error(message)
 
 
 def print_error(message: str) -> None:
-    """Print a line on stderr."""
+    """Print a line on stderr, on any rank."""
     line = message.replace("\n", "\\n")
     print_log(f"mlm_dist: {line}", sys.stderr)
 
@@ -47,7 +47,7 @@ def without_controls(text: str) -> str:
 
 
 def encodable(text: str, stream: TextIO) -> str:
-    """The text with each character escaped that the encoding of a stream lacks."""
+    """The text with the characters escaped that the encoding of a stream lacks."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

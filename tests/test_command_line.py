@@ -75,5 +75,5 @@ def test_lines_are_read_from_a_fifo_as_in_process_substitution(tmp_path):
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
 def test_lines_are_not_read_from_a_device(path):
-    with pytest.raises(UserError, match=f"{path}: it is a device and not a regular file"):
+    with pytest.raises(UserError, match=f"{path}: it is a device, not a regular file"):
         read_lines(path)

@@ -263,10 +263,10 @@ def test_a_key_of_other_trainers_without_an_equivalent_is_explained() -> None:
 
 
 def test_every_foreign_name_is_unique_and_belongs_to_an_existing_key() -> None:
-    names = [name for names in foreign_names.SAME.values() for name in names] + list(foreign_names.NONE)
+    names = [name for names in foreign_names.ALIASES.values() for name in names] + list(foreign_names.HINTS)
     assert len(set(names)) == len(names)
     leaves = leaf_types().keys()
-    assert foreign_names.SAME.keys() <= leaves
+    assert foreign_names.ALIASES.keys() <= leaves
     assert all(not {leaf.split(".")[-1] for leaf in leaves} & {name} for name in names)
 
 

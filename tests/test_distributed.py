@@ -1,8 +1,10 @@
+import os
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch._C._distributed_c10d import HashStore
 
 from mlm_dist.distributed import Processes, join
 from mlm_dist.errors import UserError
@@ -41,6 +43,24 @@ def test_with_one_process_collectives_return_their_input(monkeypatch: pytest.Mon
     assert torch.equal(processes.sum_(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
     with pytest.raises(UserError, match="mine"), processes.raise_on_all_ranks():
         raise UserError("mine")
+
+
+def test_a_failed_collective_names_the_missing_ranks_and_gives_the_advice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(os, "_exit", leave)
+    processes = Processes("cpu")
+    processes.world_size, processes._store = 3, HashStore()
+    processes._store.set("rank 2 is here", "")
+    with pytest.raises(SystemExit) as caught, processes.report_missing_ranks("run the command again"):
+        raise RuntimeError("gloo: connection closed")
+    assert caught.value.code == 1
+    message = "mlm_dist: error: rank 1 does not respond: run the command again\n"
+    assert capsys.readouterr().err == message
 
 
 def test_restarts_on_several_machines_need_a_shared_store(monkeypatch: pytest.MonkeyPatch) -> None:

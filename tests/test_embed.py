@@ -36,7 +36,7 @@ def test_lines_are_read_from_standard_input(run_dir: Path, tmp_path: Path) -> No
         ("lines.txt", "./lines.txt", "it is the input file: choose another file"),
         ("v.npy", "gone.txt", "gone.txt: No such file"),
         ("v.npy", "latin.txt", "latin.txt: not UTF-8 at byte 3"),
-        ("v.npy", "empty.txt", "empty.txt: it holds no line"),
+        ("v.npy", "empty.txt", "empty.txt: it is empty"),
     ],
 )
 def test_user_errors_are_one_line_and_write_nothing(

@@ -240,13 +240,13 @@ def test_a_file_as_parent_of_the_run_directory_is_refused(train, tmp_path):
 
 
 FIXED_KEYS: list[tuple[dict[str, object], str]] = [
-    ({"model__blocks": 1}, "model.blocks 2 and not 1"),
-    ({"model__tie_embeddings": False}, "model.tie_embeddings True and not False"),
-    ({"seed": 7}, "seed 1337 and not 7"),
-    ({"masking__mask_prob": 0.3}, "masking.mask_prob 0.15 and not 0.3"),
-    ({"masking__replacement": "80/10/10"}, "masking.replacement 'mask' and not '80/10/10'"),
-    ({"train__batch_size": 8}, "train.batch_size 16 and not 8"),
-    ({"train__eval_rows": 7}, "train.eval_rows 50 and not 7"),
+    ({"model__blocks": 1}, "model.blocks 2, not 1"),
+    ({"model__tie_embeddings": False}, "model.tie_embeddings True, not False"),
+    ({"seed": 7}, "seed 1337, not 7"),
+    ({"masking__mask_prob": 0.3}, "masking.mask_prob 0.15, not 0.3"),
+    ({"masking__replacement": "80/10/10"}, "masking.replacement 'mask', not '80/10/10'"),
+    ({"train__batch_size": 8}, "train.batch_size 16, not 8"),
+    ({"train__eval_rows": 7}, "train.eval_rows 50, not 7"),
 ]
 
 
@@ -298,7 +298,7 @@ def test_a_run_with_another_validation_split_is_refused_and_not_changed(train, b
     assert_refused(
         train(data__path=corpus_copy),
         begun_run,
-        f"the validation text (SHA-256 of val.bin) {old} and not {new}: give that, or another run_dir",
+        f"the validation text (SHA-256 of val.bin) {old}, not {new}: use the same values, or another run_dir",
     )
     assert contents(begun_run) == before
 
@@ -315,7 +315,7 @@ def test_a_run_with_another_tokenizer_but_the_same_tokens_is_refused_and_not_cha
 def test_a_run_without_its_config_is_compared_with_its_checkpoints(train, begun_run):
     (begun_run / "config.yaml").unlink()
     before = contents(begun_run)
-    assert_refused(train(model__heads=4), begun_run, "model.heads 2 and not 4")
+    assert_refused(train(model__heads=4), begun_run, "model.heads 2, not 4")
     assert contents(begun_run) == before
     assert train().returncode == 0
     assert (begun_run / "config.yaml").exists()
@@ -324,14 +324,14 @@ def test_a_run_without_its_config_is_compared_with_its_checkpoints(train, begun_
 def test_a_run_with_an_edited_config_is_compared_with_its_checkpoints(train, begun_run):
     config = begun_run / "config.yaml"
     config.write_text(config.read_text().replace("heads: 2", "heads: 4"))
-    assert_refused(train(model__heads=4), begun_run, "model.heads 2 and not 4")
+    assert_refused(train(model__heads=4), begun_run, "model.heads 2, not 4")
     assert train().returncode == 0
 
 
 def test_fill_refuses_a_run_with_an_edited_config(begun_run):
     config = begun_run / "config.yaml"
     config.write_text(config.read_text().replace("heads: 2", "heads: 4"))
-    assert_refused(verb("fill", "--run", begun_run, "The [MASK]"), config, "model.heads 2 and not 4")
+    assert_refused(verb("fill", "--run", begun_run, "The [MASK]"), config, "model.heads 2, not 4")
 
 
 def test_fill_refuses_a_run_with_a_changed_tokenizer(begun_run):
@@ -346,7 +346,7 @@ def test_a_run_of_an_earlier_version_resumes_and_is_compared_with_its_config(tra
         torch.save(state, checkpoint / "state.pt")
         step, files = step_of(checkpoint), {"state.pt": fingerprint(checkpoint / "state.pt")}
         (checkpoint / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
-    assert_refused(train(model__heads=4), begun_run, "model.heads 2 and not 4")
+    assert_refused(train(model__heads=4), begun_run, "model.heads 2, not 4")
     replace_tokens(corpus_copy, "train")
     assert_refused(train(data__path=corpus_copy), "step-00000030", "was trained on another corpus")
     assert train().returncode == 0
@@ -358,14 +358,14 @@ def test_changed_keys_of_a_resumed_run_are_reported_in_a_line(train, begun_run):
     result = train(train__max_iters=32, optim__lr=5e-4)
     assert result.returncode == 0
     (line,) = result.stderr.splitlines()
-    assert "step-00000030: the run continues with optim.lr 0.0005 and not 0.001, train.max_iters 32 and not 30" in line
+    assert "step-00000030: the run continues with optim.lr 0.0005, not 0.001; train.max_iters 32, not 30" in line
 
 
 @pytest.mark.parametrize("path", ["/proc/run", "/sys/run"])
 def test_a_file_system_that_stores_no_files_is_refused(path, train):
     if not Path(path).parent.is_dir():
         pytest.skip("this system has no such folder")
-    assert_refused(train("--run_dir", path), f"run_dir {path} is on a file system that stores no files")
+    assert_refused(train("--run_dir", path), f"run_dir {path} is on a file system that cannot store files")
 
 
 # The processes
@@ -412,7 +412,7 @@ def test_two_processes_report_an_error_once(overrides, words, corpus_folder, new
     [
         ([], ["--run"]),
         (["A [MASK]."], ["--run"]),
-        (["--run", "{run}"], ["standard input", "no line"]),
+        (["--run", "{run}"], ["standard input: it is empty"]),
         (["--run", "{run}", "--top", "0", "A [MASK]."], ["--top is 0"]),
         (["--run", "{run}", "--top", "many", "A [MASK]."], ["--top", "many"]),
         (["--run", "{run}", "--to", "3", "A [MASK]."], ["--to"]),

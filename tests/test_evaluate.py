@@ -74,7 +74,7 @@ def test_scores_can_be_printed_as_json(run_dir: Path) -> None:
         (["--lines", "nowhere.txt"], "nowhere.txt: No such file"),
         (["--lines", ""], "argument --lines: it is empty"),
         (["--data", ""], "argument --data: it is empty"),
-        (["--within_word"], "--within_word goes with --lines"),
+        (["--within_word"], "--within_word needs --lines"),
         (["--lines", "-", "--data", "x"], "--lines and --data: give one of them"),
         (["--batch_size", "0"], "--batch_size is 0: it must be at least 1"),
         (["--mask_prob", "15"], "error: --mask_prob is 15.0: it must be a number, above 0 and below 1"),
@@ -83,6 +83,7 @@ def test_scores_can_be_printed_as_json(run_dir: Path) -> None:
         (["--mask_prob", "much"], "error: argument --mask_prob: invalid float value: 'much'"),
         (["--mask_prob", "0.3", "--mask_prob_range", "0", "1"], "--mask_prob and --mask_prob_range: give one of them"),
         (["--mask_prob", "0.3", "--lines", "-"], "--mask_prob and --lines: give one of them"),
+        (["--mask_prob_range", "0", "1", "--lines", "-"], "--mask_prob_range and --lines: give one of them"),
     ],
 )
 def test_a_user_error_is_one_line(run_dir: Path, arguments: list[str], message: str) -> None:
@@ -99,4 +100,4 @@ def test_results_that_cannot_be_written_are_an_error(run_dir: Path, tmp_path: Pa
     command = shlex.join([sys.executable, "-m", f"mlm_dist.{arguments[0]}", "--run", str(run_dir), *arguments[1:]])
     result = start(["bash", "-c", f"{command} >/dev/full"], cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr == "mlm_dist: error: where the output goes: No space left on device\n"
+    assert result.stderr == "mlm_dist: error: the output cannot be written: No space left on device\n"

@@ -83,7 +83,7 @@ def test_a_text_shorter_than_a_row_is_evaluated(model: TrainedModel, tmp_path: P
 
 def test_a_text_without_a_masked_token_is_refused(model: TrainedModel, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a", encoding="utf-8")
-    with pytest.raises(UserError, match="the text is so short that no token is masked"):
+    with pytest.raises(UserError, match="the text is too short: no token is masked"):
         evaluate(model, tmp_path / "text.txt", Processes("cpu"), 4)
 
 

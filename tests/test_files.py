@@ -110,7 +110,7 @@ def irregular(tmp_path: Path) -> Iterator[dict[str, Path]]:
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("kind", ["FIFO", "link", "socket", "device"])
 def test_opening_an_irregular_file_fails_without_blocking(irregular: dict[str, Path], kind: str) -> None:
-    with pytest.raises(OSError, match=f"it is a {kind.replace('link', 'FIFO')} and not a regular file") as caught:
+    with pytest.raises(OSError, match=f"it is a {kind.replace('link', 'FIFO')}, not a regular file") as caught:
         open_regular(irregular[kind])
     assert caught.value.filename == str(irregular[kind])
 
@@ -122,7 +122,7 @@ def test_a_file_that_becomes_a_fifo_while_it_is_opened_does_not_block(
     (tmp_path / "file").touch()
     before = (tmp_path / "file").stat()
     monkeypatch.setattr(Path, "stat", lambda _: before)
-    with pytest.raises(OSError, match="it is a FIFO and not a regular file"):
+    with pytest.raises(OSError, match="it is a FIFO, not a regular file"):
         open_regular(irregular["FIFO"])
 
 

@@ -55,7 +55,7 @@ def test_no_probability_is_printed_as_0(probability: float, printed: str) -> Non
         (["no gap"], "", "the text contains no [MASK]: no gap"),
         (["--top", "0", "a [MASK]"], "", "--top is 0: it must be at least 1"),
         (["--tpo", "3", "a [MASK]"], "", "unrecognized arguments: --tpo"),
-        ([], "", "standard input: it holds no line"),
+        ([], "", "standard input: it is empty"),
         ([b"a [MASK] \xff"], "", "an argument is not UTF-8"),
     ],
 )

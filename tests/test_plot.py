@@ -66,8 +66,8 @@ def test_a_run_without_parameters_has_curves_and_a_report_that_gives_the_reason(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "nowhere"], "nowhere is no run directory: metrics.jsonl: No such file or directory"),
-        (["--run", "tests"], "tests is no run directory: metrics.jsonl: No such file or directory"),
+        (["--run", "nowhere"], "nowhere is not a run directory: metrics.jsonl: No such file or directory"),
+        (["--run", "tests"], "tests is not a run directory: metrics.jsonl: No such file or directory"),
         (["--run", "RUN", "--attention", "a" * 400], "tokens, but the context window is 16: use a shorter text"),
         (["--run", "RUN", "--neighbours", "the", ""], "--neighbours: a word is empty"),
         (["--run", "RUN", "--fill", "no mask"], "the text contains no [MASK]: no mask"),
@@ -100,7 +100,7 @@ def test_empty_metrics_are_reported(run: Path) -> None:
     (run / "metrics.jsonl").write_text("")
     result = verb("plot", "--run", run)
     assert result.returncode == 2
-    assert "metrics.jsonl holds nothing yet: neither a step nor an evaluation" in result.stderr
+    assert "metrics.jsonl has no events yet: neither a step nor an evaluation" in result.stderr
 
 
 def test_help_has_an_example() -> None:

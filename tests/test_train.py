@@ -70,7 +70,7 @@ def test_a_run_whose_plot_cannot_be_written_is_done(corpus_folder: Path, tmp_pat
     assert result.returncode == 0, result.stderr
     assert (run_dir / "DONE").exists()
     assert messages_in(result.stderr) == [
-        f"{run_dir}/plots/curves.png cannot be written (File exists); `python -m mlm_dist.plot` draws it again"
+        f"{run_dir}/plots/curves.png cannot be written (File exists); `python -m mlm_dist.plot` plots it again"
     ]
 
 
@@ -80,7 +80,7 @@ def test_two_processes_report_values_that_do_not_fit_once(corpus_folder: Path, t
     result = torchrun(2, *tiny_flags(corpus_folder, tmp_path / "run", **changes))
     assert result.returncode == 0, result.stderr
     assert messages_in(result.stderr) == [
-        "optim.warmup_iters 5 is more than half of train.max_iters 4: the warm-up takes 2 steps",
-        "optim.decay_fraction 0.9 of train.max_iters 4 is more than the warm-up leaves: the decay takes 2 steps",
+        "optim.warmup_iters 5 is more than half of train.max_iters 4: the warmup takes 2 steps",
+        "optim.decay_fraction 0.9 of train.max_iters 4 is more than the warmup leaves: the decay takes 2 steps",
         f"model.vocab_size 301 is larger than the vocabulary of {corpus_folder} (300): 1 entry is never used",
     ]

@@ -61,7 +61,7 @@ def test_training_returns_and_leaves_the_process_as_it_was(corpus_folder: Path, 
 
 def test_a_user_error_in_training_leaves_the_process_as_it_was(run_dir: Path, corpus_folder: Path) -> None:
     handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    with pytest.raises(UserError, match=r"seed 1337 and not 7"):
+    with pytest.raises(UserError, match=r"seed 1337, not 7"):
         train_main(tiny_flags(corpus_folder, run_dir, seed=7))
     assert {signum: signal.getsignal(signum) for signum in SIGNALS} == handlers
 

@@ -39,7 +39,7 @@ def step_flops(config: Config) -> float:
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype, rounds: int) -> float:
-    """FLOP/s of a large square matrix product, the fastest of `rounds` products after a warm-up."""
+    """FLOP/s of a large square matrix product, the fastest of `rounds` products after a warmup."""
     size = MATRIX_SIZE[device.type]
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
 

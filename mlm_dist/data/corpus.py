@@ -94,8 +94,11 @@ class Manifest:
                 raise ValueError("a document must have a name and a token range for each split")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; was {folder} written by prepare?") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except ValueError as error:
             raise UserError(f"{path}: not a corpus description ({error}); prepare the corpus again") from error
+        except (KeyError, TypeError) as error:
+            reason = "a value is missing, unknown or of another type"
+            raise UserError(f"{path}: not a corpus description ({reason}); prepare the corpus again") from error
         return manifest
 
     @property
@@ -139,7 +142,7 @@ class Corpus:
             UserError: a file is missing, damaged, or was changed after it was prepared.
         """
         manifest = Manifest.read(folder)
-        tokenizer = Tokenizer.load(folder / TOKENIZER)
+        tokenizer = Tokenizer.load(folder / TOKENIZER, advice="prepare the corpus again")
         if tokenizer.vocab_size != manifest.vocab_size or tokenizer.mask_id != manifest.mask_id:
             raise UserError(f"{folder}: its tokenizer is not the one in {MANIFEST}; prepare the corpus again")
         if manifest.tokenizer_sha256 not in (None, tokenizer.fingerprint):

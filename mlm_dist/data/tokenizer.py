@@ -110,8 +110,12 @@ class Tokenizer:
         return cls.build("bpe", GPT2_PATTERN, ranks, {END_OF_TEXT: len(ranks), MASK: len(ranks) + 1})
 
     @classmethod
-    def load(cls, folder: Path) -> "Tokenizer":
+    def load(cls, folder: Path, advice: str = "restore a copy") -> "Tokenizer":
         """Read a tokenizer that `save` wrote.
+
+        Args:
+            folder: the folder of the tokenizer.
+            advice: what the user can do if a file is missing or damaged, for the message.
 
         Raises:
             UserError: a file is missing or damaged.
@@ -121,16 +125,21 @@ class Tokenizer:
             content = read_bytes(folder / RANKS_FILE)
             if hashlib.sha256(content).hexdigest() != parts["sha256"]:
                 raise ValueError(f"the SHA-256 of {RANKS_FILE} is not the one in {ENCODING_FILE}")
-            lines = content.splitlines()
-            ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+            ranks = parse_ranks(content)
             check_vocabulary(ranks, parts["special_tokens"])
             if not isinstance(parts["name"], str):
                 raise ValueError("its name is not a string")
-            return cls.build(parts["name"], parts["pattern"], ranks, parts["special_tokens"])
+            try:
+                return cls.build(parts["name"], parts["pattern"], ranks, parts["special_tokens"])
+            except ValueError as error:
+                raise ValueError("its pattern is not a regular expression") from error
         except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}; prepare stores the tokenizer there") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{folder}: the tokenizer is damaged ({error}); prepare the corpus again") from error
+            raise UserError(f"{error.filename}: {error.strerror}: {advice}") from error
+        except ValueError as error:
+            raise UserError(f"{folder}: the tokenizer is damaged ({error}): {advice}") from error
+        except (KeyError, TypeError, AttributeError) as error:
+            reason = f"a value in {ENCODING_FILE} is missing or has another type"
+            raise UserError(f"{folder}: the tokenizer is damaged ({reason}): {advice}") from error
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer to a folder: the ranks in tiktoken's format, the rest as JSON."""
@@ -214,6 +223,18 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids. Bytes of incomplete characters become U+FFFD."""
         return self.encoding.decode(list(ids))
+
+
+def parse_ranks(content: bytes) -> dict[bytes, int]:
+    """The ranks in a file of tiktoken's format: a token in base64 and its rank per line.
+
+    Raises:
+        ValueError: the file has another format.
+    """
+    try:
+        return {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())}
+    except ValueError as error:
+        raise ValueError(f"{RANKS_FILE} is not in tiktoken's format") from error
 
 
 def check_characters(text: str) -> None:

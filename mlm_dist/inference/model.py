@@ -182,7 +182,7 @@ def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
     now = shape | {"corpus.tokenizer_sha256": tokenizer.fingerprint}
     if record and (changes := differences(record["fixed"], now)):
         raise UserError(
-            f"{run_dir.config} or {run_dir.tokenizer} was changed after the training, which used {', '.join(changes)}: "
+            f"{run_dir.config} or {run_dir.tokenizer} was changed after the training, which used {changes}: "
             f"restore the original file"
         )
 

@@ -1,1 +1,1 @@
-"""The encoder and its loss. Nothing here knows of files, data or processes."""
+"""The encoder and its loss. Nothing here depends on files, data or processes."""

@@ -2,7 +2,7 @@
 
 Pre-LayerNorm blocks with learned position embeddings and ReLU. Unlike BERT, there is no transform between the final
 LayerNorm and the output layer: the recipe learns faster without one. The export to transformers'
-`MegatronBertForMaskedLM` puts an identity in its place.
+`MegatronBertForMaskedLM` uses an identity instead.
 
 Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), H heads, V entries.
 """
@@ -43,8 +43,8 @@ class Head(nn.Module):
     def attention_weights(self, x: torch.Tensor) -> torch.Tensor:
         """The attention of each position to all positions: (B, T, C) -> (B, T, T). Rows sum to 1."""
         query, key = self.query(x), self.key(x)
-        weights: torch.Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
-        return weights
+        attention: torch.Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
+        return attention
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, head size)."""
@@ -69,12 +69,12 @@ class MultiHeadAttention(nn.Module):
             query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, C / H) each
         else:
             weight = self.query_key_value.weight
-            (query,) = self.split_heads(F.linear(at(x, positions), weight[:width]))  # (B, H, K, C / H)
+            (query,) = self.split_heads(F.linear(gather_positions(x, positions), weight[:width]))  # (B, H, K, C / H)
             key, value = self.split_heads(F.linear(x, weight[width:]))
         dropout = self.dropout if self.training else 0.0
         if x.device.type == "cpu" and length <= LONGEST_PLAIN:
-            weights = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)  # (B, H, T or K, T)
-            out = F.dropout(weights, dropout) @ value
+            attention = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)  # (B, H, T or K, T)
+            out = F.dropout(attention, dropout) @ value
         else:
             out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
         joined: torch.Tensor = self.projection(out.transpose(1, 2).flatten(2))
@@ -90,13 +90,13 @@ class MultiHeadAttention(nn.Module):
         """The head with this index. It shares the parameters of this module."""
         width = self.projection.in_features
         size = width // self.heads
-        # On "meta" the layers take no memory: their parameters become views of those of this module.
+        # On "meta" the layers take no memory; their parameters are then replaced by views of those of this module.
         with torch.device("meta"):
             head = Head(width, size)
-        weights = self.query_key_value.weight.view(3, self.heads, size, width)[:, index]
+        parameters = self.query_key_value.weight.view(3, self.heads, size, width)[:, index]
         for part, layer in enumerate((head.query, head.key, head.value)):
             del layer.weight
-            layer.weight = weights[part]  # a view of a Parameter, not a Parameter itself
+            layer.weight = parameters[part]  # a view of a Parameter, not a Parameter itself
         return head
 
 
@@ -115,7 +115,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each with a residual connection around LayerNorm and layer."""
+    """Attention, then feed-forward, each after a LayerNorm and inside a residual connection."""
 
     def __init__(self, embedding_dim: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are computed -> (B, K, C)."""
         attended = self.attention(self.attention_norm(x), positions)
-        x = (x if positions is None else at(x, positions)) + self.dropout(attended)
+        x = (x if positions is None else gather_positions(x, positions)) + self.dropout(attended)
         out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
 
@@ -198,22 +198,26 @@ class Encoder(MaskedModel):
 
 
 def as_encoder(model: MaskedModel, purpose: str) -> Encoder:
-    """The model as an `Encoder`, for what needs its insides.
+    """The model as an `Encoder`, for code that needs its internals.
+
+    Args:
+        model: the model.
+        purpose: what needs the `Encoder`, for the message.
 
     Raises:
         UserError: it is another model.
     """
     if not isinstance(model, Encoder):
-        raise UserError(f"{purpose} needs model.name encoder, and this run has {model.config.name}")
+        raise UserError(f"{purpose} needs model.name encoder, but this run has {model.config.name}")
     return model
 
 
-def at(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def gather_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Gather positions of rows: (B, T, C) and (B, K) -> (B, K, C)."""
     batch, length, width = x.shape
     starts = torch.arange(0, batch * length, length, device=x.device)[:, None]
-    places = (starts + positions).flatten()
-    return x.flatten(0, 1).index_select(0, places).view(batch, -1, width)
+    indices = (starts + positions).flatten()
+    return x.flatten(0, 1).index_select(0, indices).view(batch, -1, width)
 
 
 def initialize(module: nn.Module) -> None:

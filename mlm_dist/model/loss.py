@@ -1,8 +1,8 @@
 """The loss: cross-entropy summed over the predicted tokens, each with its loss weight.
 
-Logits are by far the largest tensors of a masked language model. They exist for one chunk of the predictions at a time,
-and are overwritten by their gradient as soon as they are known, so that none of them waits for the backward pass (as in
-the Liger kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009).
+Logits are by far the largest tensors of a masked language model. They are computed for one chunk of predictions at a
+time and overwritten by their gradient at once, so that no logits are kept for the backward pass (as in the Liger
+kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009).
 
 Shapes: B rows, T tokens per row, K slots per row, C channels, V entries of the vocabulary, N predictions.
 """
@@ -17,7 +17,7 @@ from torch import nn
 
 from mlm_dist.model.masked_model import MaskedModel
 
-# Bytes of the logits of a chunk, and of those of its part that is in fp32; on a CPU, what fits the cache.
+# Maximum bytes of the logits of a chunk, and of the part of them that is in fp32; on a CPU, that part fits the cache.
 LOGITS_BYTES = {"cpu": 1 << 28, "cuda": 1 << 29}
 SOFTMAX_BYTES = {"cpu": 1 << 22, "cuda": 1 << 29}
 
@@ -47,12 +47,12 @@ class MaskedLoss(nn.Module):
     ) -> torch.Tensor:
         """Sum of the weighted cross-entropy over all predictions, in nats.
 
-        A sum and not a mean: the mean is over the masked tokens of the global batch, and this may be a part of it.
+        It is not a mean, because the mean is over the masked tokens of the global batch, of which this may be a part.
 
         Args:
             inputs: (B, T) token ids.
-            positions: (B, K) where tokens are predicted.
-            targets: (B, K) the original token ids there.
+            positions: (B, K) positions at which tokens are predicted.
+            targets: (B, K) original token ids at these positions.
             loss_weights: (B, K), 0 for unused slots.
         """
         hidden = self.encoder.encode(inputs, positions)  # (B, K, C)
@@ -124,7 +124,7 @@ def gradients(
     """Compute the losses (N,) without their weights, and the gradients by hidden states, weight and bias."""
     scale = FP16_SCALE if dtype == torch.float16 else 1.0
     hidden_gradient, bias_gradient = torch.empty_like(hidden), torch.zeros_like(bias)
-    weight_gradient = None  # zeros to add to would cost one more pass over the largest parameter
+    weight_gradient = None  # starting from zeros would cost one more pass over the largest parameter
     low_weight = weight.to(dtype)  # (V, C)
     losses = torch.empty_like(loss_weights)  # (N,)
     kind = hidden.device.type
@@ -185,7 +185,7 @@ def replace_by_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
     targets = targets[:, None]  # (N, 1)
     at_target, highest = logits.gather(1, targets), logits.amax(1, keepdim=True)
     torch.softmax(logits, 1, out=logits)
-    # The largest probability is at least 1 / V, so its logarithm is exact, however small that of the target is.
+    # The largest probability is at least 1 / V, so its logarithm is exact, even if that of the target underflows.
     losses = highest - logits.amax(1, keepdim=True).log() - at_target
     logits.scatter_add_(1, targets, torch.full_like(at_target, -1))
     return losses[:, 0]

@@ -7,8 +7,6 @@ tensor cores and wide memory accesses require, so the vocabulary is padded here.
 Triton comes with the builds of torch for CUDA. Its interpreter runs the kernels on a CPU (`TRITON_INTERPRET=1`).
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 import triton
@@ -20,18 +18,18 @@ WARPS = 8
 ROWS = 64  # rows of the tile of a program that sums columns; it has `ALIGNMENT` columns
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def cross_entropy_kernel(
-    logits: Any,
-    bias: Any,
-    targets: Any,
-    losses: Any,
-    stride: Any,
-    scale: Any,
+    logits,
+    bias,
+    targets,
+    losses,
+    stride,
+    scale,
     V: tl.constexpr,  # noqa: N803
     P: tl.constexpr,  # noqa: N803
     B: tl.constexpr,  # noqa: N803
-) -> None:
+):
     """Cross-entropy of one row of P logits, V of which are entries. The logits become its gradient, times `scale`."""
     row = tl.program_id(0).to(tl.int64)
     first = logits + row * stride
@@ -60,16 +58,16 @@ def cross_entropy_kernel(
         tl.store(first + columns, gradient.to(logits.dtype.element_ty), columns < P)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def column_sums_kernel(
-    matrix: Any,
-    row_weights: Any,
-    sums: Any,
-    n: Any,
-    stride: Any,
+    matrix,
+    row_weights,
+    sums,
+    n,
+    stride,
     C: tl.constexpr,  # noqa: N803
     R: tl.constexpr,  # noqa: N803
-) -> None:
+):
     """Weighted sums of C columns of a matrix with n rows, in fp32."""
     columns = tl.program_id(0) * C + tl.arange(0, C)
     total = tl.zeros((C,), tl.float32)

@@ -1,4 +1,4 @@
-"""What training, evaluation and inference ask of a model."""
+"""The interface that training, evaluation and inference use."""
 
 from abc import ABC, abstractmethod
 
@@ -14,7 +14,7 @@ class MaskedModel(nn.Module, ABC):
     Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), V entries of the vocabulary.
 
     Attributes:
-        config: the shape.
+        config: the sizes of the model.
         output: the output layer, C -> V. The loss applies it to chunks of the hidden states.
     """
 
@@ -27,7 +27,7 @@ class MaskedModel(nn.Module, ABC):
 
         Args:
             tokens: (B, T) ids, T at most `block_size`.
-            positions: (B, K) where it is wanted. A model may compute everything and gather these at the end.
+            positions: (B, K) positions to return. A model may compute all positions and gather these at the end.
 
         Returns:
             (B, T, C), or (B, K, C) with `positions`.
@@ -48,12 +48,12 @@ class MaskedModel(nn.Module, ABC):
 
     @classmethod
     def count_parameters(cls, config: ModelConfig) -> int:
-        """The number of parameters, without memory for them."""
+        """The number of parameters, counted without allocating them."""
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in cls(config).parameters())
 
     @classmethod
     def count_in_hidden_matrices(cls, config: ModelConfig) -> int:
-        """The number of parameters in `hidden_matrices`, without memory for them."""
+        """The number of parameters in `hidden_matrices`, counted without allocating them."""
         with torch.device("meta"):
             return sum(matrix.numel() for matrix in cls(config).hidden_matrices())

@@ -34,9 +34,10 @@ def build_model(config: ModelConfig) -> MaskedModel:
 
 
 def check_parameters(parameters: Any, config: ModelConfig) -> None:
-    """Check that the names and shapes of parameters fit a config, without memory for its model.
+    """Check that the names and shapes of parameters fit a config, without allocating its model.
 
     Raises:
+        UserError: `model.name` is not the name of a model.
         ValueError: they belong to a model of another shape, or are not tensors of real numbers.
     """
     if not isinstance(parameters, dict) or not all(map(is_plain, parameters.values())):
@@ -45,12 +46,12 @@ def check_parameters(parameters: Any, config: ModelConfig) -> None:
         raise ValueError(f"{len(parameters)} tensors are too few for {config.blocks} blocks")
     try:
         with torch.device("meta"):
-            described = build_model(config).state_dict()
+            expected = build_model(config).state_dict()
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
-        raise ValueError("no model can have that shape") from error
+        raise ValueError("no model can have this shape") from error
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
-    if shapes != {name: parameter.shape for name, parameter in described.items()}:
-        raise ValueError("they are of another shape")
+    if shapes != {name: parameter.shape for name, parameter in expected.items()}:
+        raise ValueError("they have other names or shapes")
 
 
 def is_plain(value: Any) -> bool:

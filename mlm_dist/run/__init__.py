@@ -1,1 +1,1 @@
-"""What a run leaves on disk."""
+"""The run directory: checkpoints, metrics, record, lock, and trackers."""

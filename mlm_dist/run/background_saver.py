@@ -1,4 +1,4 @@
-"""Writing checkpoints in the background of the training."""
+"""Writing checkpoints in the background while training continues."""
 
 import threading
 from collections.abc import Mapping
@@ -14,16 +14,16 @@ from mlm_dist.run.checkpoint import save_checkpoint
 class BackgroundSaver:
     """Writes one checkpoint at a time in a thread.
 
-    A failed write is reported at the next `report()`, and training continues: the older checkpoints stay, and the next
-    one is written in turn.
+    `save`, `report` and `wait` handle the error of the previous write. An `OSError` is printed as a warning, and
+    training continues with the older checkpoints. Any other exception is a bug and is raised.
 
     Args:
-        folder: of the run's checkpoints.
+        folder: the run's checkpoint folder.
         keep: number of newest checkpoints to keep.
-        record: of the run, stored in each checkpoint.
+        record: the run's record, stored in each checkpoint.
 
     Attributes:
-        failed: whether the last write has failed.
+        failed: whether the last completed write failed.
     """
 
     def __init__(self, folder: Path, keep: int, record: Mapping[str, Any] | None = None) -> None:
@@ -35,7 +35,7 @@ class BackgroundSaver:
         self._error: Exception | None = None
 
     def save(self, step: int, state: dict[str, Any], val_losses: Mapping[int, float]) -> None:
-        """Copy the state and start to write it, after the previous write has ended.
+        """Wait for the previous write, then copy the state and start to write it.
 
         Args:
             step: steps taken so far.
@@ -48,19 +48,22 @@ class BackgroundSaver:
         self._thread.start()
 
     def report(self) -> None:
-        """Warn about a write that has failed since the last call."""
+        """Handle the error of a write that has ended. Does not wait."""
         if self._thread and not self._thread.is_alive():
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the current write, and warn if it has failed."""
+        """Wait for the current write, and handle its error."""
         if self._thread is None:
             return
         self._thread.join()
         self._thread = None
         self.failed = self._error is not None
         if isinstance(self._error, OSError):
-            warn(f"a checkpoint could not be written ({self._error.strerror}); the older ones stay, training goes on")
+            warn(
+                f"a checkpoint could not be written ({self._error.strerror}); the older ones are kept, and training "
+                f"continues"
+            )
         elif self._error:
             raise self._error
 
@@ -68,16 +71,16 @@ class BackgroundSaver:
         self._error = None
         try:
             save_checkpoint(self.folder, step, state, self.keep, val_losses, self.record)
-        except Exception as error:  # whatever it is, it is reported in the thread of the training
+        except Exception as error:  # handled in the training thread
             self._error = error
 
 
 def copy_to_cpu(value: Any, copies: dict[tuple[Any, ...], torch.Tensor] | None = None) -> Any:
-    """Copy the tensors in nested dicts and lists to the CPU. Tensors that share memory (tied weights) are copied once.
+    """Copy the tensors in nested dicts and lists to the CPU. Identical views of the same memory are copied once.
 
     Args:
-        value: to copy.
-        copies: made so far, by their originals.
+        value: a tensor, a dict, a list, or any other value, which is returned as it is.
+        copies: the copies made so far, by address, offset, shape and stride of the original.
     """
     copies = {} if copies is None else copies
     if isinstance(value, torch.Tensor):

@@ -1,7 +1,7 @@
-"""Atomic checkpoints: written under another name, flushed to disk, described by digests, then renamed.
+"""Atomic checkpoints: written under a temporary name with their digests, flushed to disk, then renamed.
 
 checkpoints/step-00001000/state.pt        written by torch.save
-checkpoints/step-00001000/manifest.json   size and SHA-256 of each file, and the record of the run; written last
+checkpoints/step-00001000/manifest.json   size and SHA-256 of each file, and the run's record; written last
 """
 
 import errno
@@ -39,12 +39,12 @@ def save_checkpoint(
     """Write a checkpoint and then delete the expired ones.
 
     Args:
-        folder: of the run's checkpoints; no other process may write into it.
+        folder: the run's checkpoint folder; no other process may write into it.
         step: steps taken so far.
         state: tensors and plain values that `torch.load(..., weights_only=True)` can read.
         keep: number of newest checkpoints to keep, including this one.
         val_losses: validation losses by step; the checkpoint with the lowest is also kept.
-        record: of the run, as plain JSON values; `read_record` returns it.
+        record: the run's record as plain JSON values; `read_record` returns it.
 
     Raises:
         OSError: the disk is full or the folder cannot be written. Older checkpoints are unchanged.
@@ -57,19 +57,19 @@ def save_checkpoint(
     try:
         reached("checkpoint begins")
         with (partial / STATE).open("wb") as file:
-            write(state, file)
+            save_tensors(state, file)
             reached("state written")
-        flush(partial / STATE)
+        fsync(partial / STATE)
         reached("state flushed")
         manifest = {"step": step, "files": {STATE: fingerprint(partial / STATE)}, "record": record}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        flush(partial / MANIFEST)
-        flush(partial)
+        fsync(partial / MANIFEST)
+        fsync(partial)
         reached("checkpoint flushed")
         shutil.rmtree(path, ignore_errors=True)  # a damaged checkpoint of the same step
         partial.rename(path)
         reached("checkpoint renamed")
-        flush(folder)
+        fsync(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     reached("checkpoint saved")
@@ -80,15 +80,15 @@ def save_checkpoint(
 def find_expired(folder: Path, step: int, keep: int, val_losses: Mapping[int, float]) -> list[Path]:
     """The checkpoints to delete once `step` is saved.
 
-    Checkpoints of later steps stay. A run saves an earlier step only if they are damaged, and the user may still be
+    Checkpoints of later steps are kept. A run saves an earlier step only if they are damaged, and the user may still be
     able to repair them.
 
     Only sizes are compared. Hashing every checkpoint at each save would read several times as much as is written.
     """
     earlier = [path for path in list_checkpoints(folder) if step_of(path) <= step]
-    whole = [path for path in earlier if step_of(path) == step or find_damage(path, verify=False) is None]
-    newest = whole[:keep]
-    evaluated = [path for path in whole if step_of(path) in val_losses]
+    undamaged = [path for path in earlier if step_of(path) == step or find_damage(path, verify=False) is None]
+    newest = undamaged[:keep]
+    evaluated = [path for path in undamaged if step_of(path) in val_losses]
     best = min(evaluated, key=lambda path: val_losses[step_of(path)], default=None)
     return [path for path in earlier if step_of(path) < step_of(newest[-1]) and path != best]
 
@@ -130,8 +130,8 @@ def find_damage(path: Path, verify: bool = True) -> str | None:
     """What is wrong with a checkpoint, according to its manifest; None if it is undamaged.
 
     Args:
-        path: of the checkpoint.
-        verify: compare digests; otherwise only sizes.
+        path: the checkpoint path.
+        verify: compare sizes and digests; otherwise only sizes.
     """
     try:
         manifest = read_manifest(path)
@@ -141,7 +141,7 @@ def find_damage(path: Path, verify: bool = True) -> str | None:
             return f"the record in {MANIFEST} cannot be read"
         expected = manifest["files"][STATE]
         if (path / STATE).stat().st_size != expected["size"] or (verify and fingerprint(path / STATE) != expected):
-            return f"{STATE} is not what {MANIFEST} describes"
+            return f"{STATE} does not match {MANIFEST}"
     except OSError as error:
         return f"{error.filename}: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -159,7 +159,7 @@ def read_manifest(path: Path) -> Any:
 
 
 def read_record(path: Path) -> dict[str, dict[str, Any]] | None:
-    """The record of the run in a checkpoint, as `mlm_dist.run.record` describes it.
+    """The run's record in a checkpoint (see `mlm_dist.run.record`).
 
     None if the checkpoint has no record, as in an earlier version, or if the record cannot be read.
     """
@@ -179,9 +179,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         return load_tensors(path / STATE)
     except OSError as error:
-        raise UserError(f"{path / STATE}: {error.strerror}; every machine has to see the run directory") from error
+        raise UserError(f"{path / STATE}: {error.strerror}; every machine must be able to read run_dir") from error
     except ValueError as error:
-        raise UserError(f"{path / STATE} holds something other than tensors and plain values") from error
+        raise UserError(f"{path / STATE} contains something other than tensors and plain values") from error
 
 
 def load_tensors(file: Path) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def load_tensors(file: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read, or is not a regular file.
-        ValueError: it contains something else.
+        ValueError: it contains anything else.
     """
     with open_regular(file) as content:
         try:
@@ -216,11 +216,11 @@ def fingerprint(file: Path) -> dict[str, Any]:
         return {"size": os.fstat(content.fileno()).st_size, "sha256": digest}
 
 
-def write(state: dict[str, Any], file: IO[bytes]) -> None:
-    """Write a state into an open file.
+def save_tensors(state: dict[str, Any], file: IO[bytes]) -> None:
+    """Write a dict of tensors and plain values into an open file with `torch.save`.
 
     Raises:
-        OSError: the disk is full, say. torch itself raises a RuntimeError that does not mention the disk.
+        OSError: for example, the disk is full. torch itself raises a RuntimeError that does not mention the disk.
     """
     try:
         torch.save(state, file)
@@ -230,8 +230,8 @@ def write(state: dict[str, Any], file: IO[bytes]) -> None:
         raise
 
 
-def flush(path: Path) -> None:
-    """Fsync a file, or a folder if the file system supports that."""
+def fsync(path: Path) -> None:
+    """Flush a file to disk, or a folder if the file system supports that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

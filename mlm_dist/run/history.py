@@ -22,7 +22,7 @@ class History:
     """The metrics of a run. A value that was not recorded or was not finite is NaN.
 
     Attributes:
-        name: of the run, in legends.
+        name: the name of the run in legends.
         training: the columns `TRAINING`, (N,) each.
         evaluations: the columns `EVALUATION`, (M,) each, with the `tokens` and `seconds` used so far.
     """
@@ -36,16 +36,16 @@ def read_history(metrics: Path, name: str) -> History:
     """Read a metrics.jsonl.
 
     Raises:
-        UserError: it does not exist, or has no events yet.
+        UserError: it cannot be read, or has no events yet.
     """
     try:
         events = read_events(metrics)
         training = columns([event for event in events if "loss" in event], TRAINING)
         evaluations = columns([event for event in events if "val_loss" in event], EVALUATION)
     except OSError as error:
-        raise UserError(f"{metrics.parent} is no run directory: {metrics.name}: {error.strerror}") from error
+        raise UserError(f"{metrics.parent} is not a run directory: {metrics.name}: {error.strerror}") from error
     if not len(training["step"]) and not len(evaluations["step"]):
-        raise UserError(f"{metrics} holds nothing yet: neither a step nor an evaluation")
+        raise UserError(f"{metrics} has no events yet: neither a step nor an evaluation")
     for key in ("tokens", "seconds"):  # recorded for steps only; both are 0 at the start of a run
         steps, used = np.append(0, training["step"]), np.append(0, training[key])
         evaluations[key] = np.interp(evaluations["step"], steps, used)
@@ -56,7 +56,7 @@ def read_histories(runs: Sequence[Path]) -> list[History]:
     """Read the metrics of run directories, each under the shortest name that distinguishes it from the others.
 
     Raises:
-        UserError: the metrics of one cannot be read, or one is given twice.
+        UserError: the metrics of a run cannot be read or have no events yet, or a run is given twice.
     """
     names = shortest_names(runs)
     return [read_history(RunDir(run).metrics, name) for run, name in zip(runs, names, strict=True)]
@@ -71,16 +71,15 @@ def shortest_names(runs: Sequence[Path]) -> list[str]:
     """Name runs by their folders, with as many parent folders as are needed to distinguish them.
 
     Raises:
-        UserError: one is given twice.
+        UserError: a run is given twice.
     """
     paths = [run.resolve() for run in runs]
     if twice := next((run for run, path in zip(runs, paths, strict=True) if paths.count(path) > 1), None):
         raise UserError(f"{twice} is given twice")
-    return [str(shortest_end(path, paths)) for path in paths]
+    return [str(shortest_suffix(path, paths)) for path in paths]
 
 
-def shortest_end(path: Path, paths: list[Path]) -> Path:
-    """The shortest end of a path that no other path has."""
-    lengths = range(1, len(path.parts))
-    ends = (path.parts[-length:] for length in lengths)
-    return next((Path(*end) for end in ends if sum(other.parts[-len(end) :] == end for other in paths) == 1), path)
+def shortest_suffix(path: Path, paths: list[Path]) -> Path:
+    """The shortest sequence of last folders of a path that no other path ends with."""
+    suffixes = (path.parts[-length:] for length in range(1, len(path.parts)))
+    return next((Path(*end) for end in suffixes if sum(other.parts[-len(end) :] == end for other in paths) == 1), path)

@@ -18,14 +18,15 @@ def lock(path: Path) -> IO[str] | None:
     """Acquire a lock file. The system releases the locks of dead processes.
 
     Args:
-        path: of the file. It contains host and pid of its last owner, and stays when the lock is released, because
+        path: the lock file, with host and pid of its last owner. It is not deleted when the lock is released, because
             another process may already have opened it.
 
     Returns:
         The open file, which holds the lock until it is closed; None on a file system without locks.
 
     Raises:
-        UserError: another process has the lock.
+        OSError: the file cannot be opened or written.
+        UserError: another process has the lock, or the path is not a regular file.
     """
     file = open_lock(path)
     try:
@@ -33,10 +34,10 @@ def lock(path: Path) -> IO[str] | None:
     except BlockingIOError as error:
         owner = read_owner(file)
         file.close()
-        raise UserError(f"{path.parent} is in use by {owner}: stop that, or give another run_dir") from error
+        raise UserError(f"{path.parent} is in use by {owner}: stop it, or give another run_dir") from error
     except OSError as error:
         file.close()
-        warn(f"{path} cannot be locked ({error.strerror}): see to it that no other run uses that folder")
+        warn(f"{path} cannot be locked ({error.strerror}): make sure that no other run uses this folder")
         return None
     file.truncate(0)
     file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
@@ -60,10 +61,10 @@ def open_lock(path: Path) -> IO[str]:
 
 
 def read_owner(file: IO[str]) -> str:
-    """The owner in a lock file, in words."""
+    """The owner recorded in a lock file, for a message."""
     file.seek(0)
     try:
         owner = parse_json(file.read(LONGEST_OWNER))
         return f"process {owner['pid']} on {owner['host']}"
-    except (ValueError, KeyError, TypeError):  # its owner is just writing it
+    except (ValueError, KeyError, TypeError):  # its owner has not finished writing it
         return "another process"

@@ -12,9 +12,9 @@ from mlm_dist.files import read_json
 
 
 def describe_machine(device: torch.device, dtype: torch.dtype, processes: int = 1) -> dict[str, str | int]:
-    """Describe what determines the speed and the arithmetic of this process.
+    """Describe what determines the speed and the rounding errors of this process.
 
-    The description has neither host names nor paths, so it can be published.
+    The description contains no host names and no paths, so it can be published.
     """
     on_gpu = device.type == "cuda"
     return {

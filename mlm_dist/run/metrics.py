@@ -10,7 +10,7 @@ from mlm_dist.output import warn
 
 Event = dict[str, Any]
 
-FIGURES = (
+METRICS = (
     "step",
     "epoch",
     "loss",
@@ -22,11 +22,11 @@ FIGURES = (
     "val_loss",
     "val_accuracy",
 )
-LARGEST_FIGURE = 1e39  # beyond those of fp32
+LARGEST_METRIC = 1e39  # larger than any fp32 number
 
 
 class MetricsFile:
-    """Appends events to a metrics.jsonl. Lines that a full disk refuses are buffered and retried."""
+    """Appends events to a metrics.jsonl. Lines that cannot be written, as on a full disk, are buffered and retried."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class MetricsFile:
         self._pending = b""
 
     def add(self, _: str, event: Event) -> None:
-        """Append an event, now or when the disk has room. JSON has no NaN: null takes its place."""
+        """Append an event, now or when the file can be written again. JSON has no NaN or infinity: they become null."""
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in event.items()}
         has_warned = bool(self._pending)
         self._pending += json.dumps(finite).encode() + b"\n"
@@ -42,13 +42,13 @@ class MetricsFile:
             self.flush()
         except OSError as error:
             if not has_warned:
-                warn(f"{self.path} cannot be written ({error.strerror}); its lines are kept until it can")
+                warn(f"{self.path} cannot be written ({error.strerror}); its lines are buffered and retried")
 
     def flush(self) -> None:
         """Write the pending lines.
 
         Raises:
-            OSError: the disk is full, say. The rest stays pending.
+            OSError: for example, the disk is full. The remaining lines stay pending.
         """
         while self._pending:
             self._pending = self._pending[self._file.write(self._pending) :]
@@ -57,21 +57,24 @@ class MetricsFile:
         """Write the pending lines and close.
 
         Raises:
-            OSError: they still cannot be written.
+            OSError: they cannot be written.
         """
         self.flush()
         self._file.close()
 
     def abandon(self) -> None:
-        """Close without the pending lines."""
+        """Discard the pending lines and close."""
         self._pending = b""
         self._file.close()
 
 
 def read_events(path: Path) -> list[Event]:
-    """The events of a metrics.jsonl, without a last line that is incomplete because its writer was killed.
+    """The events of a metrics.jsonl. A last line that is incomplete, because its writer was killed, is dropped.
 
     Any other line that is not an event is skipped with a warning.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     events, skipped = [], []
     *lines, last = read_text(path, errors="replace").split("\n")
@@ -91,15 +94,15 @@ def read_events(path: Path) -> list[Event]:
 
 
 def is_event(value: Any) -> bool:
-    """Whether a value is a mapping with a step whose figures, if present, are numbers that can be plotted."""
+    """Whether a value is a dict with a step whose metrics, if present, are numbers that can be plotted."""
     if not isinstance(value, dict) or type(value.get("step")) is not int:
         return False
-    figures = [value.get(key) for key in FIGURES]
-    return all(figure is None or (type(figure) in (int, float) and abs(figure) < LARGEST_FIGURE) for figure in figures)
+    metrics = [value.get(key) for key in METRICS]
+    return all(metric is None or (type(metric) in (int, float) and abs(metric) < LARGEST_METRIC) for metric in metrics)
 
 
 def drop_later_events(path: Path, step: int) -> list[Event]:
-    """Rewrite a metrics.jsonl without the events after a step and without an incomplete last line; return the rest."""
+    """Remove the events after a step and an incomplete last line from a metrics.jsonl; return the remaining events."""
     if not path.exists():
         return []
     kept = [event for event in read_events(path) if event["step"] <= step] if step else []

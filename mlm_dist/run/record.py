@@ -1,7 +1,7 @@
 """The record of a run: the values that its parameters and validation metrics depend on. Every checkpoint has it.
 
-A continuing run is compared with the record key by key. `fixed` values must not change, since the result would be
-another run. `adjustable` values may change, with a warning.
+A resumed run is compared with the record key by key. `fixed` values must not change, since the result would be another
+run. `adjustable` values may change, with a warning.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ def describe_run(config: Config, corpus: Corpus, dtype: torch.dtype) -> dict[str
     """The record of a run, as plain JSON values.
 
     Args:
-        config: of the run, with `model.vocab_size` set.
-        corpus: of the run.
-        dtype: of the matrix products.
+        config: the run's config, with `model.vocab_size` set.
+        corpus: the run's corpus.
+        dtype: the dtype of matrix products.
     """
     return {
         "fixed": {
@@ -64,17 +64,17 @@ def fixed_values(config: Config) -> dict[str, Any]:
     return values
 
 
-def differences(before: Values, now: Values) -> list[str]:
-    """One phrase for each key that differs between two records: its name, the old and the new value.
+def differences(before: Values, now: Values) -> str:
+    """The keys that differ between two records, as "seed 1, not 2; optim.lr 0.1, not 0.2"; empty if none does.
 
-    A key that only one of them has does not count: it is of another version.
+    A key that only one of them has does not count: the other is of another version.
     """
     before = {new.key: new.value for key, value in before.items() for new in current_spelling(Setting(key, value, ""))}
-    return [
-        f"{DIGESTS.get(key, key)} {show(key, before[key])} and not {show(key, value)}"
+    return "; ".join(
+        f"{DIGESTS.get(key, key)} {show(key, before[key])}, not {show(key, value)}"
         for key, value in now.items()
         if key in before and before[key] != value
-    ]
+    )
 
 
 def show(key: str, value: object) -> str:

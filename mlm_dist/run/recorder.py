@@ -1,4 +1,4 @@
-"""Recording a run: each event goes to every sink, on rank 0. Ranks without sinks record nothing."""
+"""Recording a run: rank 0 passes each event to every sink. Other ranks have no sinks and record nothing."""
 
 import dataclasses
 import math
@@ -23,32 +23,32 @@ IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 
 
 class Sink(Protocol):
-    """A destination of events. What it raises ends the run, so a sink that fails has to warn instead."""
+    """A destination of events. An exception from it ends the run, so a sink that may fail should warn instead."""
 
     def add(self, kind: Kind, event: Event) -> None:
-        """Record an event. It has a `step`; its other figures depend on the kind, and may be NaN or infinite."""
+        """Record an event. It has a `step`; its metrics depend on the kind, and may be NaN or infinite."""
 
     def close(self) -> None:
-        """Write what is left and close. Does nothing the second time.
+        """Write pending events and close. Does nothing the second time.
 
         Raises:
-            OSError: events are lost that the run directory needs.
+            OSError: they cannot be written.
         """
 
     def abandon(self) -> None:
-        """Close without what is left to write. Does nothing after `close`."""
+        """Discard pending events and close. Does nothing after `close`."""
 
 
 class Recorder:
-    """Passes the events of a run on to its sinks.
+    """Passes the events of a run to its sinks.
 
     Args:
-        sinks: where events go; none on ranks other than 0.
-        tokens, seconds: used before the first event.
-        val_losses: of this run so far, by step.
+        sinks: the destinations; none on ranks other than 0.
+        tokens, seconds: tokens read and training time before the first event.
+        val_losses: the finite validation losses so far, by step.
 
     Attributes:
-        val_losses: as above, with those that were recorded since.
+        val_losses: those, and the ones recorded since.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class Recorder:
         self._last = {"tokens": tokens, "seconds": seconds}
 
     @classmethod
-    def of_run(cls, run_dir: RunDir, config: Config, step: int, tokens: int, seconds: float) -> "Recorder":
-        """Open the files of a run at `step`. Later events, of a process that was killed, are dropped."""
+    def open(cls, run_dir: RunDir, config: Config, step: int, tokens: int, seconds: float) -> "Recorder":
+        """Open the sinks of a run at `step`. Later events, which a killed process wrote, are dropped."""
         reached("recorder opens")
         kept = drop_later_events(run_dir.metrics, step)
         reached("later events dropped")
@@ -77,19 +77,19 @@ class Recorder:
         ]
         return cls(sinks, tokens, seconds, val_losses)
 
-    def training(self, **event: Any) -> None:
+    def log_step(self, **event: Any) -> None:
         """Record a step: `step`, `epoch`, `loss`, `lr`, `grad_norm`, `tokens` and `seconds` so far, and `digest`."""
         tokens, seconds = event["tokens"] - self._last["tokens"], event["seconds"] - self._last["seconds"]
         self._last = event
         self._add("train", event | {"tokens_per_second": tokens / max(seconds, 1e-9)})
 
-    def evaluation(self, **event: float) -> None:
+    def log_evaluation(self, **event: float) -> None:
         """Record an evaluation: `step`, `val_loss`, `val_accuracy`."""
         if math.isfinite(event["val_loss"]):
             self.val_losses[int(event["step"])] = event["val_loss"]
         self._add("val", event)
 
-    def skipped(self, **event: Any) -> None:
+    def log_skipped_step(self, **event: Any) -> None:
         """Record a skipped step: `step`, `skipped` (why), `in_a_row`, `ranks` and `rows`."""
         self._add("skipped", event)
 
@@ -103,7 +103,7 @@ class Recorder:
             sink.close()
 
     def abandon(self) -> None:
-        """Close all sinks without what is left to write. Does nothing after `close`."""
+        """Discard pending events and close all sinks. Does nothing after `close`."""
         for sink in self.sinks:
             sink.abandon()
 
@@ -115,10 +115,10 @@ class Recorder:
 
 
 class Progress:
-    """A progress bar on a terminal, else a line per event.
+    """A progress bar on a terminal and in a notebook; otherwise one line per event.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run directory.
         step: steps taken before this process.
         max_iters: steps of the run.
     """
@@ -127,8 +127,8 @@ class Progress:
         self.run_dir = run_dir
         self.max_iters = max_iters
         self.last_evaluation = ""
-        self.has_screen = IN_NOTEBOOK or sys.stderr.isatty()
-        self.bar = tqdm(total=max_iters, initial=step, unit="step", disable=not self.has_screen, dynamic_ncols=True)
+        self.shows_bar = IN_NOTEBOOK or sys.stderr.isatty()
+        self.bar = tqdm(total=max_iters, initial=step, unit="step", disable=not self.shows_bar, dynamic_ncols=True)
 
     def add(self, kind: Kind, event: Event) -> None:
         """Show an event."""
@@ -144,9 +144,9 @@ class Progress:
             self.last_evaluation = f"  validation {event['val_loss']:.3f}"
             self._print(f"{at}  validation loss {event['val_loss']:.4f}  accuracy {event['val_accuracy']:.1%}")
         else:
-            named = ", ".join(f"rank {rank}" for rank in event["ranks"]) or "all ranks together"
+            ranks = ", ".join(f"rank {rank}" for rank in event["ranks"]) or "all ranks"
             warn(
-                f"step {event['step']} is skipped: {event['skipped']}, on {named} "
+                f"step {event['step']} is skipped: {event['skipped']}, on {ranks} "
                 f"({event['in_a_row']} in a row; its rows are in {self.run_dir.metrics})"
             )
 
@@ -159,15 +159,15 @@ class Progress:
         self.bar.close()
 
     def _print(self, line: str) -> None:
-        if not self.has_screen or not (IN_NOTEBOOK or sys.stdout.isatty()):
+        if not self.shows_bar or not (IN_NOTEBOOK or sys.stdout.isatty()):
             print_log(line)
 
 
 class Stopwatch:
-    """Adds up the time spent in training, without the blocks in which it is paused.
+    """Measures the time spent in training, without the blocks in which it is paused.
 
     Args:
-        seconds: to start from.
+        seconds: the time to start from.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -13,7 +13,7 @@ from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
 from mlm_dist.files import format_size, replacing
-from mlm_dist.run.checkpoint import list_checkpoints, read_record, write
+from mlm_dist.run.checkpoint import list_checkpoints, read_record, save_tensors
 from mlm_dist.run.lock import lock
 from mlm_dist.run.record import Values, differences, fixed_values
 
@@ -22,15 +22,17 @@ class RunDir:
     """The directory of a run.
 
     Attributes:
+        path: the directory itself.
         config: config.yaml, with every key.
         machine: machine.json, which describes the machine of the last training process.
         metrics: metrics.jsonl, one line per event.
         checkpoints: the folder of step-00001000/ etc.
         model: model.pth, the final `state_dict`.
         curves: the plot of losses, learning rate and throughput.
+        tokenizer: the folder of the tokenizer.
         done: an empty file that marks a finished run.
         stop: a file that requests the run to save a checkpoint and stop; the run deletes it.
-        stopped: why an unfinished run has stopped; deleted when it continues.
+        stopped: why an unfinished run has stopped; deleted when it is resumed.
         lock: the lock file, with the host and pid of the process that writes.
     """
 
@@ -50,64 +52,64 @@ class RunDir:
         self._lock: IO[str] | None = None
 
     def check(self, config: Config) -> None:
-        """Raise `UserError` if the directory has a run that `config` cannot continue. Writes nothing.
+        """Raise `UserError` if the directory has a run that `config` cannot resume. Writes nothing.
 
         The corpus is compared later, by `mlm_dist.training.resume`.
         """
         checkpoints = list_checkpoints(self.checkpoints)
         if self.model.exists() and not checkpoints:
             raise UserError(
-                f"run_dir {self.path} holds the weights of a run, and no checkpoint from which that could go on: "
-                f"delete the folder or give another"
+                f"run_dir {self.path} has the final parameters of a run, but no checkpoint to resume from: delete the "
+                f"folder, or give another run_dir"
             )
         if checkpoints:
             check_same_run(self.recorded_values(), fixed_values(config), self.path)
 
     def recorded_values(self) -> Values:
-        """The values that the run was started with, from its newest checkpoint; in earlier versions, from config.yaml.
+        """The fixed values of the run, from its newest checkpoint with a record; in earlier versions, from config.yaml.
 
         Raises:
-            UserError: neither has them.
+            UserError: neither has them, or config.yaml is damaged.
         """
-        for place in list_checkpoints(self.checkpoints):
-            if record := read_record(place):
+        for path in list_checkpoints(self.checkpoints):
+            if record := read_record(path):
                 return dict(record["fixed"])
         if not self.config.exists():
             raise UserError(
-                f"run_dir {self.path} holds checkpoints, and neither they nor {self.config.name} say what they were "
-                f"trained with: restore {self.config.name}, or give another run_dir"
+                f"run_dir {self.path} has checkpoints, but the config they were trained with is neither in them nor in "
+                f"{self.config.name}: restore {self.config.name}, or give another run_dir"
             )
         return fixed_values(read_config(self.config))
 
-    def complete(self, config: Config) -> Config:
-        """The config with the `model.vocab_size` of the run in the directory, if it was null. Writes nothing."""
+    def fill_vocab_size(self, config: Config) -> Config:
+        """The config, with the vocabulary size of an existing run if `model.vocab_size` is null. Writes nothing."""
         if config.model.vocab_size is None and list_checkpoints(self.checkpoints):
             return config.with_vocab_size(self.recorded_values().get("model.vocab_size"))
         return config
 
     def check_space(self, checkpoint_bytes: int, config: Config) -> None:
         """Raise `UserError` if the disk has no room for the checkpoints of the run. Writes nothing."""
-        # In addition to the newest: the best, and the one that is being written.
+        # In addition to the newest: the best one, and the one that is being written.
         count = min(config.checkpoint.keep, config.train.max_iters // config.checkpoint.interval) + 2
-        there = sum(file.stat().st_size for file in self.checkpoints.glob("*/*"))
-        needed = count * checkpoint_bytes - there
-        place = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
-        disk = shutil.disk_usage(place)
+        existing = sum(file.stat().st_size for file in self.checkpoints.glob("*/*"))
+        needed = count * checkpoint_bytes - existing
+        parent = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
+        disk = shutil.disk_usage(parent)
         if not disk.total:
-            raise UserError(f"run_dir {self.path} is on a file system that stores no files: give another run_dir")
+            raise UserError(f"run_dir {self.path} is on a file system that cannot store files: give another run_dir")
         if needed > disk.free:
             raise UserError(
-                f"run_dir {self.path} needs {format_size(needed)} more for {count} checkpoints, and "
+                f"run_dir {self.path} needs {format_size(needed)} more for {count} checkpoints, but only "
                 f"{format_size(disk.free)} are free: make room, lower checkpoint.keep, or give another run_dir"
             )
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Create the directory and acquire its lock, until `close` or the end of this process.
 
         Raises:
             UserError: the directory cannot be written, or another process has the lock.
         """
-        with self.written():
+        with self.user_error_if_unwritable():
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.lock)
 
@@ -118,12 +120,12 @@ class RunDir:
         self._lock = None
 
     def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Write the config and the tokenizer, and delete the marks of a finished or stopped run.
+        """Write the config and the tokenizer, and delete DONE and STOPPED.
 
         Raises:
-            UserError: they cannot be written.
+            UserError: the directory cannot be written.
         """
-        with self.written():
+        with self.user_error_if_unwritable():
             tokenizer.save(self.tokenizer)
             reached("tokenizer saved")
             with replacing(self.config) as file:
@@ -137,17 +139,17 @@ class RunDir:
         Raises:
             UserError: it cannot be written.
         """
-        with self.written(), replacing(self.machine) as file:
+        with self.user_error_if_unwritable(), replacing(self.machine) as file:
             file.write((json.dumps(machine, indent=1) + "\n").encode())
 
     def write_model(self, parameters: dict[str, Any]) -> None:
         """Write model.pth. Raises `OSError`."""
         with replacing(self.model) as file:
-            write(parameters, file)
+            save_tensors(parameters, file)
             reached("model.pth written")
 
     @contextmanager
-    def written(self) -> Iterator[None]:
+    def user_error_if_unwritable(self) -> Iterator[None]:
         """Raise an `OSError` of the block as a `UserError`."""
         try:
             yield
@@ -156,6 +158,6 @@ class RunDir:
 
 
 def check_same_run(before: Values, now: Values, path: Path) -> None:
-    """Raise `UserError` if a run would continue with values other than those it was started with."""
+    """Raise `UserError` if a run would be resumed with other values than it was started with."""
     if changes := differences(before, now):
-        raise UserError(f"{path} holds a run that was started with {', '.join(changes)}: give that, or another run_dir")
+        raise UserError(f"{path} was trained with {changes}: use the same values, or another run_dir")

@@ -1,4 +1,4 @@
-"""Experiment trackers show the figures of a run. docs/extending.md shows how to add one."""
+"""Experiment trackers show the metrics of a run. docs/extending.md shows how to add one."""
 
 import json
 import os
@@ -21,10 +21,10 @@ PROJECT = "mlm_dist"
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """The run that a tracker shows.
+    """The run whose metrics a tracker shows.
 
     Attributes:
-        run_id: stays the same when the run is resumed.
+        run_id: identifies the run, also after it is resumed.
         path: the run directory.
         config: the resolved config, by dotted key.
         step: steps taken before this process.
@@ -37,13 +37,13 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """Shows figures. If a method raises, a warning is printed and the run continues without the tracker."""
+    """Shows metrics. If a method raises, a warning is printed and the run continues without the tracker."""
 
-    def log(self, figures: dict[str, float], step: int) -> None:
-        """Record figures such as `train/loss`. Steps never decrease, and a resumed run repeats none."""
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Log metrics such as `train/loss`. Steps never decrease, and a resumed run logs no step again."""
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write pending metrics."""
 
 
 class TensorBoard:
@@ -52,17 +52,17 @@ class TensorBoard:
     def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import)
 
-        # A run from the start hides what is left of an earlier run in the same directory.
+        # A run that starts at step 0 hides the events of an earlier run in the same directory.
         self.writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=None if run.step else 0)
         self.previous_hook, threading.excepthook = threading.excepthook, print_unless_os_error
 
-    def log(self, figures: dict[str, float], step: int) -> None:
-        """Record figures."""
-        for name, figure in figures.items():
-            self.writer.add_scalar(name, figure, step)
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Log metrics."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write pending metrics."""
         try:
             self.writer.close()
         finally:
@@ -70,7 +70,7 @@ class TensorBoard:
 
 
 def print_unless_os_error(failure: threading.ExceptHookArgs) -> None:
-    """Print a thread's traceback, except for a failed write of TensorBoard: its next call raises that."""
+    """Print a thread's traceback, except for a failed write of TensorBoard, whose next call raises it."""
     if not isinstance(failure.exc_value, OSError):
         threading.__excepthook__(failure)
 
@@ -90,12 +90,12 @@ class WandB:
             config=run.config,
         )
 
-    def log(self, figures: dict[str, float], step: int) -> None:
-        """Record figures."""
-        self.run.log(figures, step=step)
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Log metrics."""
+        self.run.log(metrics, step=step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write pending metrics."""
         self.run.finish()
 
 
@@ -120,10 +120,10 @@ class MLflow:
             for key, value in run.config.items():
                 self.client.log_param(self.run_id, key, value)
 
-    def log(self, figures: dict[str, float], step: int) -> None:
-        """Record figures."""
-        for name, figure in figures.items():
-            self.client.log_metric(self.run_id, name, figure, step=step)
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Log metrics."""
+        for name, value in metrics.items():
+            self.client.log_metric(self.run_id, name, value, step=step)
 
     def close(self) -> None:
         """Mark the run as finished."""
@@ -134,7 +134,7 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {"tensorboard": TensorBoa
 """The trackers that `report_to` can name."""
 
 PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""The package that each of them needs."""
+"""The package that each tracker needs."""
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -147,13 +147,13 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 class TrackerSink:
-    """Passes the events of a run on to a tracker. A tracker that fails is closed with a warning.
+    """Passes the events of a run to a tracker. A tracker that fails is closed with a warning.
 
-    A run that resumes after it was killed repeats steps. Therefore `tracker-NAME.json` has the last step that each kind
-    of event was logged for, and steps up to it are not logged again.
+    A run that is resumed after it was killed repeats steps. So `tracker-NAME.json` has the last logged step of each
+    kind of event, and steps up to it are not logged again.
 
     Args:
-        name: of the tracker, in `TRACKERS`.
+        name: a key of `TRACKERS`.
         path: the run directory.
         config: the resolved config, by dotted key.
         step: steps taken before this process.
@@ -168,15 +168,15 @@ class TrackerSink:
             self.tracker = TRACKERS[name](TrackedRun(self.run_id, path, config, step))
 
     def add(self, kind: str, event: Event) -> None:
-        """Log the figures of an event, in a group named after its kind."""
+        """Log the metrics of an event, in a group named after its kind."""
         step = event["step"]
-        figures = {f"{kind}/{key.removeprefix('val_')}": value for key, value in event.items() if type(value) is float}
-        if self.tracker is None or not figures or step <= self.last_steps.get(kind, -1):
+        metrics = {f"{kind}/{key.removeprefix('val_')}": value for key, value in event.items() if type(value) is float}
+        if self.tracker is None or not metrics or step <= self.last_steps.get(kind, -1):
             return
         with self.guarded():
             self.last_steps[kind] = step
             self.logged_path.write_text(json.dumps({"run_id": self.run_id, "last_steps": self.last_steps}))
-            self.tracker.log(figures, step)
+            self.tracker.log(metrics, step)
 
     def close(self) -> None:
         """Close the tracker."""
@@ -192,18 +192,18 @@ class TrackerSink:
         """Close the tracker with a warning if the block fails."""
         try:
             yield
-        except Exception as error:  # whatever a library raises must not end the run
-            warn(f"report_to {self.name} failed ({type(error).__name__}: {error}); metrics.jsonl has all figures")
+        except Exception as error:  # no exception of a library may end the run
+            warn(f"report_to {self.name} failed ({type(error).__name__}: {error}); metrics.jsonl has all metrics")
             self.close()
 
 
 def new_log() -> tuple[str, dict[str, int]]:
-    """The id of a run that is new to a tracker, and that it has no logged steps."""
+    """A new run id, and no logged steps."""
     return secrets.token_hex(4), {}
 
 
 def read_logged(path: Path) -> tuple[str, dict[str, int]]:
-    """The id of a run in a tracker, and the last step logged for each kind of event."""
+    """The run id in a `tracker-NAME.json` and the last logged step of each kind of event; if damaged, a new log."""
     try:
         logged = read_json(path)
         return str(logged["run_id"]), {str(kind): int(step) for kind, step in logged["last_steps"].items()}

@@ -1,1 +1,1 @@
-"""The training loop and what it stands on: processes, checkpoints, optimizer, metrics."""
+"""The training job: the loop, its state, optimizers, schedule, resuming and stopping."""

@@ -25,15 +25,15 @@ def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None]) -
     """Train, or resume the run in `config.run_dir`, until the last step or a stop request.
 
     Args:
-        config: of the run.
-        stop: says when to stop early.
-        plot: draws the curves of the finished run.
+        config: the run's config.
+        stop: the stop request, which is checked between steps.
+        plot: plots the curves of the finished run.
 
     Returns:
-        The reason of an early stop; empty if the run is finished.
+        The reason for an early stop; empty if the run is finished.
 
     Raises:
-        UserError: the config or the corpus is wrong.
+        UserError: the config, the corpus or the run directory is wrong, or memory or disk space is too small.
         RunError: the run cannot continue.
     """
     keep_freed_memory()
@@ -41,7 +41,7 @@ def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None]) -
     run_dir = RunDir(Path(config.run_dir))
     check(config, run_dir, processes)
     corpus, config = open_corpus(config, run_dir, processes)
-    with processes.report_missing_ranks(), closing(run_dir):
+    with processes.report_missing_ranks("the same command continues from the last checkpoint"), closing(run_dir):
         trainer = Trainer(config, corpus, processes, run_dir, stop)
         lock(trainer)
         reached("resume begins")
@@ -69,7 +69,7 @@ def open_corpus(config: Config, run_dir: RunDir, processes: Processes) -> tuple[
         The corpus, and the config with the vocabulary size of the run.
     """
     with processes.raise_on_all_ranks():
-        config = run_dir.complete(config)
+        config = run_dir.fill_vocab_size(config)
     folder = processes.on_rank_zero(lambda: find_or_prepare(config.data, config.model.vocab_size))
     with processes.raise_on_all_ranks():
         verify: Verify = "always" if config.data.verify else "once"
@@ -78,15 +78,15 @@ def open_corpus(config: Config, run_dir: RunDir, processes: Processes) -> tuple[
 
 
 def lock(trainer: Trainer) -> None:
-    """Check the space on the disk and acquire the lock of the run directory (rank 0)."""
+    """Check the disk space and acquire the lock of the run directory (rank 0)."""
     with trainer.processes.raise_on_all_ranks():
         if trainer.processes.is_rank_zero:
             trainer.run_dir.check_space(trainer.state.max_bytes, trainer.config)
-            trainer.run_dir.take()
+            trainer.run_dir.acquire()
 
 
 def begin(trainer: Trainer) -> None:
-    """Write what describes the run and say what is trained (rank 0). Nothing is written before all checks."""
+    """Write the files that describe the run and print what is trained (rank 0). Checks come before."""
     processes, run_dir = trainer.processes, trainer.run_dir
     with processes.raise_on_all_ranks():
         if not processes.is_rank_zero:
@@ -100,7 +100,7 @@ def begin(trainer: Trainer) -> None:
 
 
 def finish(trainer: Trainer, plot: Callable[[RunDir], None]) -> None:
-    """Plot the curves, mark the run as done, and say what it has reached (rank 0)."""
+    """Plot the curves, mark the run as done, and print a summary (rank 0)."""
     processes, run_dir = trainer.processes, trainer.run_dir
     with processes.raise_on_all_ranks():
         if processes.is_rank_zero and not trainer.stop_reason:

@@ -24,36 +24,36 @@ LARGEST = 2**31 - 1
 # The memory limit of the control group; inside a container, that of the container.
 GROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
-FP32 = 4  # bytes
-KEPT_IN_A_BLOCK = 20  # bytes that a block keeps for the backward pass, at least, per entry of its input
+FP32_BYTES = 4
+BLOCK_BYTES = 20  # minimum that a block saves for the backward pass, per element of its input
 
 
 def check_memory(config: Config, device: torch.device, world_size: int) -> None:
     """Raise `UserError` if this machine has less memory than the minimum that a run needs."""
-    there = total_memory(device)
+    available = total_memory(device)
     where = "the GPU" if device.type == "cuda" else "this machine"
-    sharing = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    model, needed = config.model, sharing * bytes_of_weights(config)
+    sharing = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes
+    model, needed = config.model, sharing * bytes_of_parameters(config)
     count = model_class(model).count_parameters(model)
-    if needed > there:
+    if needed > available:
         raise UserError(
             f"model.vocab_size {model.vocab_size}, model.block_size {model.block_size}, model.embedding_dim "
             f"{model.embedding_dim} and model.blocks {model.blocks} make {count:,} parameters, which take "
-            f"{format_size(needed)} in training, and {where} has {format_size(there)}: make the model smaller"
+            f"{format_size(needed)} in training, but {where} has {format_size(available)}: make the model smaller"
         )
     rows = config.micro_batch_size(world_size)
-    needed += sharing * bytes_of_rows(config, rows)
-    if needed > there:
+    needed += sharing * bytes_of_activations(config, rows)
+    if needed > available:
         raise UserError(
             f"train.batch_size {config.train.batch_size} with train.micro_batch_size "
-            f"{config.train.micro_batch_size or 'null'} puts {rows} rows through the model at a time, which takes "
-            f"{format_size(needed)} at least, and {where} has {format_size(there)}: "
-            f"give a train.micro_batch_size, or a lower one"
+            f"{config.train.micro_batch_size or 'null'} puts {rows} rows through the model at a time, which takes at "
+            f"least {format_size(needed)}, but {where} has {format_size(available)}: set train.micro_batch_size, or "
+            f"lower it"
         )
 
 
 @contextmanager
-def enough_memory() -> Iterator[None]:
+def user_error_if_out_of_memory() -> Iterator[None]:
     """Raise an out-of-memory error of the block as a `UserError`."""
     try:
         yield
@@ -61,36 +61,36 @@ def enough_memory() -> Iterator[None]:
         if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise UserError(
-            "the memory is not enough: lower train.micro_batch_size, or make the model smaller (model.embedding_dim, "
+            "out of memory: lower train.micro_batch_size, or make the model smaller (model.embedding_dim, "
             "model.blocks, model.vocab_size, model.block_size)"
         ) from error
 
 
-def bytes_of_weights(config: Config) -> int:
+def bytes_of_parameters(config: Config) -> int:
     """Bytes of parameters, gradients and optimizer state: AdamW has two moments per parameter, Muon has one."""
     model = model_class(config.model)
     count = model.count_parameters(config.model)
-    single = model.count_in_hidden_matrices(config.model) if config.optim.name == "muon" else 0
-    return FP32 * (4 * count - single)
+    with_one_moment = model.count_in_hidden_matrices(config.model) if config.optim.name == "muon" else 0
+    return FP32_BYTES * (4 * count - with_one_moment)
 
 
-def bytes_of_rows(config: Config, rows: int) -> int:
-    """Minimum bytes of the activations of rows between forward and backward pass, in any precision.
+def bytes_of_activations(config: Config, rows: int) -> int:
+    """Minimum bytes of the activations of a micro-batch between forward and backward pass, in any precision.
 
-    Without the last block, which runs at masked positions only, and without the loss.
+    The last block, which runs at masked positions only, and the loss are left out.
     """
     model = config.model
-    return rows * model.block_size * model.embedding_dim * (FP32 + KEPT_IN_A_BLOCK * (model.blocks - 1))
+    return rows * model.block_size * model.embedding_dim * (FP32_BYTES + BLOCK_BYTES * (model.blocks - 1))
 
 
 def total_memory(device: torch.device) -> int:
     """Bytes of memory of the GPU, or of the machine within the limit of this process."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[1])
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     with suppress(OSError, ValueError):  # no control groups, or no limit (`max`)
-        there = min(there, int(GROUP_LIMIT.read_text(encoding="utf-8")))
-    return there
+        available = min(available, int(GROUP_LIMIT.read_text(encoding="utf-8")))
+    return available
 
 
 def keep_freed_memory() -> None:

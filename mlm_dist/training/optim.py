@@ -1,4 +1,4 @@
-"""Optimizers (AdamW, or Muon with AdamW) and their update of the parameters."""
+"""The optimizers: AdamW, or Muon with AdamW."""
 
 import math
 from typing import Any
@@ -19,17 +19,17 @@ def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.opti
     so that directions with small gradients are learned too. AdamW optimizes embeddings, output layer and vectors. Every
     parameter group has a `relative_lr`, by which the learning rate of the step is multiplied.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hidden = model.hidden_matrices() if config.name == "muon" else []
-    rest = [weight for weight in weights if all(weight is not other for other in hidden)]
+    rest = [parameter for parameter in parameters if all(parameter is not matrix for matrix in hidden)]
     groups = [
-        {"params": [weight for weight in rest if weight.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [weight for weight in rest if weight.ndim < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    # The fused implementation updates all parameters in one kernel instead of a dozen kernels for each.
+    # The fused implementation updates all parameters in one kernel instead of a dozen kernels per parameter.
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
     if hidden:
-        # Updates of the same size as AdamW's at the same rate, for every shape (Liu et al. 2025, arXiv 2502.16982).
+        # Updates of any shape have the same size as AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982).
         muon = torch.optim.Muon(
             hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
@@ -41,19 +41,19 @@ def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.opti
 
 
 def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Check that the state of a checkpoint fits the optimizer. torch itself would only fail in the next step.
+    """Check that the state in a checkpoint fits the optimizer. torch itself would only fail in the next step.
 
     Raises:
-        AttributeError, TypeError, ValueError: it is of another optimizer, or of parameters of other shapes.
+        AttributeError, TypeError, ValueError: it belongs to another optimizer, or to parameters of other shapes.
     """
     names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    if not state.keys() <= set(range(len(weights))):
-        raise ValueError("it has more weights")
-    for number, values in state.items():
-        shapes = {name: torch.Size() if name == "step" else weights[number].shape for name in names}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if not state.keys() <= set(range(len(parameters))):
+        raise ValueError("it has more parameters")
+    for index, values in state.items():
+        shapes = {name: torch.Size() if name == "step" else parameters[index].shape for name in names}
         if {name: value.shape for name, value in values.items()} != shapes or not all(map(is_plain, values.values())):
-            raise ValueError("it is of another optimizer, or of weights of other shapes")
+            raise ValueError("it belongs to another optimizer, or to parameters of other shapes")
 
 
 def update(
@@ -66,11 +66,11 @@ def update(
     """Update the parameters if the gradient is finite, clear the gradient, and return its norm before clipping.
 
     Args:
-        parameters: those of the model, with their gradient.
-        optimizers: that share the parameters.
-        scaler: that has scaled the loss.
+        parameters: all parameters of the model, with their gradients.
+        optimizers: each updates some of the parameters.
+        scaler: the scaler of the loss.
         lr: the learning rate of the step.
-        grad_clip: the norm above which the gradient is scaled down to it; 0 for never.
+        grad_clip: maximum norm of the gradient, which is scaled down to it; 0 for no maximum.
     """
     for optimizer in optimizers:
         scaler.unscale_(optimizer)

@@ -25,25 +25,25 @@ def resume(trainer: Trainer) -> None:
             check_same_run(record["fixed"], trainer.record["fixed"], path)
         load(trainer, path, check_corpus=not record)
     if record and (changes := differences(trainer.record["adjustable"], record["adjustable"])):
-        warn(f"{path}: the run continues with {', '.join(changes)}")
+        warn(f"{path}: the run continues with {changes}")
 
 
 def load(trainer: Trainer, path: Path, check_corpus: bool) -> None:
     """Load a checkpoint.
 
     Args:
-        trainer: that takes over its state.
-        path: of the checkpoint.
-        check_corpus: compare the training tokens: the checkpoint has no record, as in an earlier version.
+        trainer: receives the state.
+        path: the checkpoint path.
+        check_corpus: compare the training tokens, since the checkpoint has no record, as in an earlier version.
 
     Raises:
-        UserError: it is not of this run.
+        UserError: it cannot be read, does not fit the run, or is beyond `max_iters`.
     """
     content, corpus, max_iters = load_checkpoint(path), trainer.corpus, trainer.config.train.max_iters
     if check_corpus and content.get("corpus") != corpus.manifest.sha256["train"]:
-        raise UserError(f"{path} was trained on another corpus than {corpus.folder}: choose another run_dir")
+        raise UserError(f"{path} was trained on another corpus than {corpus.folder}: give another run_dir")
     if type(content.get("step")) is int and content["step"] > max_iters:
-        raise UserError(f"{path} is beyond train.max_iters {max_iters}: raise that")
+        raise UserError(f"{path} is beyond train.max_iters {max_iters}: raise it")
     try:
         trainer.state.load_state_dict(content)
     except UserError as error:

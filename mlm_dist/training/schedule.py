@@ -36,18 +36,18 @@ def fit_schedule(max_iters: int, config: OptimConfig) -> Schedule:
     return Schedule(warmup_iters, decay_iters if fits else rest)
 
 
-def shortened_parts(max_iters: int, config: OptimConfig) -> list[str]:
+def shortened_phases(max_iters: int, config: OptimConfig) -> list[str]:
     """One line for each phase that `fit_schedule` has shortened."""
     warmup_iters, decay_iters = fit_schedule(max_iters, config)
     lines = []
     if warmup_iters < config.warmup_iters:
         lines.append(
             f"optim.warmup_iters {config.warmup_iters} is more than half of train.max_iters {max_iters}: "
-            f"the warm-up takes {count_steps(warmup_iters)}"
+            f"the warmup takes {count_steps(warmup_iters)}"
         )
     if config.schedule == "wsd" and decay_iters < config.decay_fraction * max_iters:
         lines.append(
-            f"optim.decay_fraction {config.decay_fraction:g} of train.max_iters {max_iters} is more than the warm-up "
+            f"optim.decay_fraction {config.decay_fraction:g} of train.max_iters {max_iters} is more than the warmup "
             f"leaves: the decay takes {count_steps(round(decay_iters))}"
         )
     return lines
@@ -64,17 +64,17 @@ def learning_rate(step: int, max_iters: int, config: OptimConfig) -> float:
     Args:
         step: from 0.
         max_iters: steps of the whole run.
-        config: peak, schedule, warmup and decay, which are fitted to the run (`fit_schedule`).
+        config: peak rate, schedule, warmup and decay, which `fit_schedule` fits to the run.
     """
     fitted = fit_schedule(max_iters, config)
     if step < fitted.warmup_iters:
         return config.lr * (step + 1) / fitted.warmup_iters
     if config.schedule == "constant":
         return config.lr
-    # Above 1 before the decay of wsd. The last step has a rate above 0.
-    part_left = (max_iters - step) / max(1.0, fitted.decay_iters)
+    # Above 1 before the decay of wsd, and above 0 in the last step.
+    fraction_left = (max_iters - step) / max(1.0, fitted.decay_iters)
     if config.schedule == "wsd":  # warmup-stable-decay: Hu et al. 2024, "MiniCPM"
-        return config.lr * min(1.0, part_left)
+        return config.lr * min(1.0, fraction_left)
     if config.schedule == "cosine":
-        return config.lr * 0.5 * (1 - math.cos(math.pi * part_left))
-    return config.lr * part_left
+        return config.lr * 0.5 * (1 - math.cos(math.pi * fraction_left))
+    return config.lr * fraction_left

@@ -23,15 +23,15 @@ def count_skipped_steps(
     """Count consecutive skipped steps, and record the ranks and rows whose loss was not finite.
 
     Args:
-        state: of the run; its count is updated.
-        result: of the step just taken.
+        state: the state of the run, whose count is updated.
+        result: the result of the step just taken.
         processes: all ranks, which call this together.
-        sampler: which knows the rows of the step.
-        recorder: of skipped steps.
-        config: with `max_bad_steps`.
+        sampler: selects the rows of the step.
+        recorder: records the skipped step.
+        config: has `max_bad_steps`.
 
     Raises:
-        RunError: on all ranks, after `max_bad_steps` in a row.
+        RunError: on all ranks, after `max_bad_steps` consecutive skipped steps.
     """
     if math.isfinite(result.grad_norm):
         state.skipped_steps = 0
@@ -43,7 +43,7 @@ def count_skipped_steps(
         return  # an fp16 gradient overflows now and then, and the scaler reduces its scale
     state.skipped_steps += 1
     reason = f"loss {sum(loss for loss, _ in shares)}, grad_norm {result.grad_norm}"
-    recorder.skipped(
+    recorder.log_skipped_step(
         step=state.step,
         skipped=reason,
         in_a_row=state.skipped_steps,

@@ -1,4 +1,4 @@
-"""The state of a run: what a checkpoint holds, and what comes out of a step."""
+"""The state of a run, as a checkpoint stores it, and the result of a step."""
 
 import math
 import reprlib
@@ -42,11 +42,11 @@ class TrainState:
 
     Attributes:
         encoder: the model.
-        optimizers: of its parameters.
-        scaler: of fp16 gradients; disabled in other precisions.
-        step: optimizer steps taken, skipped ones included.
-        seconds: spent in training, without evaluations and checkpoints.
-        skipped_steps: how many of the last steps in a row were skipped because of a non-finite gradient.
+        optimizers: the optimizers of its parameters.
+        scaler: the scaler of fp16 gradients; disabled in other precisions.
+        step: optimizer steps taken, including skipped ones.
+        seconds: time spent in training, without evaluations and checkpoints.
+        skipped_steps: number of consecutive skipped steps up to now.
     """
 
     encoder: MaskedModel
@@ -62,7 +62,7 @@ class TrainState:
         return 3 * sum(parameter.nbytes for parameter in self.encoder.parameters())
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values. The tensors are those of the training, not copies."""
+        """Tensors and plain values. The tensors are not copies: training changes them."""
         return {
             "version": VERSION,
             "step": self.step,
@@ -74,22 +74,22 @@ class TrainState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over the state of a checkpoint. The optimizers keep the settings of their config.
+        """Load the state from a checkpoint. The optimizers keep the settings of the config.
 
         Raises:
-            UserError: the state is of another version, lacks a key, or is of a model of another shape. The message is
-                the rest of a sentence that starts with the name of the checkpoint.
+            UserError: the state has another format version, lacks a key, or does not fit the model and the optimizers.
+                The message continues a sentence that starts with the checkpoint path.
         """
         version = state.get("version", 1)
         if type(version) is not int or not 1 <= version <= VERSION:
-            raise UserError(f"has format version {reprlib.repr(version)}, and this program reads 1 to {VERSION}")
+            raise UserError(f"has format version {reprlib.repr(version)}, but this program reads 1 to {VERSION}")
         keys = self.state_dict().keys() - {"version"}
         if missing := sorted(keys - state.keys()):
             raise UserError(f"lacks {', '.join(missing)}: restore a copy of it, or delete it")
         try:
             self._load(state)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError("is of a model of another shape: choose another run_dir") from error
+            raise UserError("does not fit the model and the optimizer: give another run_dir") from error
 
     def _load(self, state: dict[str, Any]) -> None:
         step, seconds, skipped_steps = state["step"], state["seconds"], state["bad_steps"]

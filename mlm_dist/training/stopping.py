@@ -13,11 +13,11 @@ SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Whether this process was requested to stop. A second Ctrl-C raises KeyboardInterrupt instead.
+    """A request to this process to stop. A second Ctrl-C raises KeyboardInterrupt instead.
 
-    The signal handlers only set a flag, because a signal may interrupt anything. The training checks it between two
-    steps. As a context manager, it restores the previous handlers at the end of the block. Python sets handlers in the
-    main thread only; in another thread, there is only the time limit.
+    The signal handlers only set a flag, because a signal may interrupt anything. Training checks it between two steps.
+    At the end of its `with` block, the previous handlers are restored. Python sets handlers in the main thread only; in
+    another thread, only the time limit applies.
 
     Args:
         minutes: time limit, in minutes of wall time from now on; None for no limit.
@@ -26,8 +26,8 @@ class StopRequest:
     def __init__(self, minutes: float | None = None) -> None:
         self.deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.signal = ""
-        heard = SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        self._handlers_before = {number: signal.signal(number, self._take_note) for number in heard}
+        signals = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._previous_handlers = {signum: signal.signal(signum, self._handle) for signum in signals}
 
     def __enter__(self) -> "StopRequest":
         return self
@@ -35,18 +35,18 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._handlers_before.items():
+        for signum, handler in self._previous_handlers.items():
             if handler is not None:  # a handler that was not set from Python cannot be restored from Python
-                signal.signal(number, handler)
+                signal.signal(signum, handler)
 
     def reason(self) -> str:
-        """The signal or the key that requested it; empty if nothing did."""
+        """The signal or the config key that requested the stop; empty if none did."""
         if self.signal:
             return self.signal
         timed_out = self.deadline is not None and time.monotonic() >= self.deadline
         return "train.time_limit" if timed_out else ""
 
-    def _take_note(self, number: int, _: FrameType | None) -> None:
-        if number == signal.SIGINT:
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.signal = signal.Signals(number).name
+        self.signal = signal.Signals(signum).name

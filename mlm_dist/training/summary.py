@@ -1,14 +1,14 @@
-"""What a person is told about a run before and after it."""
+"""The lines that are printed before and after training."""
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.run.metrics import read_events
-from mlm_dist.training.schedule import shortened_parts
+from mlm_dist.training.schedule import shortened_phases
 from mlm_dist.training.trainer import Trainer
 
 
 def describe(trainer: Trainer) -> str:
-    """One line about what is going to be trained, and where."""
+    """One line: what is trained, and where."""
     parameters = sum(parameter.numel() for parameter in trainer.state.encoder.parameters())
     precision = str(trainer.dtype).removeprefix("torch.")
     return (
@@ -19,8 +19,8 @@ def describe(trainer: Trainer) -> str:
 
 
 def adjustments(corpus: Corpus, config: Config) -> list[str]:
-    """One line for each value of the config that does not fit the run or the corpus, and what is done about it."""
-    lines = shortened_parts(config.train.max_iters, config.optim)
+    """One line for each config value that does not fit the run or the corpus, with its consequence."""
+    lines = shortened_phases(config.train.max_iters, config.optim)
     needed, size = corpus.tokenizer.vocab_size, config.model.entries
     if size > needed:
         unused = "1 entry is" if size - needed == 1 else f"{size - needed} entries are"
@@ -32,7 +32,7 @@ def adjustments(corpus: Corpus, config: Config) -> list[str]:
 
 
 def summarize(trainer: Trainer) -> str:
-    """What the run has reached."""
+    """The result of the run, or where it stopped."""
     step, run_dir = trainer.state.step, trainer.run_dir
     if trainer.stop_reason:
         return (

@@ -19,7 +19,7 @@ from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
 from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import RunDir
-from mlm_dist.training.memory import check_memory, enough_memory
+from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.optim import build_optimizers, update
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import count_skipped_steps
@@ -33,12 +33,12 @@ class Trainer:
     """Trains an encoder on a corpus, on one rank or as one of many.
 
     Attributes:
-        state: what a checkpoint holds.
+        state: what a checkpoint stores.
         model: the encoder with its loss, wrapped by DDP in a process group.
         stop_reason: why the run stops before its last step, once the ranks have agreed to; empty until then.
 
     Raises:
-        UserError: the corpus does not fit the config.
+        UserError: the config does not fit the corpus or the machine.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Trainer:
         self.masker = Masker.from_config(config, block_size, corpus.tokenizer, config.seed, batch_size, self.device)
 
         torch.manual_seed(config.seed)
-        with processes.raise_on_all_ranks(), enough_memory():
+        with processes.raise_on_all_ranks(), user_error_if_out_of_memory():
             encoder = build_model(config.model).to(self.device)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler)
@@ -76,7 +76,7 @@ class Trainer:
             self.model = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
         self.record = describe_run(config, corpus, self.dtype)
-        self.recorder = Recorder([])  # rank 0 opens the files of the run when it starts
+        self.recorder = Recorder([])  # rank 0 replaces it in `loop`
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
         self.saved_step = 0
         self.stop_reason = ""
@@ -90,15 +90,16 @@ class Trainer:
         """Run the remaining steps and write the results; on a stop request, save a checkpoint and return.
 
         Raises:
-            RunError: on all ranks: the run directory cannot be written, or too many steps in a row were skipped.
+            RunError: on all ranks: the run directory cannot be written, or too many consecutive steps were skipped.
+            UserError: out of memory.
         """
         try:
-            with enough_memory():
+            with user_error_if_out_of_memory():
                 self.loop()
             with self.processes.raise_on_all_ranks():
                 self.finish()
         except Exception:
-            self.saver.wait()  # it may be writing the newest checkpoint; KeyboardInterrupt alone does not wait
+            self.saver.wait()  # it may be writing the newest checkpoint. After KeyboardInterrupt, nothing waits for it.
             raise
         finally:
             self.recorder.abandon()
@@ -107,7 +108,7 @@ class Trainer:
         """Train until the last step or a stop request."""
         state, max_iters, interval = self.state, self.config.train.max_iters, self.config.checkpoint.interval
         if self.processes.is_rank_zero:
-            self.recorder = Recorder.of_run(self.run_dir, self.config, state.step, self.tokens, state.seconds)
+            self.recorder = Recorder.open(self.run_dir, self.config, state.step, self.tokens, state.seconds)
         if self.lacks_evaluation():
             self.evaluate()
         stopwatch = Stopwatch(state.seconds)
@@ -115,20 +116,20 @@ class Trainer:
             result = self.train_step()
             count_skipped_steps(state, result, self.processes, self.sampler, self.recorder, self.config.train)
             is_last = state.step == max_iters
-            evaluates = is_last or self.validator.is_due(state.step)
-            saves = is_last or (state.step % interval == 0 and not state.skipped_steps)
-            if evaluates or saves or state.step % self.config.train.log_interval == 0:
+            should_evaluate = is_last or self.validator.is_due(state.step)
+            should_save = is_last or (state.step % interval == 0 and not state.skipped_steps)
+            if should_evaluate or should_save or state.step % self.config.train.log_interval == 0:
                 self.log(result, stopwatch)
             with stopwatch.paused():
-                if evaluates:
+                if should_evaluate:
                     self.evaluate()
-                if saves:
+                if should_save:
                     self.save()
                 self.saver.report()
         state.seconds = stopwatch.read()
 
     def is_stopping(self) -> bool:
-        """Whether any rank was asked to stop. All ranks call this at the same point and get the same answer."""
+        """Whether any rank was asked to stop. A collective: all ranks return the same value."""
         self.processes.heartbeat(self.state.step)
         if not self.stop_reason:
             reason = self.stop.reason()
@@ -188,7 +189,7 @@ class Trainer:
         """Record the step just taken."""
         loss, digest = self.processes.sum_(result.loss), self.processes.sum_(result.batch.digest())
         self.state.seconds = stopwatch.read()
-        self.recorder.training(
+        self.recorder.log_step(
             step=self.state.step,
             epoch=self.state.step / self.sampler.steps_per_epoch,
             loss=loss.item(),
@@ -210,7 +211,7 @@ class Trainer:
             return
         result = self.validator.evaluate(self.state.encoder, self.is_stopping)
         if result:
-            self.recorder.evaluation(step=self.state.step, **result)
+            self.recorder.log_evaluation(step=self.state.step, **result)
             reached("evaluated")
 
     def save(self) -> None:

@@ -31,6 +31,7 @@ def test_the_formula_counts_the_same_flops_as_torch(model: dict[str, Any]) -> No
     assert counter.get_total_flops() == pytest.approx(step_flops(config), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_the_matrix_ceiling_is_between_1_gflops_and_1_pflops() -> None:
     ceiling = matrix_ceiling(torch.device("cpu"), torch.float32, rounds=1)
     assert 1e9 < ceiling < 1e15

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import random
+import re
 import signal
 import socket
 import threading
@@ -25,6 +26,7 @@ from mlm_dist.data.tokenizer import (
     RANKS_FILE,
     Tokenizer,
     byte_characters,
+    parse_ranks,
     run_interruptibly,
 )
 from mlm_dist.errors import UserError
@@ -120,6 +122,7 @@ def letters_and_numbers() -> str:
     return "".join(f"a{character}b {character}'s 1{character}2 .{character}'ll " for character in characters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokenizer", ["bpe", "gpt2"])
 def test_words_concatenate_to_the_tokens_of_the_text_in_every_script(
     tokenizer: str, request: pytest.FixtureRequest, bpe: Tokenizer
@@ -263,8 +266,34 @@ def test_a_damaged_file_is_a_user_error(bpe: Tokenizer, tmp_path: Path, damage: 
     before = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(change(before))
     assert (tmp_path / name).read_bytes() != before
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="damaged") as caught:
+        Tokenizer.load(tmp_path, advice="the advice")
+    assert str(caught.value).endswith("): the advice")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (ENCODING_FILE, b"{}", "a value in encoding.json is missing or has another type"),
+        (ENCODING_FILE, b"[]", "a value in encoding.json is missing or has another type"),
+        (ENCODING_FILE, b"{\n  x", "it is not JSON at line 2, column 3"),
+        (ENCODING_FILE, b"\xff", "it is not UTF-8 at byte 0"),
+        (RANKS_FILE, b"IQ== 0", "the SHA-256 of ranks.tiktoken is not the one in encoding.json"),
+    ],
+)
+def test_the_reason_of_a_damage_is_in_plain_words(
+    bpe: Tokenizer, tmp_path: Path, name: str, content: bytes, reason: str
+) -> None:
+    bpe.save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: the tokenizer is damaged ({reason}): restore a copy")):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"rubbish\n", b"IQ== x\n", b"I 0\n"])
+def test_ranks_in_another_format_are_a_value_error(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"ranks\.tiktoken is not in tiktoken's format"):
+        parse_ranks(content)
 
 
 @pytest.mark.parametrize("name", [RANKS_FILE, ENCODING_FILE])

@@ -99,7 +99,7 @@ CASES = [
     ("fill", "--run no A_[MASK].", "no is not a run directory"),
     ("fill", "--run= A_[MASK].", "argument --run/--run_dir: it is empty"),
     ("benchmark", "--out=", "argument --out: it is empty"),
-    ("fill", "--run {run}", "standard input: it holds no line"),
+    ("fill", "--run {run}", "standard input: it is empty"),
     ("fill", "--run {run} --top 0 A_[MASK].", "--top is 0"),
     ("fill", "--run {run} A_lamp.", "[MASK]"),
     ("fill", "--run {run} --tip 3 A_[MASK].", "--tip"),

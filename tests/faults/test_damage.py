@@ -118,7 +118,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_restarted_from_step_0(mi
     (line,) = result.stderr.splitlines()
     assert f"{all_damaged / 'checkpoints'}: every checkpoint is damaged" in line
     assert "Restore a copy of one, or delete them to train from step 0, or give another run_dir" in line
-    assert all(f"{checkpoint.name}: state.pt is not what manifest.json describes" in line for checkpoint in checkpoints)
+    assert all(f"{checkpoint.name}: state.pt does not match manifest.json" in line for checkpoint in checkpoints)
     assert {p: p.read_bytes() for p in all_damaged.rglob("*") if p.is_file() and p.name != ".lock"} == before
 
 
@@ -177,7 +177,7 @@ def test_code_in_a_checkpoint_is_not_run(corpus_folder, run_copy, marker):
     ):
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
-        assert "holds something other than tensors and plain values" in line
+        assert "contains something other than tensors and plain values" in line
     assert not marker.exists()
 
 

@@ -69,7 +69,7 @@ def test_training_continues_if_checkpoints_cannot_be_written_and_ends_in_an_erro
     *warnings, last = result.stderr.splitlines()
     assert warnings
     for line in warnings:
-        assert "a checkpoint could not be written (File too large); the older ones stay" in line
+        assert "a checkpoint could not be written (File too large); the older ones are kept" in line
     assert last.startswith(f"mlm_dist: error: {run_dir} has no checkpoint of step 240: make room on the disk")
     assert intact_steps(run_dir) == before
     assert not (run_dir / "DONE").exists()

@@ -38,6 +38,6 @@ def test_an_unresponsive_rank_is_named(store, corpus_folder, two_rank_reference,
             step = re.search(rf"rank {lost} does not respond; it was last seen at step (\d+)", line)
             assert step, line
             assert 0 <= int(step[1]) <= 240
-        assert "The same command continues from the last checkpoint" in line
+        assert "the same command continues from the last checkpoint" in line
     run_to_end(command)
     assert_same_run(run_dir, two_rank_reference)

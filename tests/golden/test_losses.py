@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.golden.losses import FOLDER, RUNS, STEPS, fingerprint, measure
+from tests.golden.losses import FOLDER, STEPS, fingerprint, measure
 
 
 @pytest.mark.usefixtures("gpt2_vocabulary")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["debug", pytest.param("novels", marks=pytest.mark.slow)])
 def test_a_run_has_the_recorded_losses(name: str, tmp_path: Path) -> None:
     expected = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     same_machine = expected.pop("fingerprint") == fingerprint()

@@ -26,7 +26,7 @@ def make_run(path: Path, model: ModelConfig, tokenizer: Tokenizer, encoder: Enco
     """Load a run that contains the parameters of `encoder`, by default those of a freshly initialised one."""
     torch.manual_seed(0)
     run_dir = RunDir(path)
-    run_dir.take()
+    run_dir.acquire()
     run_dir.begin(Config(model=model), tokenizer)
     torch.save((encoder or Encoder(model)).state_dict(), run_dir.model)
     return mlm_dist.load(path, "cpu")

@@ -105,6 +105,7 @@ def fine_tune(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, author
     return correct.float().mean().item()
 
 
+@pytest.mark.slow
 def test_a_pretrained_model_learns_authors_from_few_passages(tmp_path: Path) -> None:
     authors = Authors()
     out = pretrain(authors, tmp_path)

@@ -76,6 +76,7 @@ def test_hard_and_random_texts_have_tiktokens_ids(converted: tokenizers.Tokenize
     check_ids(converted, tokenizer, texts(seed=3, count=1000))
 
 
+@pytest.mark.slow
 def test_characters_of_all_scripts_have_tiktokens_ids(converted: tokenizers.Tokenizer, tokenizer: Tokenizer) -> None:
     # Python has the oldest Unicode version of the three. The libraries may classify newer characters differently.
     characters = [chr(code) for code in range(0x110000) if unicodedata.category(chr(code)) not in ("Cn", "Cs")]

@@ -49,6 +49,18 @@ def test_dropout_is_off(run_dir: Path, tmp_path: Path, model: TrainedModel) -> N
     assert loaded.fill("The [MASK]") == model.fill("The [MASK]")
 
 
+@pytest.mark.parametrize("damage", ["missing", "damaged"])
+def test_the_tokenizer_of_a_run_is_to_be_restored(run_dir: Path, tmp_path: Path, damage: str) -> None:
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    ranks = copy / "tokenizer" / "ranks.tiktoken"
+    if damage == "missing":
+        ranks.unlink()
+    else:
+        ranks.write_bytes(b"")
+    with pytest.raises(UserError, match=r"tokenizer.*: restore a copy$"):
+        mlm_dist.load(copy, "cpu")
+
+
 def test_a_run_whose_config_has_no_vocab_size_is_refused(run_dir: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run_dir, tmp_path / "run")
     config = (copy / "config.yaml").read_text()

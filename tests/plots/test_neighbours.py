@@ -44,7 +44,7 @@ def test_the_tested_words_have_one_token_and_several_tokens(model: TrainedModel)
 
 def test_the_word_and_special_tokens_are_never_neighbours(corpus: Corpus, tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    run_dir.take()
+    run_dir.acquire()
     config = Config(model=ModelConfig(vocab_size=310, block_size=16, embedding_dim=16, heads=2, blocks=1))
     run_dir.begin(config, corpus.tokenizer)
     torch.save(Encoder(config.model).state_dict(), run_dir.model)

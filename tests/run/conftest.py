@@ -22,12 +22,12 @@ def training_event(step: int, **others: float) -> dict[str, float]:
 def open_recorder(run: RunDir, step: int = 0, *trackers: str) -> Recorder:
     """The recorder of a run of 100 steps."""
     config = Config(report_to=list(trackers), train=TrainConfig(max_iters=100))
-    return Recorder.of_run(run, config, step, tokens=100 * step, seconds=2.0 * step)
+    return Recorder.open(run, config, step, tokens=100 * step, seconds=2.0 * step)
 
 
 def record(run: RunDir, after: int, last: int, *trackers: str) -> None:
     """Record the steps `after` + 1 to `last`."""
     recorder = open_recorder(run, after, *trackers)
     for step in range(after + 1, last + 1):
-        recorder.training(**training_event(step))
+        recorder.log_step(**training_event(step))
     recorder.close()

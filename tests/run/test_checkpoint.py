@@ -239,7 +239,7 @@ def test_the_error_names_every_checkpoint_if_all_are_damaged(
     paths = [save(tmp_path, step) for step in (1, 2, 3)]
     for path, damage in zip(paths, (truncate, remove_the_manifest, flip_a_bit), strict=True):
         damage(path)
-    with pytest.raises(UserError, match=r"step-00000003: state\.pt is not .* step-00000002: .* step-00000001: "):
+    with pytest.raises(UserError, match=r"step-00000003: state\.pt does not .* step-00000002: .* step-00000001: "):
         find_newest(tmp_path)
     assert not capsys.readouterr().err
 
@@ -295,5 +295,5 @@ def compressed(content: bytes) -> bytes:
 def test_a_file_that_is_not_a_saved_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
     path = save(tmp_path, 1)
     (path / "state.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"state.pt holds something other than tensors and plain values"):
+    with pytest.raises(UserError, match=r"state.pt contains something other than tensors and plain values"):
         load_checkpoint(path)

@@ -41,9 +41,9 @@ def test_null_and_missing_values_are_nan_and_skipped_steps_are_left_out(tmp_path
 
 
 def test_missing_empty_and_damaged_metrics_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"nowhere is no run directory: metrics.jsonl: No such file"):
+    with pytest.raises(UserError, match=r"nowhere is not a run directory: metrics.jsonl: No such file"):
         read_history(tmp_path / "nowhere" / "metrics.jsonl", "run")
-    with pytest.raises(UserError, match=r"metrics.jsonl holds nothing yet"):
+    with pytest.raises(UserError, match=r"metrics.jsonl has no events yet"):
         read_history(write_metrics(tmp_path), "run")
     for event in ({"step": 1, "loss": "high"}, {"step": 1, "loss": [1, 2]}, {"step": None, "loss": 3.0}):
         metrics = write_metrics(tmp_path, event, {"step": 2, "loss": 1.0})

@@ -31,7 +31,7 @@ def test_a_run_from_step_0_drops_all_events(folder: RunDir) -> None:
 def test_resuming_restores_the_validation_losses_up_to_the_checkpoint(folder: RunDir) -> None:
     recorder = open_recorder(folder)
     for step in (0, 5, 10):
-        recorder.evaluation(step=step, val_loss=10.0 - step, val_accuracy=0.1)
+        recorder.log_evaluation(step=step, val_loss=10.0 - step, val_accuracy=0.1)
     assert recorder.val_losses == {0: 10.0, 5: 5.0, 10: 0.0}
     recorder.close()
     assert open_recorder(folder, 5).val_losses == {0: 10.0, 5: 5.0}
@@ -39,8 +39,8 @@ def test_resuming_restores_the_validation_losses_up_to_the_checkpoint(folder: Ru
 
 def test_a_validation_loss_of_nan_is_never_the_best(folder: RunDir) -> None:
     recorder = open_recorder(folder)
-    recorder.evaluation(step=0, val_loss=float("nan"), val_accuracy=0.1)
-    recorder.evaluation(step=5, val_loss=5.0, val_accuracy=0.1)
+    recorder.log_evaluation(step=0, val_loss=float("nan"), val_accuracy=0.1)
+    recorder.log_evaluation(step=5, val_loss=5.0, val_accuracy=0.1)
     assert recorder.val_losses == {5: 5.0}
     recorder.close()
     assert open_recorder(folder, 5).val_losses == {5: 5.0}
@@ -48,7 +48,7 @@ def test_a_validation_loss_of_nan_is_never_the_best(folder: RunDir) -> None:
 
 def test_a_run_from_step_0_drops_all_validation_losses(folder: RunDir) -> None:
     recorder = open_recorder(folder)
-    recorder.evaluation(step=0, val_loss=5.0, val_accuracy=0.1)
+    recorder.log_evaluation(step=0, val_loss=5.0, val_accuracy=0.1)
     recorder.close()
     assert open_recorder(folder).val_losses == {}
     assert read_events(folder.metrics) == []
@@ -56,7 +56,7 @@ def test_a_run_from_step_0_drops_all_validation_losses(folder: RunDir) -> None:
 
 def test_numbers_that_are_not_finite_are_written_as_null(folder: RunDir) -> None:
     recorder = open_recorder(folder)
-    recorder.training(**training_event(1, loss=float("nan")))
+    recorder.log_step(**training_event(1, loss=float("nan")))
     recorder.close()
     line = json.loads(folder.metrics.read_text(), parse_constant=pytest.fail)
     assert line["loss"] is None
@@ -64,7 +64,7 @@ def test_numbers_that_are_not_finite_are_written_as_null(folder: RunDir) -> None
 
 def test_the_log_has_a_plain_line_per_event(folder: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     record(folder, 0, 1)
-    open_recorder(folder, 1).evaluation(step=1, val_loss=1.5, val_accuracy=0.25)
+    open_recorder(folder, 1).log_evaluation(step=1, val_loss=1.5, val_accuracy=0.25)
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "step 1/100  loss 2.0000  lr 1.00e-03  grad_norm 1.000  50 tokens/s",

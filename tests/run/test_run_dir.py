@@ -11,7 +11,7 @@ from mlm_dist.run.run_dir import RunDir, check_same_run
 
 def test_a_resumed_run_is_neither_done_nor_stopped(tmp_path: Path, corpus: Corpus) -> None:
     run_dir = RunDir(tmp_path / "run")
-    run_dir.take()
+    run_dir.acquire()
     run_dir.done.touch()
     run_dir.stopped.write_text("SIGTERM\n")
     run_dir.begin(Config(), corpus.tokenizer)
@@ -21,10 +21,10 @@ def test_a_resumed_run_is_neither_done_nor_stopped(tmp_path: Path, corpus: Corpu
 
 def test_a_run_without_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
     run_dir = RunDir(tmp_path / "run")
-    run_dir.take()
+    run_dir.acquire()
     run_dir.check(Config())
     run_dir.model.touch()
-    with pytest.raises(UserError, match="run holds the weights of a run, and no checkpoint"):
+    with pytest.raises(UserError, match="run has the final parameters of a run, but no checkpoint"):
         run_dir.check(Config())
 
 
@@ -41,7 +41,7 @@ def test_a_run_without_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
 def test_keys_that_determine_parameters_and_data_cannot_change(section: str, key: str, value: object) -> None:
     changed = Config()
     setattr(getattr(changed, section) if section else changed, key, value)
-    with pytest.raises(UserError, match=rf"{key} .* and not {value!r}: give that, or another run_dir"):
+    with pytest.raises(UserError, match=rf"{key} .*, not {value!r}: use the same values, or another run_dir"):
         check_same_run(fixed_values(Config()), fixed_values(changed), Path("run"))
 
 
@@ -54,11 +54,11 @@ def test_other_keys_can_change() -> None:
 def test_a_vocabulary_size_of_null_fits_every_run_and_another_size_does_not() -> None:
     before = Config(model=ModelConfig(vocab_size=310))
     check_same_run(fixed_values(before), fixed_values(Config()), Path("run"))
-    with pytest.raises(UserError, match=r"model\.vocab_size 310 and not 300: give that, or another run_dir"):
+    with pytest.raises(UserError, match=r"model\.vocab_size 310, not 300: use the same values, or another run_dir"):
         check_same_run(fixed_values(before), fixed_values(Config(model=ModelConfig(vocab_size=300))), Path("run"))
 
 
 def test_a_vocabulary_size_of_null_is_replaced_by_that_of_the_run(run_dir: Path, tmp_path: Path) -> None:
-    assert RunDir(run_dir).complete(Config()).model.vocab_size == 300
-    assert RunDir(run_dir).complete(Config(model=ModelConfig(vocab_size=310))).model.vocab_size == 310
-    assert RunDir(tmp_path / "new").complete(Config()).model.vocab_size is None
+    assert RunDir(run_dir).fill_vocab_size(Config()).model.vocab_size == 300
+    assert RunDir(run_dir).fill_vocab_size(Config(model=ModelConfig(vocab_size=310))).model.vocab_size == 310
+    assert RunDir(tmp_path / "new").fill_vocab_size(Config()).model.vocab_size is None

@@ -79,6 +79,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_resumed_run_is_logged_as_one_run_without_repeated_steps(name: str, folder: RunDir) -> None:
     record(folder, 0, 7, name)
@@ -89,6 +90,7 @@ def test_a_resumed_run_is_logged_as_one_run_without_repeated_steps(name: str, fo
     assert name == "tensorboard" or config["train.max_iters"] == "100"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRACKERS)
 def test_a_run_from_step_0_logs_all_steps(name: str, folder: RunDir) -> None:
     record(folder, 0, 3, name)
@@ -103,8 +105,8 @@ def test_training_and_evaluation_at_the_same_step_are_both_logged(
     logged: list[tuple[int, dict[str, float]]] = []
     monkeypatch.setitem(TRACKERS, "list", lambda run: FakeTracker(lambda values, step: logged.append((step, values))))
     recorder = open_recorder(folder, 0, "list")
-    recorder.training(**training_event(5))
-    recorder.evaluation(step=5, val_loss=1.5, val_accuracy=0.25)
+    recorder.log_step(**training_event(5))
+    recorder.log_evaluation(step=5, val_loss=1.5, val_accuracy=0.25)
     recorder.close()
     (first, training), (second, validation) = logged
     assert (first, second) == (5, 5)
@@ -132,7 +134,7 @@ def test_a_failing_tracker_is_closed_with_a_warning_and_does_not_stop_the_run(
     record(folder, 0, 3, "failing")
     assert len(read_events(folder.metrics)) == 3
     assert tracker.closed == 1
-    warning = "report_to failing failed (ConnectionError: no route to host); metrics.jsonl has all figures"
+    warning = "report_to failing failed (ConnectionError: no route to host); metrics.jsonl has all metrics"
     assert capsys.readouterr().err.count(warning) == 1
 
 

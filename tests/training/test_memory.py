@@ -12,7 +12,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.precision import autocast
 from mlm_dist.training import memory
-from mlm_dist.training.memory import check_memory, enough_memory
+from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.optim import build_optimizers
 from tests.conftest import start
 
@@ -80,7 +80,7 @@ def test_the_activations_kept_for_the_backward_pass_are_at_least_the_lower_bound
     for parameter in encoder.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert size / 4 < memory.bytes_of_rows(Config(model=model), 8) <= size
+    assert size / 4 < memory.bytes_of_activations(Config(model=model), 8) <= size
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -100,7 +100,7 @@ def test_parameters_gradients_and_optimizer_state_have_the_computed_size(
     states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
     tensors = [*encoder.parameters(), *(parameter.grad for parameter in encoder.parameters()), *states]
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None and tensor.ndim)
-    assert memory.bytes_of_weights(config) == size
+    assert memory.bytes_of_parameters(config) == size
 
 
 def test_the_memory_limit_of_a_cgroup_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_the_memory_limit_of_a_cgroup_is_respected(tmp_path: Path, monkeypatch: 
 
 def test_a_failed_allocation_is_a_user_error() -> None:
     for shape in ((2**60,), (2**40, 2**20)):
-        with pytest.raises(UserError, match="the memory is not enough"), enough_memory():
+        with pytest.raises(UserError, match="out of memory"), user_error_if_out_of_memory():
             torch.empty(shape)
-    with pytest.raises(RuntimeError, match="must match"), enough_memory():
+    with pytest.raises(RuntimeError, match="must match"), user_error_if_out_of_memory():
         torch.empty(3) + torch.empty(4)

@@ -159,7 +159,7 @@ def test_a_resumed_run_has_the_saved_state(optimizer: str, make: Make) -> None:
 def test_a_tensor_as_optimizer_state_is_refused_without_a_warning(make: Make, recwarn: pytest.WarningsRecorder) -> None:
     state = make().state
     recwarn.clear()
-    with pytest.raises(UserError, match="of a model of another shape"):
+    with pytest.raises(UserError, match="does not fit the model and the optimizer"):
         state.load_state_dict(state.state_dict() | {"optimizers": [torch.tensor([])]})
     assert not [str(warning.message) for warning in recwarn]
 
@@ -170,7 +170,7 @@ def test_a_missing_key_or_an_unknown_version_of_a_checkpoint_is_named(make: Make
     del content["scaler"]
     with pytest.raises(UserError, match="lacks scaler"):
         state.load_state_dict(content)
-    with pytest.raises(UserError, match=r"format version 99, and this program reads 1 to 2"):
+    with pytest.raises(UserError, match=r"format version 99, but this program reads 1 to 2"):
         state.load_state_dict(content | {"version": 99})
 
 
