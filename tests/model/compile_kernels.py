@@ -1,6 +1,6 @@
 """Compiles the kernels of the loss for a GPU that need not be there. Prints registers spilled and scalar accesses.
 
-    python -m tests.model.compile_kernels 90    # compute capability 9.0
+python -m tests.model.compile_kernels 90    # compute capability 9.0
 """
 
 import re
@@ -56,7 +56,8 @@ def main(capability: int) -> None:
     for kernel in SIZES:
         ptx, spilled = compile_for(kernel, capability)
         scalar = re.findall(r"(?:ld|st)\.global(?:\.\w+)*\.b16", ptx)
-        print(kernel.__name__, spilled, len([access for access in scalar if ".v" not in access]))
+        count = sum(".v" not in access for access in scalar)
+        print(f"{kernel.__name__}: {spilled} bytes spilled, {count} scalar access{'es' * (count != 1)}")
 
 
 if __name__ == "__main__":
