@@ -137,7 +137,7 @@ class Run:
 
 
 def train(config: Config) -> Run:
-    """Train, or resume the run in `config.run_dir`. `mlm_dist.train(config)` is the same.
+    """Train, or resume the run in `config.run_dir`. Also available as `mlm_dist.train`.
 
     Returns at the end of the run, or after a stop request: then the run directory has a file STOPPED.
 
@@ -150,16 +150,16 @@ def train(config: Config) -> Run:
         # Imported here, so that a signal during the import of torch is a stop request too.
         from mlm_dist.training.job import run_job  # noqa: PLC0415
 
-        return Run(Path(config.run_dir), run_job(config, stop, draw))
+        return Run(Path(config.run_dir), run_job(config, stop, plot_curves))
 
 
-def draw(run_dir: "RunDir") -> None:
+def plot_curves(run_dir: "RunDir") -> None:
     """Plot the curves of a run. A failed write is only a warning."""
-    from mlm_dist.plots.curves import draw_curves  # noqa: PLC0415
+    from mlm_dist.plots.curves import save_curves  # noqa: PLC0415
 
     try:
         reached("plot begins")
-        draw_curves(run_dir.metrics, run_dir.curves)
+        save_curves(run_dir.metrics, run_dir.curves)
         reached("plotted")
     except OSError as error:
         warn(f"{run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` plots it again")

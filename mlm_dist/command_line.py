@@ -37,8 +37,8 @@ def run_verb(main: Callable[[list[str]], object], prints_only_a_log: bool = Fals
     """Run the `main` of a verb on the command line and exit with the codes in docs/distributed.md.
 
     A `UserError`, an error of a path and a full disk are printed as one line. Other exceptions are bugs and keep their
-    traceback. Ctrl-C, and success under torchrun, skip Python's own finalization (see `Processes.close`). Otherwise,
-    this returns after success.
+    traceback. After Ctrl-C, and after success under torchrun, Python's own finalization is skipped (see
+    `Processes.close`). After success without torchrun, this returns.
 
     Under torchrun, an error in the config occurs on all ranks at the same time, and rank 0 prints it. The other ranks
     wait for torchrun to end them: if one of them exited first, torchrun would kill rank 0 before it had printed. A rank

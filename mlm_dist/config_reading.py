@@ -48,7 +48,7 @@ class Setting(typing.NamedTuple):
     Attributes:
         key: the dotted key.
         value: as YAML parses it.
-        source: what stands before the key in messages: `--`, or the name of a file.
+        source: what precedes the key in messages: `--`, `FILE: `, or nothing.
     """
 
     key: str
@@ -185,7 +185,7 @@ def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
 
 
 def current_spelling(setting: Setting) -> list[Setting]:
-    """The settings that a setting of an earlier version stands for."""
+    """Translate a setting of an earlier version into current settings."""
     key, value, source = setting
     if key == "masking.mask_prob" and is_mapping(value) and value.keys() == {"from", "to"}:
         return [Setting(key, value["from"], source), Setting(f"{key}_end", value["to"], source)]
@@ -213,7 +213,7 @@ class StrictLoader(yaml.SafeLoader):
         """Build a dict from a mapping node.
 
         Raises:
-            yaml.YAMLError: it has the same key twice, of which `safe_load` would keep one.
+            yaml.YAMLError: it has the same key twice. `safe_load` would keep only one of them.
         """
         seen: set[str] = set()
         for key, _ in node.value:

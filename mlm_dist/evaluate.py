@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mlm_dist.evaluation import Evaluation
 
 
-def describe_arguments() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = run_parser(
         "evaluate",
@@ -70,7 +70,7 @@ def describe_arguments() -> ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     """Print loss and accuracy, or the score of each line."""
-    given = describe_arguments().parse_args(arguments)
+    given = build_parser().parse_args(arguments)
     if given.batch_size < 1:
         raise UserError(f"--batch_size is {given.batch_size}: it must be at least 1")
     if given.lines is not None and given.data is not None:
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.evaluation import evaluate_text  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
-    from mlm_dist.inference.scoring import score_together  # noqa: PLC0415
+    from mlm_dist.inference.scoring import score_on_all_ranks  # noqa: PLC0415
 
     processes = Processes(given.device)
     with processes.raise_on_all_ranks():
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
     with processes.report_missing_ranks("run the command again"):
         if given.lines is not None:
             lines = processes.on_rank_zero(lambda: read_lines(str(given.lines)))
-            scores = score_together(lambda texts: model.score(texts, given.within_word), lines, processes)
+            scores = score_on_all_ranks(lambda texts: model.score(texts, given.within_word), lines, processes)
             report = [
                 json.dumps({"text": line} | score._asdict(), ensure_ascii=False)
                 if given.json

@@ -122,7 +122,7 @@ def parse_json(text: str) -> Any:
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
-    """Open a temporary file that is flushed to disk and renamed to `path` when the block succeeds, and else deleted.
+    """Open a temporary file that is flushed to disk and renamed to `path` if the block succeeds, otherwise deleted.
 
     Args:
         path: the file to replace.
@@ -151,10 +151,10 @@ def refuse_existing(out: Path) -> None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to `out` when the block succeeds, and else deleted.
+    """A folder beside `out` that is renamed to `out` if the block succeeds, otherwise deleted.
 
     Raises:
-        UserError: `out` exists, or an `OSError` occurred in the block or in the renaming.
+        UserError: `out` exists or cannot be written, or an `OSError` occurs in the block.
     """
     partial = out.absolute().with_name(f".{out.absolute().name}.partial-{secrets.token_hex(4)}")
     try:

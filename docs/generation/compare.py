@@ -33,7 +33,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--corpus", type=named_path, required=True, metavar="DIR", help="a prepared corpus")
     parser.add_argument(
-        "--runs", type=named_path, nargs="*", default=[], metavar="RUN_DIR", help="folders of training runs"
+        "--runs", type=named_path, nargs="*", default=[], metavar="RUN_DIR", help="directories of training runs"
     )
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="texts per set (default: %(default)s)")
     parser.add_argument("--length", type=int, default=64, metavar="N", help="tokens per text (default: %(default)s)")

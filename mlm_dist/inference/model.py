@@ -79,7 +79,7 @@ class TrainedModel:
         self._predictor = Predictor(self.encoder, self.tokenizer, device)
 
     def fill(self, text: str, top: int = 5) -> Filling:
-        """Fill the masks of a text: list candidates for each mask, and fill all masks together.
+        """Fill the masks of a text: list candidates for each mask, and fill all masks.
 
         Args:
             text: a text of any length with one or more masks: `[MASK]` for one token, `[MASK*n]` for a word of n
@@ -155,6 +155,9 @@ class TrainedModel:
 
         Returns:
             One `Score` per text: its `log_likelihood`, and its number of `tokens`.
+
+        Raises:
+            UserError: a text contains a lone surrogate.
         """
         return score(self._predictor, texts, within_word)
 
@@ -163,6 +166,9 @@ class TrainedModel:
 
         Returns:
             (texts, embedding_dim), one row per text.
+
+        Raises:
+            UserError: a text contains a lone surrogate.
         """
         return embed(self._predictor, texts)
 
@@ -170,8 +176,8 @@ class TrainedModel:
 def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
     """Compare config.yaml and the tokenizer of a run with the record in its newest checkpoint that has a record.
 
-    The parameters could be loaded with another number of heads or other tokens too, and the predictions would be wrong
-    without an error.
+    Without this check, the parameters could be loaded with a different number of heads or different tokens, and
+    the predictions would be wrong without an error.
 
     Raises:
         UserError: they differ.

@@ -43,7 +43,7 @@ class MaskedLoss(nn.Module):
     ) -> torch.Tensor:
         """Sum of the weighted cross-entropy over all predictions, in nats.
 
-        It is not a mean, because the mean is over the masked tokens of the global batch, of which this may be a part.
+        It is not a mean, because the mean is over the masked tokens of the global batch, and this may be a part of it.
 
         Args:
             inputs: (B, T) token ids.

@@ -38,7 +38,7 @@ def check_parameters(parameters: Any, config: ModelConfig) -> None:
 
     Raises:
         UserError: `model.name` is not the name of a model.
-        ValueError: they belong to a model of another shape, or are not tensors of real numbers.
+        ValueError: they belong to a model of a different shape, or are not tensors of real numbers.
     """
     if not isinstance(parameters, dict) or not all(map(is_plain, parameters.values())):
         raise ValueError("they are not a mapping of names to tensors")
@@ -51,7 +51,7 @@ def check_parameters(parameters: Any, config: ModelConfig) -> None:
         raise ValueError("no model can have this shape") from error
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     if shapes != {name: parameter.shape for name, parameter in expected.items()}:
-        raise ValueError("they have other names or shapes")
+        raise ValueError("their names or shapes are different")
 
 
 def is_plain(value: Any) -> bool:
