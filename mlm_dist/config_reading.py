@@ -13,7 +13,7 @@ import pydantic
 import yaml
 
 from mlm_dist.config import Config
-from mlm_dist.config_keys import (
+from mlm_dist.config_help import (
     LARGEST_NUMBER,
     describe_type,
     explain_key,

@@ -5,10 +5,11 @@ import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import add_device, named_path, read_lines, run_parser, run_verb
+from mlm_dist.arguments import add_device, named_path, read_lines, run_parser
 from mlm_dist.config import MaskingConfig
 from mlm_dist.config_reading import FLAG, Problems, Setting, validate
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
 
 if TYPE_CHECKING:

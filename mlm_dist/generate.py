@@ -7,7 +7,8 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 
-from mlm_dist.command_line import add_device, run_parser, run_verb
+from mlm_dist.arguments import add_device, run_parser
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.inference.request import Request
 from mlm_dist.output import print_result
 

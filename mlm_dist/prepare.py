@@ -4,10 +4,11 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
 from mlm_dist import api
+from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.callable_module import make_callable
-from mlm_dist.command_line import OneLineParser, named_path, run_verb
 from mlm_dist.data.splitting import describe_validation
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
 
 

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from mlm_dist.config import Config, MaskingConfig, ModelConfig, TrainConfig
-from mlm_dist.config_keys import describe_type, leaf_types
+from mlm_dist.config_help import describe_type, leaf_types
 from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.errors import UserError
 from tests.conftest import flags

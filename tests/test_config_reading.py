@@ -8,7 +8,7 @@ import pytest
 
 from mlm_dist import foreign_names
 from mlm_dist.config import Config
-from mlm_dist.config_keys import describe_keys, leaf_types
+from mlm_dist.config_help import describe_keys, leaf_types
 from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.errors import UserError
 
