@@ -154,7 +154,7 @@ def train(config: Config) -> Run:
 
 
 def plot_curves(run_dir: "RunDir") -> None:
-    """Plot the curves of a run. A failed write is only a warning."""
+    """Plot the curves of a run. Failure is only a warning: the run is finished."""
     from mlm_dist.plots.curves import save_curves  # noqa: PLC0415
 
     try:
@@ -163,6 +163,8 @@ def plot_curves(run_dir: "RunDir") -> None:
         reached("plotted")
     except OSError as error:
         warn(f"{run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` plots it again")
+    except UserError as error:
+        warn(f"{run_dir.curves} is not plotted: {error}")
 
 
 @contextmanager

@@ -163,6 +163,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield partial
         partial.rename(out)
     except OSError as error:
+        if error.filename and not Path(error.filename).absolute().is_relative_to(partial.parent):
+            raise UserError(f"{error.filename}: {error.strerror}") from error
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

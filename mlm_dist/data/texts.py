@@ -71,7 +71,10 @@ def find_documents(paths: list[Path], val_paths: Sequence[Path] = ()) -> list[Do
     val_set = {file.resolve() for _, file in val_files}
     documents: dict[Path, Document] = {}
     for name, file in [*walk(paths), *val_files]:
-        size = file.stat().st_size
+        try:
+            size = file.stat().st_size
+        except OSError as error:  # deleted since the folder was listed
+            raise UserError(f"{file}: {error.strerror}") from error
         if size == 0:
             if file in paths or file in val_paths:
                 raise UserError(f"{file}: the file is empty")
