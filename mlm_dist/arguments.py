@@ -29,6 +29,11 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError instead of printing the usage; for an unknown flag, with the nearest known flag."""
+        if number := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message, re.DOTALL):
+            kind = {"int": "a whole number", "float": "a number"}[number[2]]
+            raise UserError(f"{number[1]} is {number[3]}: it must be {kind}")
+        if re.match("unrecognized arguments: [^-]", message):
+            raise UserError(f"{message}; put quotes around a text with spaces")
         unknown = re.search(r"unrecognized arguments: (--\w+)", message)
         if not unknown:
             raise UserError(message)
@@ -54,7 +59,7 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         epilog=f"Example: python -m mlm_dist.{verb} {example}",
     )
     parser.add_argument(
-        "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="directory of a training run"
+        "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="run directory of `train`"
     )
     return parser
 
@@ -106,7 +111,7 @@ def read_lines(file: str) -> list[str]:
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 at byte {error.start} ({error.reason})") from error
+        raise UserError(f"{name}: not UTF-8 at byte {error.start} ({error.reason}): convert it to UTF-8") from error
     if not lines[-1]:
         lines.pop()
     if not lines:

@@ -132,7 +132,7 @@ def explain_key(key: str) -> str:
     leaves = leaf_types()
     if key in key_types():
         example = next(leaf for leaf in leaves if leaf.startswith(f"{key}."))
-        return f" is a section: give one of its keys, such as {example}, indented under it in a file"
+        return f" is a section: set one of its keys, such as {example}; in a file, indent keys under their section"
     last_name = key.rsplit(".", maxsplit=1)[-1]
     by_last_name = [leaf for leaf in leaves if leaf.split(".")[-1] == last_name.replace("-", "_")]
     foreign = None if by_last_name else foreign_names.explain(last_name)

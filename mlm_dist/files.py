@@ -146,7 +146,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
 def refuse_existing(out: Path) -> None:
     """Raise a `UserError` if the path of a new folder exists."""
     if out.exists():
-        raise UserError(f"{out} already exists: delete it or choose another folder")
+        raise UserError(f"{out} already exists: choose another path, or delete it first")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def build_parser() -> ArgumentParser:
         type=named_path,
         required=True,
         metavar="RUN_DIR",
-        help="directories of training runs",
+        help="one or several run directories of `train`",
     )
     parser.add_argument(
         "--out", type=named_path, metavar="DIR", help="folder for the files (default for a single run: RUN_DIR/plots)"

@@ -184,8 +184,8 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
                     if isinstance(error, UnicodeDecodeError):
                         position, reason = position + error.start, error.reason
                     raise UserError(
-                        f"{document.path}: not {encoding} at byte {position} ({reason}); set the encoding of the "
-                        f"file (prepare: --encoding, train: --data.encoding)"
+                        f"{document.path}: not {encoding} at byte {position} ({reason}); convert it to UTF-8, or set "
+                        f"its encoding (prepare: --encoding, train: --data.encoding)"
                     ) from error
                 if text and not has_begun:
                     text, has_begun = text.removeprefix("\ufeff"), True

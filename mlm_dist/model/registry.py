@@ -20,7 +20,7 @@ def model_class(config: ModelConfig) -> type[MaskedModel]:
         UserError: `model.name` is not the name of a model.
     """
     if config.name not in MODELS:
-        raise UserError(f"model.name: {config.name} is not a model; the models are {', '.join(MODELS)}")
+        raise UserError(f"model.name: there is no model {config.name}: choose one of {', '.join(MODELS)}")
     return MODELS[config.name]
 
 

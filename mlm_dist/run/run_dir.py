@@ -157,6 +157,13 @@ class RunDir:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
 
 
+def not_a_run_directory(path: Path, missing: str) -> UserError:
+    """The error about a path that is not a run directory, because it contains no file of this name."""
+    if path.is_dir():
+        return UserError(f"{path} is not a run directory: it contains no {missing}")
+    return UserError(f"{path} is not a run directory: {'it is a file' if path.exists() else 'there is no such folder'}")
+
+
 def check_same_run(before: Values, now: Values, path: Path) -> None:
     """Raise `UserError` if a run would be resumed with different values from those it was started with."""
     if changes := differences(before, now):

@@ -44,7 +44,8 @@ def load(trainer: Trainer, path: Path, check_corpus: bool) -> None:
     if check_corpus and content.get("corpus") != corpus.manifest.sha256["train"]:
         raise UserError(f"{path} was trained on a different corpus from {corpus.folder}: give another run_dir")
     if type(content.get("step")) is int and content["step"] > max_iters:
-        raise UserError(f"{path} is beyond train.max_iters {max_iters}: raise it")
+        advice = f"raise it to at least {content['step']}, or use another run_dir"
+        raise UserError(f"{path} is beyond train.max_iters {max_iters}: {advice}")
     try:
         trainer.state.load_state_dict(content)
     except UserError as error:
