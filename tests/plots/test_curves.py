@@ -123,6 +123,7 @@ def test_several_runs_have_one_colour_each_and_a_legend_above_the_panels(tmp_pat
         assert box.y0 >= panels["step"].get_window_extent().y1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 40, 5000, 200_000])
 def test_tick_labels_are_plain_and_do_not_overlap(tmp_path: Path, figure: Figure, steps: int) -> None:
     every = max(1, steps // 100)
