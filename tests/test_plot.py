@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import verb
 
+pytestmark = pytest.mark.slow
+
 PLOTS = ["curves.png", "curves.svg", "attention.png", "attention.svg", "neighbours.png", "neighbours.svg"]
 PAGE = "report.html"
 
