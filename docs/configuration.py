@@ -6,7 +6,7 @@
 import re
 from pathlib import Path
 
-from mlm_dist.config_keys import default_of, describe_keys, describe_type, leaf_types
+from mlm_dist.config_help import default_of, describe_keys, describe_type, leaf_types
 
 PAGE = Path(__file__).with_name("configuration.md")
 TABLE = re.compile(r"(?<=<!-- keys -->\n).*(?=<!-- end of keys -->)", re.DOTALL)

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Config", "Run", "__version__", "load", "prepare", "read_config", "train"]
 CALLABLE_MODULES = {"prepare", "train"}
-ELSEWHERE = {"Config": "mlm_dist.config", "read_config": "mlm_dist.config_reading"}
+MODULES = {"Config": "mlm_dist.config", "read_config": "mlm_dist.config_reading"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used when it is used, so that `import mlm_dist` waits for nothing."""
+    """Import each public name on its first use, so that `import mlm_dist` is fast."""
     if name not in __all__:
         raise AttributeError(f"module 'mlm_dist' has no attribute '{name}'")
     if name in CALLABLE_MODULES:
         return importlib.import_module(f"mlm_dist.{name}")
-    return getattr(importlib.import_module(ELSEWHERE.get(name, "mlm_dist.api")), name)
+    return getattr(importlib.import_module(MODULES.get(name, "mlm_dist.api")), name)

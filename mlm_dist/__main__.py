@@ -4,8 +4,8 @@ import difflib
 import importlib
 import sys
 
-from mlm_dist.command_line import run_verb
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
 
 COMMANDS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mlm_dist.config import Config
-from mlm_dist.errors import UserError
+from mlm_dist.errors import UserError, refuse_single
 from mlm_dist.fault_points import reached
 from mlm_dist.output import warn
 from mlm_dist.training.stopping import StopRequest
@@ -66,13 +66,16 @@ def prepare(
         mirror: URL to download them from.
 
     Raises:
-        UserError: a value is out of bounds, a text cannot be read or downloaded, or `out` exists or cannot be written.
+        UserError: a value is out of bounds, `paths` or `val` is not a list, a text cannot be read or downloaded, or
+            `out` exists or cannot be written.
     """
     from mlm_dist.data.preparation import prepare_corpus  # noqa: PLC0415
     from mlm_dist.data.splitting import hold_out  # noqa: PLC0415
     from mlm_dist.data.texts import find_documents  # noqa: PLC0415
     from mlm_dist.files import refuse_existing  # noqa: PLC0415
 
+    refuse_single("paths", paths, "path")
+    refuse_single("val", val, "path")
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: it must be at least 0 and below 1")
     if not paths and not gutenberg:
@@ -137,7 +140,7 @@ class Run:
 
 
 def train(config: Config) -> Run:
-    """Train, or resume the run in `config.run_dir`. `mlm_dist.train(config)` is the same.
+    """Train, or resume the run in `config.run_dir`. Also available as `mlm_dist.train`.
 
     Returns at the end of the run, or after a stop request: then the run directory has a file STOPPED.
 
@@ -145,24 +148,28 @@ def train(config: Config) -> Run:
         UserError: the config, the corpus or the run directory is wrong, or memory or disk space is too small.
         RunError: the run cannot continue.
     """
+    if not isinstance(config, Config):
+        raise UserError("train needs a Config: mlm_dist.read_config makes one of a file, or of the name of a config")
     config.check_world_size(int(os.environ.get("WORLD_SIZE", "1")))
     with StopRequest(config.train.time_limit) as stop, deterministic() if config.debug else nullcontext():
         # Imported here, so that a signal during the import of torch is a stop request too.
         from mlm_dist.training.job import run_job  # noqa: PLC0415
 
-        return Run(Path(config.run_dir), run_job(config, stop, draw))
+        return Run(Path(config.run_dir), run_job(config, stop, plot_curves))
 
 
-def draw(run_dir: "RunDir") -> None:
-    """Plot the curves of a run. A failed write is only a warning."""
-    from mlm_dist.plots.curves import draw_curves  # noqa: PLC0415
+def plot_curves(run_dir: "RunDir") -> None:
+    """Plot the curves of a run. Failure is only a warning: the run is finished."""
+    from mlm_dist.plots.curves import save_curves  # noqa: PLC0415
 
     try:
         reached("plot begins")
-        draw_curves(run_dir.metrics, run_dir.curves)
+        save_curves(run_dir.metrics, run_dir.curves)
         reached("plotted")
     except OSError as error:
         warn(f"{run_dir.curves} cannot be written ({error.strerror}); `python -m mlm_dist.plot` plots it again")
+    except UserError as error:
+        warn(f"{run_dir.curves} is not plotted: {error}")
 
 
 @contextmanager

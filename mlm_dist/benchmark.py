@@ -6,9 +6,10 @@ import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
 
-from mlm_dist.command_line import OneLineParser, named_path, run_verb
+from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_log
 
 ROWS_ON_A_CPU = 64

@@ -32,7 +32,7 @@ ProperFraction = Annotated[float, Ge(0), Lt(1)]
 Rate = Annotated[float, Gt(0), Lt(1)]
 Text = Annotated[str, MinLen(1)]
 
-MOST_HEADS = 1 << 16  # in a suggestion
+MOST_HEADS = 1 << 16  # that an error message suggests
 YEAR = 365 * 24 * 60  # in minutes
 SAMPLE = "sample"
 """The value of `data.path` for the sample text of the package."""
@@ -105,7 +105,7 @@ class ModelConfig:
             ValueError: `vocab_size` is null: call `Config.with_vocab_size` first.
         """
         if self.vocab_size is None:
-            raise ValueError("model.vocab_size is null: Config.with_vocab_size puts the size of a corpus in its place")
+            raise ValueError("model.vocab_size is null: set it with Config.with_vocab_size")
         return self.vocab_size
 
 
@@ -128,14 +128,14 @@ class MaskingConfig:
 
     @model_validator(mode="after")
     def check_range(self) -> Self:
-        """Refuse a range that is empty or cannot go with other values."""
+        """Refuse a range that is empty or cannot be combined with other values."""
         if self.mask_prob_range is None:
             return self
         low, high = self.mask_prob_range
         if low >= high:
             raise ValueError(f"masking.mask_prob_range is [{low}, {high}]: LOW must be below HIGH")
         if self.mask_prob_end is not None:
-            raise ValueError("masking.mask_prob_end and masking.mask_prob_range exclude each other: remove one of them")
+            raise ValueError("masking.mask_prob_end and masking.mask_prob_range cannot be combined: remove one of them")
         if self.replacement != "mask":
             raise ValueError(
                 "masking.mask_prob_range needs masking.replacement mask: its loss weights assume that every predicted "
@@ -145,7 +145,7 @@ class MaskingConfig:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether each row samples its mask rate, and has a loss weight."""
+        """Whether each row samples its mask rate, with the inverse as its loss weight."""
         return self.mask_prob_range is not None
 
     @property
@@ -197,7 +197,7 @@ class TrainConfig:
     max_iters: PositiveInt = 5000
     """Optimizer steps."""
     log_interval: PositiveInt = 10
-    """Steps between two training lines of metrics.jsonl."""
+    """Steps between two training events of metrics.jsonl."""
     eval_interval: NonNegativeInt = 250
     """Steps between two evaluations on the validation split. 0: never."""
     eval_rows: PositiveInt = 1024
@@ -237,7 +237,7 @@ class Config:
     seed: Annotated[int, Ge(0), Lt(1 << 64)] = 1337
     """Seed of the initial parameters, the order of the rows and the masks."""
     run_dir: Text = "runs/novels"
-    """Folder of the run. The same command continues the run that it finds there."""
+    """Run directory. The same command continues the run that it finds there."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: on a GPU if there is one, else on the CPU."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -245,7 +245,7 @@ class Config:
     Parameters and optimizer state are always fp32."""
     report_to: Annotated[list[Text], BeforeValidator(split_names)] = field(default_factory=list)
     """Experiment trackers that show the metrics of the run, in addition to metrics.jsonl: `tensorboard`, `wandb`,
-    `mlflow`. A list, or names with commas between them."""
+    `mlflow`. A list, or names separated by commas."""
     debug: bool = False
     """One process, deterministic algorithms, every operation checked for NaN. Slow."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -281,10 +281,10 @@ class Config:
         """Raise `UserError` if the global batch cannot be split evenly over this many ranks."""
         batch_size, micro = self.train.batch_size, self.train.micro_batch_size
         if self.debug and world_size > 1:
-            raise UserError(f"debug: true is for one process, and {world_size} were started: leave torchrun away")
+            raise UserError(f"debug: true is for one process, but {world_size} were started: run it without torchrun")
         if batch_size % world_size:
             raise UserError(
-                f"train.batch_size {batch_size} cannot be shared by {world_size} processes: make it a multiple of "
+                f"train.batch_size {batch_size} cannot be split over {world_size} processes: make it a multiple of "
                 f"{world_size} (it counts the rows of a step over all processes)"
             )
         if micro and batch_size % (world_size * micro):

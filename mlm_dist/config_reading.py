@@ -13,7 +13,7 @@ import pydantic
 import yaml
 
 from mlm_dist.config import Config
-from mlm_dist.config_keys import (
+from mlm_dist.config_help import (
     LARGEST_NUMBER,
     describe_type,
     explain_key,
@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 LARGEST_CONFIG = 1 << 16  # bytes; the YAML parser takes seconds per megabyte
 FLAG = "--"
+CONFIGS = resources.files("mlm_dist") / "configs"
 
 # Part of the YAML parser's message -> the usual cause and what to do.
 YAML_HINTS = {
@@ -48,7 +49,7 @@ class Setting(typing.NamedTuple):
     Attributes:
         key: the dotted key.
         value: as YAML parses it.
-        source: what stands before the key in messages: `--`, or the name of a file.
+        source: what precedes the key in messages: `--`, `FILE: `, or nothing.
     """
 
     key: str
@@ -108,9 +109,13 @@ def read_config(path: str | PathLike[str], overrides: Mapping[str, object] | Non
 
 def package_config(name: str) -> Path:
     """The path of the config of this name: a file, or else a config that comes with the package."""
-    folder = resources.files("mlm_dist") / "configs"
-    packaged = Path(str(folder / f"{name}.yaml"))
+    packaged = Path(str(CONFIGS / f"{name}.yaml"))
     return packaged if packaged.is_file() and not Path(name).is_file() else Path(name)
+
+
+def package_config_names() -> list[str]:
+    """The names of the configs that come with the package."""
+    return sorted(Path(file.name).stem for file in CONFIGS.iterdir() if file.name.endswith(".yaml"))
 
 
 # Reading
@@ -122,12 +127,13 @@ def read_arguments(arguments: list[str], problems: Problems) -> Iterator[Setting
     for argument in remaining:
         key, equals, text = argument.removeprefix(FLAG).partition("=")
         if not argument.startswith(FLAG) or not key:
-            problems.append(f"{argument}: unexpected argument; write --key VALUE")
+            problems.append(f"{argument}: unexpected argument; write --KEY VALUE, and a list as --KEY '[0, 1]'")
             continue
         if not equals:
             text = next(remaining, FLAG)
             if text.startswith(FLAG):
-                problems.append(f"--{key}: a value is missing after it")
+                is_known = key == "config" or key in leaf_types()
+                problems.append(f"--{key}: a value is missing after it" if is_known else f"--{key}{explain_key(key)}")
                 remaining = iter([*([text] if text != FLAG else []), *remaining])
                 continue
         if key == "config":
@@ -150,10 +156,13 @@ def read_file(path: Path, problems: Problems) -> Iterator[Setting]:
     """The settings of a config file."""
     try:
         content = yaml.load(read_text(path, largest=LARGEST_CONFIG), Loader=StrictLoader)
+    except FileNotFoundError:
+        names = ", ".join(package_config_names())
+        problems.append(f"--config {path}: there is no such file; the configs that come with the package are {names}")
     except OSError as error:
         problems.append(f"--config {path}: {error.strerror}")
     except UnicodeDecodeError as error:
-        problems.append(f"--config {path}: not UTF-8 at byte {error.start}")
+        problems.append(f"--config {path}: not UTF-8 at byte {error.start}; save it as UTF-8")
     except yaml.MarkedYAMLError as error:
         problems.append(f"--config {path}{explain_yaml(error)}")
     except RecursionError:
@@ -185,7 +194,7 @@ def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, ob
 
 
 def current_spelling(setting: Setting) -> list[Setting]:
-    """The settings that a setting of an earlier version stands for."""
+    """Translate a setting of an earlier version into current settings."""
     key, value, source = setting
     if key == "masking.mask_prob" and is_mapping(value) and value.keys() == {"from", "to"}:
         return [Setting(key, value["from"], source), Setting(f"{key}_end", value["to"], source)]
@@ -213,7 +222,7 @@ class StrictLoader(yaml.SafeLoader):
         """Build a dict from a mapping node.
 
         Raises:
-            yaml.YAMLError: it has the same key twice, of which `safe_load` would keep one.
+            yaml.YAMLError: it has the same key twice. `safe_load` would keep only one of them.
         """
         seen: set[str] = set()
         for key, _ in node.value:

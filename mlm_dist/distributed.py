@@ -118,7 +118,7 @@ class Processes:
         content = pickle.dumps(value)
         chunks = [content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES)]
         for index, chunk in enumerate(chunks):
-            self._store.set(f"{key}, rank {self.rank}, chunk {index}", chunk)  # type: ignore[arg-type] # bytes do too
+            self._store.set(f"{key}, rank {self.rank}, chunk {index}", chunk)  # type: ignore[arg-type] # it accepts bytes
         self._store.set(f"{key}, rank {self.rank}", str(len(chunks)))
         keys = [f"{key}, rank {rank}" for rank in range(self.world_size)]
         while not self._store.check(keys):

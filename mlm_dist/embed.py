@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mlm_dist.command_line import add_device, named_path, read_lines, run_parser, run_verb
+from mlm_dist.arguments import add_device, named_path, read_lines, run_parser
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_log
 
 

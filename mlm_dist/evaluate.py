@@ -5,17 +5,18 @@ import math
 from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import add_device, named_path, read_lines, run_parser, run_verb
+from mlm_dist.arguments import add_device, named_path, read_lines, run_parser
 from mlm_dist.config import MaskingConfig
 from mlm_dist.config_reading import FLAG, Problems, Setting, validate
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
 
 if TYPE_CHECKING:
     from mlm_dist.evaluation import Evaluation
 
 
-def describe_arguments() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = run_parser(
         "evaluate",
@@ -70,7 +71,7 @@ def describe_arguments() -> ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     """Print loss and accuracy, or the score of each line."""
-    given = describe_arguments().parse_args(arguments)
+    given = build_parser().parse_args(arguments)
     if given.batch_size < 1:
         raise UserError(f"--batch_size is {given.batch_size}: it must be at least 1")
     if given.lines is not None and given.data is not None:
@@ -85,7 +86,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.evaluation import evaluate_text  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
-    from mlm_dist.inference.scoring import score_together  # noqa: PLC0415
+    from mlm_dist.inference.scoring import score_on_all_ranks  # noqa: PLC0415
 
     processes = Processes(given.device)
     with processes.raise_on_all_ranks():
@@ -93,7 +94,7 @@ def main(arguments: list[str]) -> None:
     with processes.report_missing_ranks("run the command again"):
         if given.lines is not None:
             lines = processes.on_rank_zero(lambda: read_lines(str(given.lines)))
-            scores = score_together(lambda texts: model.score(texts, given.within_word), lines, processes)
+            scores = score_on_all_ranks(lambda texts: model.score(texts, given.within_word), lines, processes)
             report = [
                 json.dumps({"text": line} | score._asdict(), ensure_ascii=False)
                 if given.json

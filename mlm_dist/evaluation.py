@@ -1,4 +1,4 @@
-"""Masked evaluation, during training and afterwards, on fixed rows with fixed masks, which the ranks share."""
+"""Masked evaluation, during training and afterwards, on fixed rows with fixed masks, split over the ranks."""
 
 import dataclasses
 import itertools
@@ -153,7 +153,7 @@ def evaluate_text(
     batch_size: int,
     masking: MaskingConfig | None = None,
 ) -> Evaluation:
-    """Evaluate a trained model on a whole text, in fp32, with the rows shared by the ranks.
+    """Evaluate a trained model on a whole text, in fp32, with its rows split over the ranks.
 
     The loss may differ slightly from that of a run in bf16 on `train.eval_rows`.
 
@@ -169,7 +169,7 @@ def evaluate_text(
             negative log-likelihood of the text, in nats per token.
 
     Raises:
-        UserError: there is no such corpus or text, it is too short, or the corpus has another tokenizer than the run.
+        UserError: there is no such corpus or text, it is too short, or the corpus has a different tokenizer.
     """
     with processes.raise_on_all_ranks():
         tokens = find_tokens(config, tokenizer, path, "once" if processes.is_local_rank_zero else "never")
@@ -192,7 +192,7 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
         raise UserError(f"the corpus of the run: {error}; or give another corpus or text with --data") from error
     corpus = Corpus.open(folder, verify)
     if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
-        raise UserError(f"{folder} was prepared with another tokenizer than the run: give the text itself")
+        raise UserError(f"{folder} was prepared with a different tokenizer: give the text itself")
     if not len(corpus.val):
         raise UserError(f"{folder} has no validation tokens: give a text, or a corpus with validation tokens")
     # Training drops a last row that is too short, and the results should be the same.
@@ -220,8 +220,8 @@ def text_batches(
     parts = [(tokens[: count * length].reshape(count, length), range(count)[processes.rank :: processes.world_size])]
     if rest and count % processes.world_size == processes.rank:
         parts.append((tokens[None, count * length :], range(1)))
-    for matrix, share in parts:
-        rows = np.array(share, dtype=np.int64)
+    for matrix, indices in parts:
+        rows = np.array(indices, dtype=np.int64)
         masker = Masker.from_config(config, matrix.shape[1], tokenizer, SEED, max(1, len(matrix)), processes.device)
         yield from masked_batches(matrix, rows, rows, masker, batch_size, config.train.max_iters)
 
@@ -237,7 +237,7 @@ def masked_batches(
         batch_indices: (N,) the stratum of each row's sampled mask rate.
         masker: masks rows of T tokens.
         batch_size: rows per batch.
-        last_step: the last step of a mask-rate schedule, whose mask rate is used.
+        last_step: the end of a mask-rate schedule. The mask rate is the one of this step.
     """
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)

@@ -1,6 +1,7 @@
 """Export a trained model to transformers: `python -m mlm_dist.export --run RUN_DIR --out DIR`."""
 
-from mlm_dist.command_line import named_path, run_parser, run_verb
+from mlm_dist.arguments import named_path, run_parser
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_log
 
 

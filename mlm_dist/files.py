@@ -122,7 +122,7 @@ def parse_json(text: str) -> Any:
 
 @contextmanager
 def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
-    """Open a temporary file that is flushed to disk and renamed to `path` when the block succeeds, and else deleted.
+    """Open a temporary file that is flushed to disk and renamed to `path` if the block succeeds, otherwise deleted.
 
     Args:
         path: the file to replace.
@@ -146,15 +146,15 @@ def replacing(path: Path, shared: bool = False) -> Iterator[IO[bytes]]:
 def refuse_existing(out: Path) -> None:
     """Raise a `UserError` if the path of a new folder exists."""
     if out.exists():
-        raise UserError(f"{out} already exists: delete it or choose another folder")
+        raise UserError(f"{out} already exists: choose another path, or delete it first")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that is renamed to `out` when the block succeeds, and else deleted.
+    """A folder beside `out` that is renamed to `out` if the block succeeds, otherwise deleted.
 
     Raises:
-        UserError: `out` exists, or an `OSError` occurred in the block or in the renaming.
+        UserError: `out` exists or cannot be written, or an `OSError` occurs in the block.
     """
     partial = out.absolute().with_name(f".{out.absolute().name}.partial-{secrets.token_hex(4)}")
     try:
@@ -163,6 +163,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield partial
         partial.rename(out)
     except OSError as error:
+        if error.filename and not Path(error.filename).absolute().is_relative_to(partial.parent):
+            raise UserError(f"{error.filename}: {error.strerror}") from error
         raise UserError(f"{out}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

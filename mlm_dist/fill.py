@@ -3,8 +3,9 @@
 import json
 import sys
 
-from mlm_dist.command_line import add_device, read_lines, run_parser, run_verb
+from mlm_dist.arguments import add_device, read_lines, run_parser
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
 
 
@@ -14,8 +15,8 @@ def main(arguments: list[str]) -> None:
         "fill",
         "Predict masked tokens: print candidates for each mask while the others stay masked, and, for a text with "
         "several masks, the text with all of them filled, the most confident prediction first. [MASK] is one token, "
-        "[MASK*3] a word of three tokens. A text may be longer than the context window: each mask is predicted from a "
-        "window around it.",
+        "[MASK*3] a word or phrase of three. A text may be longer than the context window: each mask is predicted from "
+        "a window around it.",
         '--run runs/novels "Call me [MASK]. Some [MASK] ago"',
     )
     parser.add_argument(

@@ -7,14 +7,15 @@ import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 
-from mlm_dist.command_line import add_device, run_parser, run_verb
+from mlm_dist.arguments import add_device, run_parser
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.inference.request import Request
 from mlm_dist.output import print_result
 
 SEPARATOR = "---"
 
 
-def describe_arguments() -> ArgumentParser:
+def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = run_parser(
         "generate",
@@ -25,7 +26,10 @@ def describe_arguments() -> ArgumentParser:
     )
     parser.add_argument("text", nargs="?", default="", metavar="TEXT", help="prompt, or text with gaps")
     parser.add_argument(
-        "--length", type=int, metavar="N", help="tokens after a text without gaps (default: up to the context window)"
+        "--length",
+        type=int,
+        metavar="N",
+        help="tokens after a text without gaps (default: the size of the context window)",
     )
     parser.add_argument("--samples", type=int, default=1, metavar="N", help="texts to generate (default: %(default)s)")
     parser.add_argument(
@@ -73,7 +77,7 @@ def describe_arguments() -> ArgumentParser:
 
 def main(arguments: list[str]) -> None:
     """Print generated text."""
-    given = vars(describe_arguments().parse_args(arguments))
+    given = vars(build_parser().parse_args(arguments))
     run, device, watched, as_json = (given.pop(name) for name in ("run", "device", "watch", "json"))
     Request(**given)  # checks the values before torch is imported
     from mlm_dist import load  # noqa: PLC0415

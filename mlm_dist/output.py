@@ -32,22 +32,22 @@ def print_log(line: str, stream: TextIO | None = None) -> None:
     """Print a line of a log, by default on stdout. Write errors (full disk, closed pipe) are ignored."""
     stream = stream or sys.stdout
     with contextlib.suppress(OSError):
-        print(encodable(without_controls(line), stream), file=stream, flush=True)
+        print(encodable(escape_controls(line), stream), file=stream, flush=True)
 
 
 def print_result(*texts: str, sep: str = "\n") -> None:
-    """Print the result of a command on stdout; on a terminal, without control characters."""
+    """Print the result of a command on stdout; on a terminal, with control characters escaped."""
     text = sep.join(texts)
-    print(encodable(without_controls(text) if sys.stdout.isatty() else text, sys.stdout), flush=True)
+    print(encodable(escape_controls(text) if sys.stdout.isatty() else text, sys.stdout), flush=True)
 
 
-def without_controls(text: str) -> str:
-    """The text with each control character escaped as in JSON, so that JSON stays valid."""
+def escape_controls(text: str) -> str:
+    """Escape each control character of a text as in JSON, so that JSON stays valid."""
     return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def encodable(text: str, stream: TextIO) -> str:
-    """The text with the characters escaped that the encoding of a stream lacks."""
+    """Escape the characters of a text that the encoding of a stream lacks."""
     encoding = stream.encoding or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
 

@@ -3,8 +3,9 @@
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import OneLineParser, add_device, named_path, run_verb
+from mlm_dist.arguments import OneLineParser, add_device, named_path
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def build_parser() -> ArgumentParser:
         type=named_path,
         required=True,
         metavar="RUN_DIR",
-        help="folders of training runs",
+        help="one or several run directories of `train`",
     )
     parser.add_argument(
         "--out", type=named_path, metavar="DIR", help="folder for the files (default for a single run: RUN_DIR/plots)"

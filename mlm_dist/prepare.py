@@ -4,10 +4,11 @@ import time
 from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
 
 from mlm_dist import api
+from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.callable_module import make_callable
-from mlm_dist.command_line import OneLineParser, named_path, run_verb
-from mlm_dist.data.splitting import describe_validation
+from mlm_dist.data.splitting import describe_validation, plural
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
 
 
@@ -107,7 +108,7 @@ def main(arguments: list[str]) -> None:
     )
     validation = f" ({describe_validation(manifest)})" if manifest.tokens["val"] else ""
     print_result(
-        f"{given.out}: {corpus.documents} documents, {manifest.tokens['train']:,} training tokens, "
+        f"{given.out}: {plural(corpus.documents)}, {manifest.tokens['train']:,} training tokens, "
         f"{manifest.tokens['val']:,} validation tokens{validation}, "
         f"vocabulary {manifest.vocab_size}{why_smaller} ({manifest.tokenizer}, with [MASK]), "
         f"{corpus.bytes / 1e6:.1f} MB in {seconds:.1f} s"

@@ -2,8 +2,8 @@
 
 from mlm_dist import api
 from mlm_dist.callable_module import make_callable
-from mlm_dist.command_line import run_verb
 from mlm_dist.config_reading import parse_config
+from mlm_dist.exit_codes import run_verb
 
 
 def main(arguments: list[str]) -> None:

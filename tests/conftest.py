@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from mlm_dist.command_line import run_verb
 from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import find_documents
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.training.stopping import SIGNALS
 
 REPOSITORY = Path(__file__).parent.parent

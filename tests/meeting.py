@@ -5,9 +5,9 @@ import time
 
 import torch
 
-from mlm_dist.command_line import run_verb
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError, UserError
+from mlm_dist.exit_codes import run_verb
 
 
 def long_work() -> str:

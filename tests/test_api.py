@@ -49,8 +49,22 @@ def test_a_config_of_the_package_is_read_by_name_and_overridden_by_key() -> None
     assert (config.run_dir, config.optim.lr, config.masking.mask_prob_range) == ("runs/debug", 1.0, [0.0, 1.0])
     with pytest.raises(UserError, match=r"optim\.lrr: unknown key; did you mean optim\.lr\?"):
         mlm_dist.read_config("debug", {"optim.lrr": 1})
-    with pytest.raises(UserError, match="--config debgu: No such file or directory"):
+    with pytest.raises(UserError, match=r"--config debgu: there is no such file; .* are bert_base_8gpu, debug, novels"):
         mlm_dist.read_config("debgu")
+
+
+def test_one_text_instead_of_a_list_is_an_error(corpus_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="paths is a single path: give a list of paths"):
+        mlm_dist.prepare(str(SAMPLE_TEXT), tmp_path / "corpus")
+    model = mlm_dist.train(tiny_config(corpus_folder, tmp_path / "run", **{"train.max_iters": 1})).load()
+    for function in (model.score, model.embed):
+        with pytest.raises(UserError, match="texts is a single text: give a list of texts"):
+            function("She went out.")
+
+
+def test_a_name_instead_of_a_config_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"train needs a Config: mlm_dist\.read_config makes one"):
+        mlm_dist.train("debug")  # type: ignore[arg-type]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -43,11 +43,11 @@ def test_the_benchmark_prints_tables_and_saves_json_and_a_plot(corpus_folder: Pa
     [
         (["--against", "nobody"], "invalid choice: 'nobody'"),
         (["--rounds", "0"], "--rounds is 0: it must be at least 1"),
-        (["--rows", "many"], "invalid int value: 'many'"),
+        (["--rows", "many"], "--rows is many: it must be a whole number"),
         (["--optim.lrr", "1"], "did you mean optim.lr?"),
         (["--data.path", "nowhere"], "there is no such corpus or text"),
         (["--out", "setup.cfg"], "--out setup.cfg: File exists"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: there is no such file"),
     ],
 )
 def test_a_user_error_is_reported_in_one_line(flags: list[str], message: str, tmp_path: Path) -> None:

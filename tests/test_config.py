@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from mlm_dist.config import Config, MaskingConfig, ModelConfig, TrainConfig
-from mlm_dist.config_keys import describe_type, leaf_types
+from mlm_dist.config_help import describe_type, leaf_types
 from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.errors import UserError
 from tests.conftest import flags
@@ -183,7 +183,7 @@ def test_any_other_mask_rate_is_refused(value, tmp_path):
             {"masking__replacement": "80/10/10"},
             "masking.mask_prob_range needs masking.replacement mask",
         ),
-        ({"masking__mask_prob_end": 0.1}, "masking.mask_prob_end and masking.mask_prob_range exclude each other"),
+        ({"masking__mask_prob_end": 0.1}, "masking.mask_prob_end and masking.mask_prob_range cannot be combined"),
         ({"masking__mask_prob_range": "[0.5, 0.5]"}, "masking.mask_prob_range is [0.5, 0.5]: LOW must be below HIGH"),
     ],
 )
@@ -259,7 +259,7 @@ def test_a_batch_that_cannot_be_split_evenly_is_refused(settings, ranks, parts):
 
 def test_debug_with_two_processes_is_refused():
     Config(debug=True).check_world_size(1)
-    with pytest.raises(UserError, match="debug: true is for one process, and 2 were started"):
+    with pytest.raises(UserError, match="debug: true is for one process, but 2 were started"):
         Config(debug=True).check_world_size(2)
 
 

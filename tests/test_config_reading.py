@@ -8,7 +8,7 @@ import pytest
 
 from mlm_dist import foreign_names
 from mlm_dist.config import Config
-from mlm_dist.config_keys import describe_keys, leaf_types
+from mlm_dist.config_help import describe_keys, leaf_types
 from mlm_dist.config_reading import parse_config, read_config
 from mlm_dist.errors import UserError
 
@@ -225,11 +225,11 @@ def test_a_mistake_in_a_file_and_the_file_are_named(content, parts, file):
 
 def test_a_file_that_is_not_utf_8_is_named_with_the_byte(file):
     file.write_bytes("run_dir: läufe\n".encode("latin-1"))
-    assert error_message("--config", file) == f"--config {file}: not UTF-8 at byte 10"
+    assert error_message("--config", file) == f"--config {file}: not UTF-8 at byte 10; save it as UTF-8"
 
 
 def test_a_missing_file_is_named(file):
-    assert error_message("--config", file) == f"--config {file}: No such file or directory"
+    assert error_message("--config", file).startswith(f"--config {file}: there is no such file; the configs that come")
     assert str(file) in error_message(f"--config={file}")
 
 

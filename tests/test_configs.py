@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mlm_dist.config import Config
-from mlm_dist.config_keys import leaf_types
+from mlm_dist.config_help import leaf_types
 from mlm_dist.config_reading import read_config
 from tests.conftest import REPOSITORY, start
 

@@ -45,6 +45,7 @@ def test_with_one_process_collectives_return_their_input(monkeypatch: pytest.Mon
         raise UserError("mine")
 
 
+@pytest.mark.slow
 def test_a_failed_collective_names_the_missing_ranks_and_gives_the_advice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -348,7 +348,7 @@ def test_a_run_of_an_earlier_version_resumes_and_is_compared_with_its_config(tra
         (checkpoint / "manifest.json").write_text(json.dumps({"step": step, "files": files}))
     assert_refused(train(model__heads=4), begun_run, "model.heads 2, not 4")
     replace_tokens(corpus_copy, "train")
-    assert_refused(train(data__path=corpus_copy), "step-00000030", "was trained on another corpus")
+    assert_refused(train(data__path=corpus_copy), "step-00000030", "was trained on a different corpus")
     assert train().returncode == 0
     (begun_run / "config.yaml").unlink()
     assert_refused(train(), begun_run, "restore config.yaml, or give another run_dir")

@@ -80,7 +80,7 @@ def test_scores_can_be_printed_as_json(run_dir: Path) -> None:
         (["--mask_prob", "15"], "error: --mask_prob is 15.0: it must be a number, above 0 and below 1"),
         (["--mask_prob_range", "1", "0"], "mask_prob_range is [1.0, 0.0]: LOW must be below HIGH"),
         (["--mask_prob_range", "0", "2"], "error: --mask_prob_range is [0.0, 2.0]: it must be a list of 2 values"),
-        (["--mask_prob", "much"], "error: argument --mask_prob: invalid float value: 'much'"),
+        (["--mask_prob", "much"], "error: --mask_prob is much: it must be a number"),
         (["--mask_prob", "0.3", "--mask_prob_range", "0", "1"], "--mask_prob and --mask_prob_range: give one of them"),
         (["--mask_prob", "0.3", "--lines", "-"], "--mask_prob and --lines: give one of them"),
         (["--mask_prob_range", "0", "1", "--lines", "-"], "--mask_prob_range and --lines: give one of them"),

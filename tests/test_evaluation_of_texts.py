@@ -36,7 +36,7 @@ def model(run_dir: Path) -> TrainedModel:
     return mlm_dist.load(run_dir, "cpu")
 
 
-def test_figures_on_the_corpus_of_the_run_equal_those_of_the_run(corpus_folder: Path, tmp_path: Path) -> None:
+def test_results_on_the_corpus_of_the_run_equal_those_of_the_run(corpus_folder: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     result = verb("train", *tiny_flags(corpus_folder, run_dir, train__max_iters=3, train__eval_rows=100_000))
     assert result.returncode == 0, result.stderr
@@ -47,13 +47,13 @@ def test_figures_on_the_corpus_of_the_run_equal_those_of_the_run(corpus_folder: 
     assert found.accuracy == last_event["val_accuracy"]
 
 
-def test_the_path_of_the_corpus_of_the_run_gives_the_same_figures(model: TrainedModel, corpus_folder: Path) -> None:
+def test_the_path_of_the_corpus_of_the_run_gives_the_same_results(model: TrainedModel, corpus_folder: Path) -> None:
     processes = Processes("cpu")
     assert evaluate(model, corpus_folder, processes, 64) == evaluate(model, None, processes, 64)
 
 
 @pytest.mark.parametrize("batch_size", [5, 33, 1000])
-def test_the_batch_size_does_not_change_the_figures(model: TrainedModel, batch_size: int) -> None:
+def test_the_batch_size_does_not_change_the_results(model: TrainedModel, batch_size: int) -> None:
     expected = evaluate(model, SAMPLE_TEXT, Processes("cpu"), 64)
     found = evaluate(model, SAMPLE_TEXT, Processes("cpu"), batch_size)
     assert found == pytest.approx(expected, rel=1e-6)
@@ -112,7 +112,7 @@ def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_pat
 def test_a_corpus_with_another_tokenizer_is_refused(model: TrainedModel, tmp_path: Path) -> None:
     other = tmp_path / "other"
     prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), other, "bpe", vocab_size=310)
-    with pytest.raises(UserError, match=r"other.*another tokenizer"):
+    with pytest.raises(UserError, match=r"other.*a different tokenizer"):
         find_tokens(model.config, model.tokenizer, other, "once")
 
 

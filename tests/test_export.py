@@ -46,7 +46,7 @@ def test_the_newest_checkpoint_of_an_unfinished_run_is_exported(run_dir: Path, t
         ("--run {run} --out taken", "taken already exists"),
         ("--run {run} --out file", "file already exists"),
         ("--run {run} --out file/out", "file/out: cannot be written: Not a directory"),
-        ("--run nowhere --out out", "nowhere is not a run directory: it contains no config.yaml"),
+        ("--run nowhere --out out", "nowhere is not a run directory: there is no such folder"),
         ("--run taken --out out", "taken is not a run directory"),
         ("--run begun --out out", "begun contains neither model.pth nor a checkpoint yet"),
         ("--run damaged --out out", "model.pth cannot be read as model parameters"),

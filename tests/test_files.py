@@ -62,6 +62,12 @@ def test_nothing_remains_of_a_folder_that_failed(tmp_path: Path, error: type[Bas
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_error_of_another_file_does_not_name_the_folder(tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "missing"
+    with pytest.raises(UserError, match=rf"^{other}: No such file"), new_folder(tmp_path / "here" / "out"):
+        other.read_bytes()
+
+
 def test_two_processes_may_replace_a_shared_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with replacing(path, shared=True) as one:

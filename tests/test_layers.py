@@ -1,8 +1,8 @@
 """Imports go only downward.
 
 Verbs -> mlm_dist -> api -> huggingface, benchmarks -> plots -> inference -> training -> evaluation, run ->
-model, data, distributed -> precision, config_reading, command_line -> config_keys -> config, files, foreign_names ->
-errors, fault_points, output.
+model, data, distributed -> precision, config_reading, arguments -> config_help -> config, exit_codes, files,
+foreign_names -> errors, fault_points, output.
 """
 
 import ast
@@ -17,9 +17,9 @@ from tests.conftest import REPOSITORY, start
 PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
     {"callable_module", "errors", "fault_points", "output", "version"},
-    {"config", "files", "foreign_names"},
-    {"config_keys"},
-    {"config_reading", "command_line", "precision"},
+    {"config", "exit_codes", "files", "foreign_names"},
+    {"config_help"},
+    {"config_reading", "arguments", "precision"},
     {"data", "model", "distributed"},
     {"evaluation", "run"},
     {"training"},

@@ -8,6 +8,8 @@ import pytest
 
 from tests.conftest import verb
 
+pytestmark = pytest.mark.slow
+
 PLOTS = ["curves.png", "curves.svg", "attention.png", "attention.svg", "neighbours.png", "neighbours.svg"]
 PAGE = "report.html"
 
@@ -66,8 +68,8 @@ def test_a_run_without_parameters_has_curves_and_a_report_that_gives_the_reason(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--run", "nowhere"], "nowhere is not a run directory: metrics.jsonl: No such file or directory"),
-        (["--run", "tests"], "tests is not a run directory: metrics.jsonl: No such file or directory"),
+        (["--run", "nowhere"], "nowhere is not a run directory: there is no such folder"),
+        (["--run", "tests"], "tests is not a run directory: it contains no metrics.jsonl"),
         (["--run", "RUN", "--attention", "a" * 400], "tokens, but the context window is 16: use a shorter text"),
         (["--run", "RUN", "--neighbours", "the", ""], "--neighbours: a word is empty"),
         (["--run", "RUN", "--fill", "no mask"], "the text contains no [MASK]: no mask"),

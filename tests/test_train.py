@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mlm_dist import fault_points
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.run.metrics import read_events
@@ -72,6 +73,20 @@ def test_a_run_whose_plot_cannot_be_written_is_done(corpus_folder: Path, tmp_pat
     assert messages_in(result.stderr) == [
         f"{run_dir}/plots/curves.png cannot be written (File exists); `python -m mlm_dist.plot` plots it again"
     ]
+
+
+def test_a_run_whose_metrics_cannot_be_read_at_the_end_is_done(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_unreadable(point: str) -> None:
+        if point == "plot begins":
+            (tmp_path / "run" / "metrics.jsonl").unlink()
+
+    monkeypatch.setattr(fault_points, "on_reached", make_unreadable)
+    result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", **SHORT))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "run" / "DONE").exists()
+    assert "plots/curves.png is not plotted: " in result.stderr
 
 
 @pytest.mark.multiprocess

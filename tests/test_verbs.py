@@ -81,7 +81,7 @@ def test_a_program_under_torchrun_trains_evaluates_and_trains_again(corpus_folde
         f"""
 import json
 from mlm_dist import evaluate, train
-from mlm_dist.command_line import run_verb
+from mlm_dist.exit_codes import run_verb
 
 def main(arguments):
     one, two = json.loads({json.dumps(json.dumps(calls))})

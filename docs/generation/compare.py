@@ -3,9 +3,10 @@
 import json
 from argparse import ArgumentParser
 
-from mlm_dist.command_line import OneLineParser, named_path, run_verb
+from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.files import new_folder, refuse_existing
 from mlm_dist.output import print_log
 from ngrams import NgramModel, Ngrams
@@ -33,7 +34,7 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--corpus", type=named_path, required=True, metavar="DIR", help="a prepared corpus")
     parser.add_argument(
-        "--runs", type=named_path, nargs="*", default=[], metavar="RUN_DIR", help="folders of training runs"
+        "--runs", type=named_path, nargs="*", default=[], metavar="RUN_DIR", help="directories of training runs"
     )
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="texts per set (default: %(default)s)")
     parser.add_argument("--length", type=int, default=64, metavar="N", help="tokens per text (default: %(default)s)")

@@ -5,9 +5,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlm_dist.command_line import OneLineParser, named_path, run_verb
+from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.files import refuse_existing
 from mlm_dist.output import print_log
 from passages import document_texts, documents

@@ -81,9 +81,9 @@ ENCODERS: dict[PeerName, type[nn.Module]] = {"naive": NaiveEncoder, "transformer
 
 def mask_with_global_generator(tokens: torch.Tensor, config: Config, mask_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and labels as the peers make them: tokens masked independently, 80/10/10, by the global generator."""
-    drawn = torch.rand(tokens.shape, device=tokens.device) < config.masking.mean_rate
-    labels = tokens.masked_fill(~drawn, IGNORED)
+    is_masked = torch.rand(tokens.shape, device=tokens.device) < config.masking.mean_rate
+    labels = tokens.masked_fill(~is_masked, IGNORED)
     uniform = torch.rand(tokens.shape, device=tokens.device)
-    inputs = tokens.masked_fill(drawn & (uniform < 0.8), mask_id)
+    inputs = tokens.masked_fill(is_masked & (uniform < 0.8), mask_id)
     random_tokens = torch.randint_like(tokens, config.model.entries)
-    return torch.where(drawn & (uniform >= 0.9), random_tokens, inputs), labels
+    return torch.where(is_masked & (uniform >= 0.9), random_tokens, inputs), labels

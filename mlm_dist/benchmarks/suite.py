@@ -157,7 +157,7 @@ def world_sizes(device: torch.device, batch_size: int) -> list[int]:
 
 
 def with_batch_size(config: Config, rows: int) -> Config:
-    """The config with another batch size and without gradient accumulation."""
+    """The config with this batch size and without gradient accumulation."""
     train = dataclasses.replace(config.train, batch_size=rows, micro_batch_size=None)
     return dataclasses.replace(config, train=train)
 

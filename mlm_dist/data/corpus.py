@@ -74,7 +74,7 @@ class Manifest:
         """Read `corpus.json`.
 
         Raises:
-            UserError: it is missing or damaged, or has another format version.
+            UserError: it is missing or damaged, or has an unknown format version.
         """
         path = folder / MANIFEST
         try:
@@ -97,7 +97,7 @@ class Manifest:
         except ValueError as error:
             raise UserError(f"{path}: not a corpus description ({error}); prepare the corpus again") from error
         except (KeyError, TypeError) as error:
-            reason = "a value is missing, unknown or of another type"
+            reason = "a value is missing, unknown or of the wrong type"
             raise UserError(f"{path}: not a corpus description ({reason}); prepare the corpus again") from error
         return manifest
 

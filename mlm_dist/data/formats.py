@@ -97,8 +97,8 @@ def refuse_content(path: Path, head: bytes, encoding: str) -> None:
             if codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
                 break
             raise UserError(
-                f"{path}: its byte order mark shows that it is {actual}, not {encoding}: set the encoding (prepare: "
-                f"--encoding {actual}, train: --data.encoding {actual})"
+                f"{path}: its byte order mark shows that it is {actual}, not {encoding}: convert it to UTF-8, or "
+                f"set its encoding (prepare: --encoding {actual}, train: --data.encoding {actual})"
             )
     if name := next((name for magic, name in MAGIC.items() if head.startswith(magic)), None):
         refuse(path, name)

@@ -112,7 +112,7 @@ class PoliteRetry(Retry):
         """Wait as long as the server requests; return whether it requested a wait.
 
         Raises:
-            requests.exceptions.RetryError: it requests longer than `LONGEST_WAIT`.
+            requests.exceptions.RetryError: it requests a wait longer than `LONGEST_WAIT`.
         """
         seconds = self.get_retry_after(response) or 0
         if seconds > LONGEST_WAIT:

@@ -1,8 +1,8 @@
 """The mask rate: which fraction of each row is masked. It is constant, scheduled over the run, or sampled for each row.
 
-Samples are stratified: each of the B rows of a global batch samples its rate from another one of B equal parts of the
-range. This removes most of the noise that comes from batches with more masked tokens than others (Kingma et al. 2021,
-arXiv 2107.00630, do the same with the times of a diffusion model).
+Samples are stratified: each of the B rows of a global batch samples its rate from a different one of B equal parts of
+the range. This removes most of the noise that comes from batches with more masked tokens than others (Kingma et al.
+2021, arXiv 2107.00630, do the same with the times of a diffusion model).
 """
 
 import math
@@ -38,7 +38,7 @@ class MaskRate:
         self.seed = seed
         self.last_step = max(1, max_iters - 1)
         # Neighbouring rows get distant parts of the range, so that the rows of one process or one micro-batch are
-        # spread over the range as well: multiples of a number near batch_size / golden ratio.
+        # spread over the range as well. Row i gets part i * stride, with a stride near batch_size / golden ratio.
         near = round(batch_size * 0.618)
         stride = next(
             n for n in sorted(range(batch_size + 1), key=lambda n: abs(n - near)) if math.gcd(n, batch_size) == 1

@@ -137,7 +137,7 @@ class Masker:
         block_size: tokens per row, T.
         tokenizer: of the rows.
         seed: of the run.
-        device: where batches are wanted.
+        device: of the batches.
 
     Attributes:
         slots: K, the largest number of masked tokens in a row.
@@ -163,9 +163,9 @@ class Masker:
         self.words = WordTable(tokenizer, device) if unit != "token" else None
         self.slots = int(self._max_masked_by_index().max())
         self.columns = torch.arange(block_size + 1, dtype=torch.int32, device=device) * GOLDEN
+        self.slot_indices = torch.arange(self.slots, device=device)
         # Computed once: a graph cannot contain the hash function of `derive_key`.
         self.span_key, self.replacement_key, self.token_key = map(derive_key, ("span", "replacement", "token"))
-        self.ranking = torch.arange(self.slots, device=device)
 
     @classmethod
     def from_config(
@@ -243,17 +243,17 @@ class Masker:
             rates: (B,) float64.
             maskable_count: (B, 1) int64, the number of maskable tokens, n.
         """
-        is_maskable = self.ranking < maskable_count  # (B, K)
+        is_maskable = self.slot_indices < maskable_count  # (B, K)
         if self.rate.is_sampled:
             masked_words = (rates * order.words - ROUNDING).ceil()  # (B,)
             word_index = (order.offset == 0).cumsum(1)  # (B, K), from 1
             weight = order.words / masked_words.clamp(min=1)
             return (word_index <= masked_words[:, None]) * is_maskable * weight[:, None]
-        start = self.ranking - order.offset
+        start = self.slot_indices - order.offset
         cut = rates[:, None] * maskable_count
         if self.unit == "span":
-            # In integer units of 2**-BITS tokens. The window starts less than one token before place 0 of the order;
-            # place n is place 0 again.
+            # In integer units of 2**-BITS tokens. The window starts less than one token before index 0 of the order;
+            # index n is index 0 again.
             starts_earlier = u * maskable_count & ((1 << BITS) - 1)
             into_window = (start.remainder(maskable_count.clamp(min=1)) << BITS) + starts_earlier
             return is_maskable & (into_window < (cut * (1 << BITS)).round())

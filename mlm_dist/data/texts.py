@@ -64,13 +64,17 @@ def find_documents(paths: list[Path], val_paths: Sequence[Path] = ()) -> list[Do
         val_paths: files and folders of the validation split.
 
     Raises:
-        UserError: a path does not exist, a given file is empty or of an unsupported format, or there is no text.
+        UserError: a path does not exist or cannot be read, a given file is empty or of an unsupported format, or there
+            is no text.
     """
     val_files = walk(val_paths)
     val_set = {file.resolve() for _, file in val_files}
     documents: dict[Path, Document] = {}
     for name, file in [*walk(paths), *val_files]:
-        size = file.stat().st_size
+        try:
+            size = file.stat().st_size
+        except OSError as error:  # deleted since the folder was listed
+            raise UserError(f"{file}: {error.strerror}") from error
         if size == 0:
             if file in paths or file in val_paths:
                 raise UserError(f"{file}: the file is empty")
@@ -129,7 +133,7 @@ def read_pieces(document: Document, encoding: str = "utf-8", piece_bytes: int = 
     space. The validation text starts at the first safe cut at or after `document.val_start`.
 
     Raises:
-        UserError: the file is not text in this encoding. The message names file and byte.
+        UserError: as `decode_blocks`.
     """
     split: Split = "val" if document.val_start == 0 else "train"
     kept = ""  # the text after the last piece, without a safe cut except at its end
@@ -153,7 +157,8 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
         The byte offset of each block, and its text.
 
     Raises:
-        UserError: there is no such encoding, or the file cannot be read or is not text in this encoding.
+        UserError: there is no such encoding, or the file cannot be read, has an unsupported format, or is not text in
+            this encoding. In the last case, the message names the byte.
     """
     try:
         "".encode(encoding)  # fails for codecs such as rot13, which are not text encodings
@@ -179,8 +184,8 @@ def decode_blocks(document: Document, encoding: str, block_bytes: int) -> Iterat
                     if isinstance(error, UnicodeDecodeError):
                         position, reason = position + error.start, error.reason
                     raise UserError(
-                        f"{document.path}: not {encoding} at byte {position} ({reason}); set the encoding of the "
-                        f"file (prepare: --encoding, train: --data.encoding)"
+                        f"{document.path}: not {encoding} at byte {position} ({reason}); convert it to UTF-8, or set "
+                        f"its encoding (prepare: --encoding, train: --data.encoding)"
                     ) from error
                 if text and not has_begun:
                     text, has_begun = text.removeprefix("\ufeff"), True

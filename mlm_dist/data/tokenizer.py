@@ -27,7 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 MASK = "[MASK]"
 SPECIAL_TOKENS = 2
 BYTES = 256
-LARGEST_GAP = 1 << 16  # upper bound on the number of ids without a token: tiktoken's encodings have up to 1000
+MAX_UNUSED_IDS = 1 << 16  # ids without a token; tiktoken's encodings have up to 1000
 SIGNAL_CHECK_SECONDS = 0.5
 
 # The pattern with which GPT-2 splits text into words before it merges (Radford et al. 2019, "Language Models are
@@ -138,7 +138,7 @@ class Tokenizer:
         except ValueError as error:
             raise UserError(f"{folder}: the tokenizer is damaged ({error}): {advice}") from error
         except (KeyError, TypeError, AttributeError) as error:
-            reason = f"a value in {ENCODING_FILE} is missing or has another type"
+            reason = f"a value in {ENCODING_FILE} is missing or has the wrong type"
             raise UserError(f"{folder}: the tokenizer is damaged ({reason}): {advice}") from error
 
     def save(self, folder: Path) -> None:
@@ -178,7 +178,7 @@ class Tokenizer:
 
     @cached_property
     def ids_without_text(self) -> list[int]:
-        """The ids of special tokens, and the ids that have no token, since some encodings have gaps."""
+        """The ids of special tokens, and the ids without a token, which some encodings have."""
         return sorted(set(range(self.vocab_size)) - set(self.ranks.values()))
 
     @property
@@ -229,7 +229,7 @@ def parse_ranks(content: bytes) -> dict[bytes, int]:
     """The ranks in a file of tiktoken's format: a token in base64 and its rank per line.
 
     Raises:
-        ValueError: the file has another format.
+        ValueError: the file has a different format.
     """
     try:
         return {base64.b64decode(token): int(rank) for token, rank in map(bytes.split, content.splitlines())}
@@ -253,7 +253,7 @@ def check_vocabulary(ranks: dict[bytes, int], special_tokens: dict[str, int]) ->
     ids = [*ranks.values(), *special_tokens.values()]
     if not {END_OF_TEXT, MASK} <= special_tokens.keys():
         raise ValueError(f"{END_OF_TEXT} or {MASK} is missing")
-    if not all(type(number) is int and 0 <= number < len(ids) + LARGEST_GAP for number in ids):
+    if not all(type(token) is int and 0 <= token < len(ids) + MAX_UNUSED_IDS for token in ids):
         raise ValueError("an id is negative, not an integer, or far beyond the number of tokens")
     if len(set(ids)) < len(ids):
         raise ValueError("two tokens have the same id")

@@ -46,7 +46,7 @@ def verify_tokens(
         "sha256": sha256,
         "vocab_size": vocab_size,
     }
-    if not always and read_record(record) == verified:
+    if not always and read_verification(record) == verified:
         return
     digest, largest = scan(tokens, path.name)
     if digest != sha256:
@@ -59,7 +59,7 @@ def verify_tokens(
             f"{path}: it contains the token id {largest}, but the largest id of the vocabulary is {vocab_size - 1}: "
             f"prepare the corpus again"
         )
-    write_record(record, verified)
+    write_verification(record, verified)
 
 
 def scan(tokens: npt.NDArray[np.unsignedinteger[Any]], name: str) -> tuple[str, int]:
@@ -86,14 +86,14 @@ def verification_record(path: Path) -> Path | None:
     return folder / f"{hashlib.sha256(str(path.resolve()).encode(errors='surrogateescape')).hexdigest()[:32]}.json"
 
 
-def read_record(record: Path | None) -> Any:
+def read_verification(record: Path | None) -> Any:
     """The recorded verification; None if there is none or it cannot be read."""
     with suppress(OSError, ValueError):
         return read_json(record) if record else None
     return None
 
 
-def write_record(record: Path | None, verified: dict[str, Any]) -> None:
+def write_verification(record: Path | None, verified: dict[str, Any]) -> None:
     """Record a verification. If this fails, the file is hashed again the next time."""
     with suppress(OSError):
         if record:

@@ -1,4 +1,4 @@
-"""Where words start in rows of token ids, by a table that is built once from the vocabulary of a byte-level BPE.
+"""Finds where words start in rows of token ids, with a table built once from the vocabulary of a byte-level BPE.
 
 A word is a run of letters, of digits or of other signs, with the space before it. This is how the tokenizers' own
 patterns split text, except that an apostrophe counts as a letter. In scripts without spaces between words, each token
@@ -30,7 +30,7 @@ SPLIT_APOSTROPHE = APOSTROPHES[1].encode()[:2], APOSTROPHES[1].encode()[2:]
 
 
 class WordTable:
-    """Tells where words start.
+    """Finds where words start.
 
     Args:
         tokenizer: whose ids the rows hold.

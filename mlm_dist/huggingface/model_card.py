@@ -69,12 +69,12 @@ def write_card(model: TrainedModel, name: str) -> str:
         corpus=corpus_name(model.config),
         version=__version__,
         block_size=model.config.model.block_size,
-        model=table(model_figures(model)),
-        training=table(training_figures(model)),
+        model=table(model_details(model)),
+        training=table(training_details(model)),
     )
 
 
-def model_figures(model: TrainedModel) -> dict[str, str]:
+def model_details(model: TrainedModel) -> dict[str, str]:
     """Table rows on the shape and size of the model."""
     shape, tokenizer = model.config.model, model.tokenizer
     return {
@@ -89,7 +89,7 @@ def model_figures(model: TrainedModel) -> dict[str, str]:
     }
 
 
-def training_figures(model: TrainedModel) -> dict[str, str]:
+def training_details(model: TrainedModel) -> dict[str, str]:
     """Table rows on the training: its corpus, length and settings, and the last evaluation of the run so far."""
     config, rows = model.config, model.config.train.batch_size
     masked = "always replaced by the mask token" if config.masking.replacement == "mask" else config.masking.replacement
@@ -103,7 +103,7 @@ def training_figures(model: TrainedModel) -> dict[str, str]:
         "optimizer": f"{config.optim.name}",
         "precision": str(read_machine(model.run_dir.machine).get("precision", "not recorded")),
         "seed": f"{config.seed}",
-        **evaluation_figures(last_evaluation(model), config.masking),
+        **evaluation_results(last_evaluation(model), config.masking),
     }
 
 
@@ -117,7 +117,7 @@ def describe(masking: MaskingConfig) -> str:
     return rate if masking.unit == "token" else f"{rate}, whole {masking.unit}s"
 
 
-def evaluation_figures(event: Event | None, masking: MaskingConfig) -> dict[str, str]:
+def evaluation_results(event: Event | None, masking: MaskingConfig) -> dict[str, str]:
     """Table rows on the results of an evaluation."""
     if event is None:
         return {"validation loss": "not measured"}
@@ -150,6 +150,6 @@ def corpus_name(config: Config) -> str:
     return Path(config.data.path).absolute().name
 
 
-def table(figures: dict[str, str]) -> str:
+def table(rows: dict[str, str]) -> str:
     """Format a Markdown table with two columns."""
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in figures.items())])
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -42,7 +42,7 @@ def convert_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
         raise UserError(f"{mismatch_message(tokenizer)}: {error}") from error
     converted = tokenizers.Tokenizer(
         models.BPE(
-            # Includes the special tokens, whose ids may have gaps. The library would give them consecutive ids.
+            # Includes the special tokens, whose ids may not be consecutive. The library would make them consecutive.
             vocab={to_characters(token): rank for token, rank in tokenizer.ranks.items()} | tokenizer.special_tokens,
             merges=[(to_characters(left), to_characters(right)) for left, right in find_merges(tokenizer.ranks)],
             ignore_merges=True,  # a word that is in the vocabulary is one token, as in tiktoken

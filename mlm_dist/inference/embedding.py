@@ -17,6 +17,9 @@ def embed(predictor: Predictor, texts: Sequence[str]) -> npt.NDArray[np.float32]
 
     Returns:
         (texts, C), one row per text.
+
+    Raises:
+        UserError: a text contains a lone surrogate.
     """
     sums = torch.zeros(len(texts), predictor.encoder.config.embedding_dim, dtype=torch.float64)
     counts = torch.zeros(len(texts), dtype=torch.float64)

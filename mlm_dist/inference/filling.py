@@ -1,4 +1,4 @@
-"""Filling masks: candidates for each mask, and all masks filled together."""
+"""Filling masks: candidates for each mask, and the text with all masks filled."""
 
 import math
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def fill(predictor: Predictor, text: str, top: int) -> Filling:
     positions = iter([position for position, token in enumerate(ids) if token == predictor.tokenizer.mask_id])
     words = [[next(positions) for _ in range(size)] for size in sizes]
     masks = [candidates(predictor, ids, word, top) for word in words]
-    filled, log_probability = fill_together(predictor, ids)
+    filled, log_probability = fill_all(predictor, ids)
     return Filling(masks, predictor.tokenizer.decode(filled), math.exp(log_probability))
 
 
@@ -82,18 +82,18 @@ def candidates(predictor: Predictor, ids: list[int], word: Sequence[int], top: i
     """
     beams = [(0.0, ids)]
     for position in word:
-        likely = log_probabilities(predictor, [(beam, position) for _, beam in beams])
-        sums = likely + torch.tensor([log_probability for log_probability, _ in beams])[:, None]
-        best = sums.flatten().topk(min(top, int(likely[0].isfinite().sum()) * len(beams)))
+        log_probs = log_probabilities(predictor, [(beam, position) for _, beam in beams])
+        sums = log_probs + torch.tensor([log_probability for log_probability, _ in beams])[:, None]
+        best = sums.flatten().topk(min(top, int(log_probs[0].isfinite().sum()) * len(beams)))
         beams = [
-            (value, replace(beams[index // likely.shape[1]][1], position, index % likely.shape[1]))
+            (value, replace(beams[index // log_probs.shape[1]][1], position, index % log_probs.shape[1]))
             for value, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
     decode = predictor.tokenizer.decode
     return [Candidate(decode(beam[position] for position in word), math.exp(value)) for value, beam in beams]
 
 
-def fill_together(predictor: Predictor, ids: list[int]) -> tuple[list[int], float]:
+def fill_all(predictor: Predictor, ids: list[int]) -> tuple[list[int], float]:
     """Fill all masks one after the other, the most confident prediction first, given the masks filled so far.
 
     Returns:

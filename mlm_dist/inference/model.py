@@ -12,7 +12,7 @@ import torch
 from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.errors import UserError
+from mlm_dist.errors import UserError, refuse_single
 from mlm_dist.inference.embedding import embed
 from mlm_dist.inference.filling import Filling, fill
 from mlm_dist.inference.generation import Generation, Watch, generate
@@ -29,7 +29,7 @@ from mlm_dist.run.checkpoint import (
     step_of,
 )
 from mlm_dist.run.record import differences
-from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.run_dir import RunDir, not_a_run_directory
 
 
 class TrainedModel:
@@ -55,7 +55,7 @@ class TrainedModel:
     def __init__(self, path: Path, device: torch.device) -> None:
         self.run_dir = run_dir = RunDir(path)
         if not run_dir.config.exists():
-            raise UserError(f"{path} is not a run directory: it contains no {run_dir.config.name}")
+            raise not_a_run_directory(path, run_dir.config.name)
         self.device = device
         self.config = read_config(run_dir.config)
         if self.config.model.vocab_size is None:
@@ -79,7 +79,7 @@ class TrainedModel:
         self._predictor = Predictor(self.encoder, self.tokenizer, device)
 
     def fill(self, text: str, top: int = 5) -> Filling:
-        """Fill the masks of a text: list candidates for each mask, and fill all masks together.
+        """Fill the masks of a text: list candidates for each mask, and fill all masks.
 
         Args:
             text: a text of any length with one or more masks: `[MASK]` for one token, `[MASK*n]` for a word of n
@@ -155,7 +155,11 @@ class TrainedModel:
 
         Returns:
             One `Score` per text: its `log_likelihood`, and its number of `tokens`.
+
+        Raises:
+            UserError: `texts` is a single text, or a text contains a lone surrogate.
         """
+        refuse_single("texts", texts, "text")
         return score(self._predictor, texts, within_word)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -163,15 +167,19 @@ class TrainedModel:
 
         Returns:
             (texts, embedding_dim), one row per text.
+
+        Raises:
+            UserError: `texts` is a single text, or a text contains a lone surrogate.
         """
+        refuse_single("texts", texts, "text")
         return embed(self._predictor, texts)
 
 
 def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
     """Compare config.yaml and the tokenizer of a run with the record in its newest checkpoint that has a record.
 
-    The parameters could be loaded with another number of heads or other tokens too, and the predictions would be wrong
-    without an error.
+    Without this check, the parameters could be loaded with a different number of heads or different tokens, and
+    the predictions would be wrong without an error.
 
     Raises:
         UserError: they differ.
@@ -208,6 +216,7 @@ def load_parameters(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], in
         raise UserError(f"{run_dir.model}: {error.strerror}") from error
     except ValueError as error:
         raise UserError(
-            f"{run_dir.model} cannot be read as model parameters: it is damaged, or another program wrote it"
+            f"{run_dir.model} cannot be read as model parameters: it is damaged, or another program wrote it; "
+            "restore a copy, or move it away to use the newest checkpoint"
         ) from error
     return parameters, config.train.max_iters if run_dir.done.exists() else None

@@ -39,15 +39,15 @@ class Predictor:
         """The largest number of tokens that the model reads at once."""
         return self.encoder.config.block_size
 
-    def window(self, length: int, index: int) -> Window:
-        """The window of a sequence around the token at `index`, centred on it unless an end of the sequence is near."""
-        start = max(0, min(index - self.block_size // 2, length - self.block_size))
+    def window(self, length: int, position: int) -> Window:
+        """The window of a sequence around a position, centred on it unless an end of the sequence is near."""
+        start = max(0, min(position - self.block_size // 2, length - self.block_size))
         return Window(start, min(length, start + self.block_size))
 
     def in_batches(self, rows: Iterable[tuple[Key, Sequence[int]]]) -> Iterator[tuple[list[Key], torch.Tensor]]:
         """Group rows of token ids by length into batches, since the model does not support padding.
 
-        Few rows are held at a time.
+        Fewer than `MAX_BATCH_SIZE` rows of each length are held back.
 
         Args:
             rows: each row has a key that identifies it, and 1 to `block_size` token ids.

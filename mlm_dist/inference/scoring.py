@@ -40,6 +40,9 @@ def score(predictor: Predictor, texts: Sequence[str], within_word: bool) -> list
             around it.
         within_word: with each token, also mask the tokens after it in the same word, so that the subwords of a rare
             word do not reveal each other (Kauf and Ivanova 2023, arXiv 2305.10588).
+
+    Raises:
+        UserError: a text contains a lone surrogate.
     """
     sums = torch.zeros(len(texts), dtype=torch.float64)
     words = [predictor.tokenizer.encode_words(text) for text in texts]
@@ -53,10 +56,10 @@ def score(predictor: Predictor, texts: Sequence[str], within_word: bool) -> list
     return [Score(total, count) for total, count in zip(sums.tolist(), counts, strict=True)]
 
 
-def score_together(
+def score_on_all_ranks(
     score_texts: Callable[[Sequence[str]], list[Score]], texts: Sequence[str], processes: Processes
 ) -> list[Score]:
-    """Score texts on all ranks, each a part of them. Returns all scores on every rank."""
+    """Score a part of the texts on each rank, and return all scores on all ranks."""
     scores = [Score(0.0, 0)] * len(texts)
     for rank, part in enumerate(processes.all_gather(score_texts(texts[processes.rank :: processes.world_size]))):
         scores[rank :: processes.world_size] = part

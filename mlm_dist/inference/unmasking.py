@@ -77,15 +77,15 @@ def unmask(predictor: Predictor, request: Request, rows: Rows) -> Iterator[torch
         else:
             chosen = masked.nonzero()[:, 1].view(len(tokens), -1)
         states = predictor.encoder.encode(tokens, positions[chosen])
-        sampled, likely = sample(predictor, request, states, hashes.of("token").gather(1, chosen))
+        sampled, log_probs = sample(predictor, request, states, hashes.of("token").gather(1, chosen))
         if request.order == "confidence":
-            kept = likely.argsort(dim=1, descending=True, stable=True)[:, :to_unmask]
-            chosen, sampled, likely = chosen.gather(1, kept), sampled.gather(1, kept), likely.gather(1, kept)
+            kept = log_probs.argsort(dim=1, descending=True, stable=True)[:, :to_unmask]
+            chosen, sampled, log_probs = chosen.gather(1, kept), sampled.gather(1, kept), log_probs.gather(1, kept)
         again = lowest(hashes.of("again") if request.order == "random" else confidence, ~masked, to_remask)
         tokens = tokens.scatter(1, positions[again], predictor.tokenizer.mask_id)
         tokens = tokens.scatter(1, positions[chosen], sampled)
         masked = masked.scatter(1, again, True).scatter(1, chosen, False)
-        confidence = confidence.scatter(1, chosen, likely)
+        confidence = confidence.scatter(1, chosen, log_probs)
         yield tokens
 
 
@@ -124,28 +124,28 @@ def sample(
     parts = []
     for start in range(0, hashes.numel(), MAX_POSITIONS):
         part = slice(start, start + MAX_POSITIONS)
-        likely = predictor.log_probabilities(predictor.encoder.output(states.flatten(0, 1)[part]))
-        scores = likely if request.top_p == 1 else nucleus(likely, request.temperature, request.top_p)
+        log_probs = predictor.log_probabilities(predictor.encoder.output(states.flatten(0, 1)[part]))
+        scores = log_probs if request.top_p == 1 else nucleus(log_probs, request.temperature, request.top_p)
         if request.temperature > 0:
             scores = scores + request.temperature * gumbel(hash32(hashes.flatten()[part, None] + token_hashes))
         best = scores.argmax(1, keepdim=True)
-        parts.append((best, likely.gather(1, best)))
-    ids, log_probabilities = (torch.cat(columns).view(hashes.shape) for columns in zip(*parts, strict=True))
-    return ids, log_probabilities
+        parts.append((best, log_probs.gather(1, best)))
+    ids, log_probs = (torch.cat(columns).view(hashes.shape) for columns in zip(*parts, strict=True))
+    return ids, log_probs
 
 
-def nucleus(likely: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
+def nucleus(log_probs: torch.Tensor, temperature: float, top_p: float) -> torch.Tensor:
     """Set log-probabilities outside the nucleus to minus infinity: (P, V) -> (P, V).
 
     The nucleus is the smallest set of most likely tokens whose probabilities, after the temperature, add up to at least
     `top_p` (nucleus sampling; Holtzman et al. 2019, arXiv 1904.09751).
     """
     probabilities, ids = (
-        (likely / max(temperature, MIN_TEMPERATURE)).softmax(1).sort(dim=1, descending=True, stable=True)
+        (log_probs / max(temperature, MIN_TEMPERATURE)).softmax(1).sort(dim=1, descending=True, stable=True)
     )
     outside = probabilities.cumsum(1) - probabilities >= top_p
     outside[:, 0] = False  # the sum before it is 0, up to rounding
-    return likely.masked_fill(torch.zeros_like(outside).scatter(1, ids, outside), -torch.inf)
+    return log_probs.masked_fill(torch.zeros_like(outside).scatter(1, ids, outside), -torch.inf)
 
 
 def gumbel(hashes: torch.Tensor) -> torch.Tensor:

@@ -205,7 +205,7 @@ def as_encoder(model: MaskedModel, purpose: str) -> Encoder:
         purpose: what needs the `Encoder`, for the message.
 
     Raises:
-        UserError: it is another model.
+        UserError: it is not an `Encoder`.
     """
     if not isinstance(model, Encoder):
         raise UserError(f"{purpose} needs model.name encoder, but this run has {model.config.name}")

@@ -1,5 +1,7 @@
 """The loss: cross-entropy summed over the predicted tokens, each with its loss weight.
 
+Which tokens are predicted, and with which weight, is decided in data/masking.py.
+
 Logits are by far the largest tensors of a masked language model. They are computed for one chunk of predictions at a
 time and overwritten by their gradient at once, so that no logits are kept for the backward pass (as in the Liger
 kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009).
@@ -47,7 +49,7 @@ class MaskedLoss(nn.Module):
     ) -> torch.Tensor:
         """Sum of the weighted cross-entropy over all predictions, in nats.
 
-        It is not a mean, because the mean is over the masked tokens of the global batch, of which this may be a part.
+        It is not a mean, because the mean is over the masked tokens of the global batch, and this may be a part of it.
 
         Args:
             inputs: (B, T) token ids.

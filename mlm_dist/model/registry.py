@@ -20,7 +20,7 @@ def model_class(config: ModelConfig) -> type[MaskedModel]:
         UserError: `model.name` is not the name of a model.
     """
     if config.name not in MODELS:
-        raise UserError(f"model.name: {config.name} is not a model; the models are {', '.join(MODELS)}")
+        raise UserError(f"model.name: there is no model {config.name}: choose one of {', '.join(MODELS)}")
     return MODELS[config.name]
 
 
@@ -38,20 +38,27 @@ def check_parameters(parameters: Any, config: ModelConfig) -> None:
 
     Raises:
         UserError: `model.name` is not the name of a model.
-        ValueError: they belong to a model of another shape, or are not tensors of real numbers.
+        ValueError: they belong to a model of a different shape, or are not tensors of real numbers.
     """
     if not isinstance(parameters, dict) or not all(map(is_plain, parameters.values())):
         raise ValueError("they are not a mapping of names to tensors")
-    if config.blocks > len(parameters):  # this check also bounds the work below
-        raise ValueError(f"{len(parameters)} tensors are too few for {config.blocks} blocks")
     try:
-        with torch.device("meta"):
-            expected = build_model(config).state_dict()
+        # By formula for the default model, so that a config with too many blocks to build is refused at once.
+        count = model_class(config).count_parameters(config)
+        expected = state_on_meta(config) if count <= sum(map(torch.numel, parameters.values())) else None
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:  # sizes that no tensor can have
         raise ValueError("no model can have this shape") from error
+    if expected is None:
+        raise ValueError(f"a model of this shape has {count} parameters, which are more")
     shapes = {name: parameter.shape for name, parameter in parameters.items()}
     if shapes != {name: parameter.shape for name, parameter in expected.items()}:
-        raise ValueError("they have other names or shapes")
+        raise ValueError("their names or shapes are different")
+
+
+def state_on_meta(config: ModelConfig) -> dict[str, torch.Tensor]:
+    """The `state_dict` of a model, with tensors that have a shape but no memory."""
+    with torch.device("meta"):
+        return build_model(config).state_dict()
 
 
 def is_plain(value: Any) -> bool:

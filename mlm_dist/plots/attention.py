@@ -35,7 +35,7 @@ class Attention(NamedTuple):
 
 
 @torch.no_grad()
-def attend(model: TrainedModel, text: str) -> Attention:
+def compute_attention(model: TrainedModel, text: str) -> Attention:
     """Compute the attention maps of a text, which may contain masks.
 
     Raises:

@@ -45,12 +45,16 @@ class LineStyle(NamedTuple):
     dashes: Dashes
 
 
-def draw_curves(metrics: Path, file: Path) -> None:
+def save_curves(metrics: Path, file: Path) -> None:
     """Plot the curves of a run as a PNG.
 
     Args:
         metrics: a metrics.jsonl.
         file: to write; its folder is created.
+
+    Raises:
+        UserError: the metrics cannot be read, or have no events yet.
+        OSError: the file cannot be written.
     """
     history = read_history(metrics, metrics.parent.resolve().name)
     file.parent.mkdir(exist_ok=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from mlm_dist.inference.model import TrainedModel
-from mlm_dist.plots.attention import Attention, attend
+from mlm_dist.plots.attention import Attention, compute_attention
 from mlm_dist.plots.neighbours import Neighbourhood, find_neighbours
 from mlm_dist.plots.sentences import Sentence, fill_sentences
 
@@ -31,6 +31,6 @@ def compute_outputs(model: TrainedModel, text: str | None, words: Sequence[str],
     Raises:
         UserError: the model cannot process one of them.
     """
-    attention = attend(model, text) if text is not None else None
+    attention = compute_attention(model, text) if text is not None else None
     neighbourhoods = [find_neighbours(model, word) for word in words]
     return ModelOutputs(attention, neighbourhoods, fill_sentences(model, texts), note="")

@@ -31,7 +31,7 @@ class Neighbourhood(NamedTuple):
     """A word, the labels of its tokens, and the tokens nearest to it, nearest first."""
 
     word: str
-    pieces: list[str]
+    tokens: list[str]
     neighbours: list[Neighbour]
 
 
@@ -48,16 +48,16 @@ def find_neighbours(model: TrainedModel, word: str, count: int = NEIGHBOURS) -> 
     if not word.strip():
         raise UserError("--neighbours: a word is empty")
     tokenizer = model.tokenizer
-    pieces = tokenizer.encode(f" {word.strip()}").tolist()
+    ids = tokenizer.encode(f" {word.strip()}").tolist()
     embeddings = as_encoder(model.encoder, "--neighbours").token_embedding.weight[: tokenizer.vocab_size]
-    similarities = torch.cosine_similarity(embeddings[pieces].mean(0), embeddings, dim=-1)
-    similarities[[*pieces, *tokenizer.ids_without_text]] = -torch.inf
+    similarities = torch.cosine_similarity(embeddings[ids].mean(0), embeddings, dim=-1)
+    similarities[[*ids, *tokenizer.ids_without_text]] = -torch.inf
     others = int(similarities.isfinite().sum())
     nearest = similarities.topk(min(count, others))
     neighbours = zip(nearest.indices.tolist(), nearest.values.tolist(), strict=True)
     return Neighbourhood(
         word.strip(),
-        [label(tokenizer, piece) for piece in pieces],
+        [label(tokenizer, token) for token in ids],
         [Neighbour(label(tokenizer, token), similarity) for token, similarity in neighbours],
     )
 
@@ -73,7 +73,7 @@ def lay_out_neighbours(figure: "Figure", neighbourhoods: Sequence[Neighbourhood]
     columns = min(COLUMNS, len(neighbourhoods))
     rows = math.ceil(len(neighbourhoods) / columns)
     panels: list[Any] = list(figure.subplots(rows, columns, squeeze=False, sharex=True).flat)
-    for axes, (word, pieces, neighbours) in zip(panels, neighbourhoods, strict=False):
+    for axes, (word, tokens, neighbours) in zip(panels, neighbourhoods, strict=False):
         similarities = [neighbour.similarity for neighbour in neighbours]
         bars = axes.barh(range(len(neighbours)), similarities, color=BLUE)
         axes.bar_label(bars, [f"{similarity:.2f}" for similarity in similarities], padding=3, fontsize="small")
@@ -81,8 +81,8 @@ def lay_out_neighbours(figure: "Figure", neighbourhoods: Sequence[Neighbourhood]
         axes.tick_params(axis="y", length=0)
         axes.invert_yaxis()
         axes.set_title(shortened(word, 15), loc="left")
-        if len(pieces) > 1:
-            axes.set_title(shortened(" + ".join(pieces), 19), loc="right", fontsize="small", color=GREY)
+        if len(tokens) > 1:
+            axes.set_title(shortened(" + ".join(tokens), 19), loc="right", fontsize="small", color=GREY)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
         axes.margins(x=0.15)

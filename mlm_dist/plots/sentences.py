@@ -32,7 +32,7 @@ def fill_sentences(model: TrainedModel, texts: Sequence[str]) -> list[Sentence]:
     """Fill the masks of texts, or of some English sentences if no texts are given.
 
     Raises:
-        UserError: a text has no mask.
+        UserError: as `TrainedModel.fill`.
     """
     return [
         Sentence(

@@ -2,6 +2,10 @@
 
 checkpoints/step-00001000/state.pt        written by torch.save
 checkpoints/step-00001000/manifest.json   size and SHA-256 of each file, and the run's record; written last
+
+state.pt contains what `TrainState.state_dict` in training/state.py returns: the parameters, the states of the
+optimizers and of the fp16 scaler, the step, the seconds of training, the number of consecutive skipped steps, and a
+format version.
 """
 
 import errno
@@ -109,16 +113,16 @@ def find_newest(folder: Path) -> Path | None:
     Raises:
         UserError: all checkpoints are damaged.
     """
-    damages: dict[Path, str] = {}
+    reasons: dict[Path, str] = {}
     for path in list_checkpoints(folder):
         damage = find_damage(path)
         if damage is None:
-            for damaged, reason in damages.items():
+            for damaged, reason in reasons.items():
                 warn(f"{damaged} is skipped: {reason}")
             return path
-        damages[path] = damage
-    if damages:
-        listed = "; ".join(f"{path.name}: {damage}" for path, damage in damages.items())
+        reasons[path] = damage
+    if reasons:
+        listed = "; ".join(f"{path.name}: {damage}" for path, damage in reasons.items())
         raise UserError(
             f"{folder}: every checkpoint is damaged ({listed}). Restore a copy of one, or delete them to train from "
             f"step 0, or give another run_dir"
@@ -136,7 +140,7 @@ def find_damage(path: Path, verify: bool = True) -> str | None:
     try:
         manifest = read_manifest(path)
         if list(manifest["files"]) != [STATE] or manifest["step"] != step_of(path):
-            return f"{MANIFEST} belongs to another checkpoint"
+            return f"{MANIFEST} belongs to a different checkpoint"
         if manifest.get("record") is not None and read_record(path) is None:
             return f"the record in {MANIFEST} cannot be read"
         expected = manifest["files"][STATE]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from mlm_dist.errors import UserError
 from mlm_dist.run.metrics import Event, read_events
-from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.run_dir import RunDir, not_a_run_directory
 
 TRAINING = ("step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds")
 EVALUATION = ("step", "val_loss", "val_accuracy")
@@ -42,6 +42,8 @@ def read_history(metrics: Path, name: str) -> History:
         events = read_events(metrics)
         training = columns([event for event in events if "loss" in event], TRAINING)
         evaluations = columns([event for event in events if "val_loss" in event], EVALUATION)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise not_a_run_directory(metrics.parent, metrics.name) from error
     except OSError as error:
         raise UserError(f"{metrics.parent} is not a run directory: {metrics.name}: {error.strerror}") from error
     if not len(training["step"]) and not len(evaluations["step"]):

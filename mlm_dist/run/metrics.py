@@ -1,4 +1,8 @@
-"""metrics.jsonl: one JSON object per line for each event of a run."""
+"""metrics.jsonl: one JSON object per line for each event of a run.
+
+The trainer computes losses, norms and rates and passes them to the recorder (recorder.py). Throughput is computed
+here.
+"""
 
 import json
 import math
@@ -23,6 +27,12 @@ METRICS = (
     "val_accuracy",
 )
 LARGEST_METRIC = 1e39  # larger than any fp32 number
+
+
+def throughput(last: Event, event: Event) -> float:
+    """Tokens per second of training, over all ranks, between two logged steps."""
+    seconds = event["seconds"] - last["seconds"]
+    return float((event["tokens"] - last["tokens"]) / max(seconds, 1e-9))
 
 
 class MetricsFile:

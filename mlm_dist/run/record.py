@@ -1,7 +1,7 @@
 """The record of a run: the values that its parameters and validation metrics depend on. Every checkpoint has it.
 
-A resumed run is compared with the record key by key. `fixed` values must not change, since the result would be another
-run. `adjustable` values may change, with a warning.
+A resumed run is compared with the record key by key. `fixed` values must not change, since the result would be a
+different run. `adjustable` values may change, with a warning.
 """
 
 import dataclasses
@@ -64,16 +64,16 @@ def fixed_values(config: Config) -> dict[str, Any]:
     return values
 
 
-def differences(before: Values, now: Values) -> str:
-    """The keys that differ between two records, as "seed 1, not 2; optim.lr 0.1, not 0.2"; empty if none does.
+def differences(values: Values, others: Values) -> str:
+    """The keys whose values differ, as "seed 1, not 2; optim.lr 0.1, not 0.2"; empty if there are none.
 
-    A key that only one of them has does not count: the other is of another version.
+    A key that only one side has does not count: the other side is of a different version.
     """
-    before = {new.key: new.value for key, value in before.items() for new in current_spelling(Setting(key, value, ""))}
+    values = {new.key: new.value for key, value in values.items() for new in current_spelling(Setting(key, value, ""))}
     return "; ".join(
-        f"{DIGESTS.get(key, key)} {show(key, before[key])}, not {show(key, value)}"
-        for key, value in now.items()
-        if key in before and before[key] != value
+        f"{DIGESTS.get(key, key)} {show(key, values[key])}, not {show(key, other)}"
+        for key, other in others.items()
+        if key in values and values[key] != other
     )
 
 

@@ -14,7 +14,7 @@ from mlm_dist.config import Config
 from mlm_dist.config_reading import flatten
 from mlm_dist.fault_points import reached
 from mlm_dist.output import print_log, warn
-from mlm_dist.run.metrics import Event, MetricsFile, drop_later_events
+from mlm_dist.run.metrics import Event, MetricsFile, drop_later_events, throughput
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.run.trackers import TrackerSink
 
@@ -79,9 +79,8 @@ class Recorder:
 
     def log_step(self, **event: Any) -> None:
         """Record a step: `step`, `epoch`, `loss`, `lr`, `grad_norm`, `tokens` and `seconds` so far, and `digest`."""
-        tokens, seconds = event["tokens"] - self._last["tokens"], event["seconds"] - self._last["seconds"]
+        self._add("train", event | {"tokens_per_second": throughput(self._last, event)})
         self._last = event
-        self._add("train", event | {"tokens_per_second": tokens / max(seconds, 1e-9)})
 
     def log_evaluation(self, **event: float) -> None:
         """Record an evaluation: `step`, `val_loss`, `val_accuracy`."""

@@ -31,7 +31,7 @@ class RunDir:
         curves: the plot of losses, learning rate and throughput.
         tokenizer: the folder of the tokenizer.
         done: an empty file that marks a finished run.
-        stop: a file that requests the run to save a checkpoint and stop; the run deletes it.
+        stop: a file that asks the run to save a checkpoint and stop; the run deletes it.
         stopped: why an unfinished run has stopped; deleted when it is resumed.
         lock: the lock file, with the host and pid of the process that writes.
     """
@@ -157,7 +157,14 @@ class RunDir:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
 
 
+def not_a_run_directory(path: Path, missing: str) -> UserError:
+    """The error about a path that is not a run directory, because it contains no file of this name."""
+    if path.is_dir():
+        return UserError(f"{path} is not a run directory: it contains no {missing}")
+    return UserError(f"{path} is not a run directory: {'it is a file' if path.exists() else 'there is no such folder'}")
+
+
 def check_same_run(before: Values, now: Values, path: Path) -> None:
-    """Raise `UserError` if a run would be resumed with other values than it was started with."""
+    """Raise `UserError` if a run would be resumed with different values from those it was started with."""
     if changes := differences(before, now):
         raise UserError(f"{path} was trained with {changes}: use the same values, or another run_dir")

@@ -86,7 +86,7 @@ def lock(trainer: Trainer) -> None:
 
 
 def begin(trainer: Trainer) -> None:
-    """Write the files that describe the run and print what is trained (rank 0). Checks come before."""
+    """Write the files that describe the run and print what is trained (rank 0). All checks are done before."""
     processes, run_dir = trainer.processes, trainer.run_dir
     with processes.raise_on_all_ranks():
         if not processes.is_rank_zero:

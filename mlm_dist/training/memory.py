@@ -32,8 +32,8 @@ def check_memory(config: Config, device: torch.device, world_size: int) -> None:
     """Raise `UserError` if this machine has less memory than the minimum that a run needs."""
     available = total_memory(device)
     where = "the GPU" if device.type == "cuda" else "this machine"
-    sharing = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes
-    model, needed = config.model, sharing * bytes_of_parameters(config)
+    processes = 1 if device.type == "cuda" else int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # that share the memory
+    model, needed = config.model, processes * bytes_of_parameters(config)
     count = model_class(model).count_parameters(model)
     if needed > available:
         raise UserError(
@@ -42,7 +42,7 @@ def check_memory(config: Config, device: torch.device, world_size: int) -> None:
             f"{format_size(needed)} in training, but {where} has {format_size(available)}: make the model smaller"
         )
     rows = config.micro_batch_size(world_size)
-    needed += sharing * bytes_of_activations(config, rows)
+    needed += processes * bytes_of_activations(config, rows)
     if needed > available:
         raise UserError(
             f"train.batch_size {config.train.batch_size} with train.micro_batch_size "

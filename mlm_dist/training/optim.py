@@ -44,7 +44,8 @@ def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """Check that the state in a checkpoint fits the optimizer. torch itself would only fail in the next step.
 
     Raises:
-        AttributeError, TypeError, ValueError: it belongs to another optimizer, or to parameters of other shapes.
+        AttributeError, TypeError, ValueError: it belongs to a different optimizer, or to parameters of different
+            shapes.
     """
     names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -53,7 +54,7 @@ def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
     for index, values in state.items():
         shapes = {name: torch.Size() if name == "step" else parameters[index].shape for name in names}
         if {name: value.shape for name, value in values.items()} != shapes or not all(map(is_plain, values.values())):
-            raise ValueError("it belongs to another optimizer, or to parameters of other shapes")
+            raise ValueError("it belongs to a different optimizer, or to parameters of different shapes")
 
 
 def update(
@@ -68,7 +69,7 @@ def update(
     Args:
         parameters: all parameters of the model, with their gradients.
         optimizers: each updates some of the parameters.
-        scaler: the scaler of the loss.
+        scaler: the scaler of fp16 gradients; disabled in other precisions.
         lr: the learning rate of the step.
         grad_clip: maximum norm of the gradient, which is scaled down to it; 0 for no maximum.
     """
@@ -88,8 +89,8 @@ def update(
     return grad_norm
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], rate: float) -> None:
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
     """Set the learning rate of every parameter group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["relative_lr"]
+            group["lr"] = lr * group["relative_lr"]

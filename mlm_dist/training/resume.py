@@ -14,7 +14,8 @@ def resume(trainer: Trainer) -> None:
     """Load the newest undamaged checkpoint of a run into its trainer, if there is one. All ranks call this.
 
     Raises:
-        UserError: all checkpoints are damaged, or the newest undamaged one is of another run or beyond `max_iters`.
+        UserError: all checkpoints are damaged, or the newest undamaged one belongs to a different run or is beyond
+            `max_iters`.
     """
     path = trainer.processes.on_rank_zero(lambda: find_newest(trainer.run_dir.checkpoints))
     if not path:
@@ -41,9 +42,10 @@ def load(trainer: Trainer, path: Path, check_corpus: bool) -> None:
     """
     content, corpus, max_iters = load_checkpoint(path), trainer.corpus, trainer.config.train.max_iters
     if check_corpus and content.get("corpus") != corpus.manifest.sha256["train"]:
-        raise UserError(f"{path} was trained on another corpus than {corpus.folder}: give another run_dir")
+        raise UserError(f"{path} was trained on a different corpus from {corpus.folder}: give another run_dir")
     if type(content.get("step")) is int and content["step"] > max_iters:
-        raise UserError(f"{path} is beyond train.max_iters {max_iters}: raise it")
+        advice = f"raise it to at least {content['step']}, or use another run_dir"
+        raise UserError(f"{path} is beyond train.max_iters {max_iters}: {advice}")
     try:
         trainer.state.load_state_dict(content)
     except UserError as error:

@@ -37,18 +37,18 @@ def count_skipped_steps(
         state.skipped_steps = 0
         return
     own_rows: list[int] = sampler.select(state.step - 1).rows.tolist()
-    shares = processes.all_gather((result.loss.item(), own_rows))
-    faulty = [rank for rank, (loss, _) in enumerate(shares) if not math.isfinite(loss)]
+    by_rank = processes.all_gather((result.loss.item(), own_rows))
+    faulty = [rank for rank, (loss, _) in enumerate(by_rank) if not math.isfinite(loss)]
     if not faulty and state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_SCALE:
         return  # an fp16 gradient overflows now and then, and the scaler reduces its scale
     state.skipped_steps += 1
-    reason = f"loss {sum(loss for loss, _ in shares)}, grad_norm {result.grad_norm}"
+    reason = f"loss {sum(loss for loss, _ in by_rank)}, grad_norm {result.grad_norm}"
     recorder.log_skipped_step(
         step=state.step,
         skipped=reason,
         in_a_row=state.skipped_steps,
         ranks=faulty,
-        rows=[row for rank, (_, rows) in enumerate(shares) if rank in faulty or not faulty for row in rows],
+        rows=[row for rank, (_, rows) in enumerate(by_rank) if rank in faulty or not faulty for row in rows],
     )
     if state.skipped_steps >= config.max_bad_steps:
         raise RunError(

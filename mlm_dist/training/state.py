@@ -22,7 +22,7 @@ class StepResult(NamedTuple):
 
     Attributes:
         batch: this rank's part of the global batch.
-        loss: this rank's share of the loss, on its device. The shares of all ranks add up to the loss.
+        loss: this rank's part of the loss, on its device. The parts of all ranks add up to the loss.
         grad_norm: of the global gradient before clipping, the same on all ranks. If it is not finite, the step was
             skipped: parameters and optimizers are unchanged.
         lr: the learning rate.
@@ -58,7 +58,7 @@ class TrainState:
 
     @property
     def max_bytes(self) -> int:
-        """Upper bound on the size of a checkpoint, up to some kilobytes: the parameters and two moments of each."""
+        """Upper bound on the size of a checkpoint, except a few kilobytes: the parameters and two moments of each."""
         return 3 * sum(parameter.nbytes for parameter in self.encoder.parameters())
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,8 +77,8 @@ class TrainState:
         """Load the state from a checkpoint. The optimizers keep the settings of the config.
 
         Raises:
-            UserError: the state has another format version, lacks a key, or does not fit the model and the optimizers.
-                The message continues a sentence that starts with the checkpoint path.
+            UserError: the state has an unknown format version, lacks a key, or does not fit the model and the
+                optimizers. The message continues a sentence that starts with the checkpoint path.
         """
         version = state.get("version", 1)
         if type(version) is not int or not 1 <= version <= VERSION:

@@ -2,7 +2,6 @@
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.run.metrics import read_events
 from mlm_dist.training.schedule import shortened_phases
 from mlm_dist.training.trainer import Trainer
 
@@ -39,7 +38,7 @@ def summarize(trainer: Trainer) -> str:
             f"stopped by {trainer.stop_reason} at step {step} of {trainer.config.train.max_iters}, saved in "
             f"{run_dir.path}; the same command continues from there"
         )
-    losses = [event["val_loss"] for event in read_events(run_dir.metrics) if event.get("val_loss") is not None]
+    losses = list(trainer.recorder.val_losses.values())
     validation = f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else "no evaluation"
     return (
         f"done: {step} steps in {trainer.state.seconds:.0f} s of training, {validation}\n"

@@ -35,7 +35,7 @@ class Trainer:
     Attributes:
         state: what a checkpoint stores.
         model: the encoder with its loss, wrapped by DDP in a process group.
-        stop_reason: why the run stops before its last step, once the ranks have agreed to; empty until then.
+        stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
 
     Raises:
         UserError: the config does not fit the corpus or the machine.
@@ -162,7 +162,7 @@ class Trainer:
         return load_batch(self.rows, self.sampler.select(step), self.masker)
 
     def forward_backward(self, batch: MaskedBatch) -> torch.Tensor:
-        """Compute the gradient of a batch, summed over the ranks, and return this rank's share of the loss.
+        """Compute the gradient of a batch, summed over the ranks, and return this rank's part of the loss.
 
         The loss is the mean over the masked tokens of the global batch, so every micro-batch on every rank is divided
         by their number.
@@ -175,7 +175,7 @@ class Trainer:
             with maybe_no_sync(self.model, is_last=index + 1 == len(micro_batches)):
                 with autocast(self.device, self.dtype):
                     loss = self.model(**vars(micro_batch)) / count
-                # DDP averages the gradients of the ranks, and their sum is wanted.
+                # DDP averages the gradients over the ranks, but their sum is needed.
                 self.state.scaler.scale(loss * self.processes.world_size).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()

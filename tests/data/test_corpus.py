@@ -105,7 +105,7 @@ def as_fifo(name: str) -> Callable[[Path], None]:
         (edited(documents=[{"name": "a", "train": [0, 1], "val": 3}]), r"corpus\.json: not a corpus description"),
         (edited(documents=[{"name": 5, "train": [0, 1], "val": [0, 1]}]), r"corpus\.json: not a corpus description"),
         (edited(tokenizer_sha256="0"), r"tokenizer: it was changed after the corpus was prepared"),
-        (edited(version=None), r"corpus\.json: not .* \(a value is missing, unknown or of another type\)"),
+        (edited(version=None), r"corpus\.json: not .* \(a value is missing, unknown or of the wrong type\)"),
         (edited(tokens=None), r"corpus\.json: not a corpus description"),
         (edited(tokens={"train": 1}), r"corpus\.json: not a corpus description"),
         (edited(tokens={"train": None, "val": None}), r"corpus\.json: not a corpus description"),

@@ -500,6 +500,7 @@ def loss_weights_over_a_million_rows(row: str, mask: Mask) -> tuple[torch.Tensor
     return sums[0], sums[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "mask_prob"),
     [
@@ -521,6 +522,7 @@ def test_with_spans_every_token_is_masked_at_the_rate(row: str, mask_prob: float
     assert ((rates / mask_prob - 1).abs() < 0.02).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "mask_prob"), [(ONE_TOKEN_WORDS, [0.0, 1.0]), (DOCUMENTS, [0.1, 0.3]), (LONG_WORDS, [0.1, 0.3])], ids=str
 )

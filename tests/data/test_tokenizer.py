@@ -274,8 +274,8 @@ def test_a_damaged_file_is_a_user_error(bpe: Tokenizer, tmp_path: Path, damage: 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        (ENCODING_FILE, b"{}", "a value in encoding.json is missing or has another type"),
-        (ENCODING_FILE, b"[]", "a value in encoding.json is missing or has another type"),
+        (ENCODING_FILE, b"{}", "a value in encoding.json is missing or has the wrong type"),
+        (ENCODING_FILE, b"[]", "a value in encoding.json is missing or has the wrong type"),
         (ENCODING_FILE, b"{\n  x", "it is not JSON at line 2, column 3"),
         (ENCODING_FILE, b"\xff", "it is not UTF-8 at byte 0"),
         (RANKS_FILE, b"IQ== 0", "the SHA-256 of ranks.tiktoken is not the one in encoding.json"),

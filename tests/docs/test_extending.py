@@ -33,7 +33,7 @@ def test_every_extension_point_has_an_example() -> None:
     assert list(EXAMPLES) == ["A metric tracker", "A model class", "A mask policy", "Another objective"]
 
 
-def test_a_custom_tracker_gets_the_figures(tmp_path: Path) -> None:
+def test_a_custom_tracker_gets_the_metrics(tmp_path: Path) -> None:
     output = run_example("A metric tracker", tmp_path)
     losses = [event["loss"] for event in read_events(tmp_path / "runs/csv/metrics.jsonl") if "loss" in event]
     assert len(losses) == 4

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from mlm_dist import fault_points
-from mlm_dist.command_line import run_verb
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.train import main
 
 LAST_ATTEMPT = 3

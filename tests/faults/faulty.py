@@ -11,7 +11,7 @@ import sys
 import torch
 from torch import nn
 
-from mlm_dist.command_line import run_verb
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.model import loss
 from mlm_dist.train import main
 from mlm_dist.training import trainer

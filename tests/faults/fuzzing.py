@@ -28,7 +28,7 @@ import torch
 import yaml
 
 from mlm_dist import embed, evaluate, export, fill, generate, plot
-from mlm_dist.command_line import run_verb
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.run.checkpoint import MANIFEST, STATE, fingerprint, list_checkpoints
 from mlm_dist.train import main as train_main
 from tests.conftest import tiny_flags

@@ -28,6 +28,8 @@ CASES = [
     ("train", "--optim 1", "--optim is a section"),
     ("train", "--optim.lr fast", '--optim.lr is "fast": it must be a number, above 0'),
     ("train", "--optim.lr", "--optim.lr: a value is missing"),
+    ("train", "--fp16 --seed 1", "--fp16: unknown key; did you mean precision?"),
+    ("train", "--resume", "--resume: unknown key; the same command continues the run in run_dir"),
     ("train", "--optim.lr 0", "--optim.lr is 0: it must be a number, above 0"),
     ("train", "--optim.lr .nan", "--optim.lr is NaN"),
     ("train", "--optim.schedule cosin", "one of constant, cosine, linear, wsd"),
@@ -53,7 +55,7 @@ CASES = [
     ("train", "--seed=-1", "seed is -1"),
     ("train", "--device gpu", "one of auto, cpu, cuda"),
     ("train", "--precision int8", "one of auto, bf16, fp16, fp32"),
-    ("train", "--config no.yaml", "--config no.yaml: No such file"),
+    ("train", "--config no.yaml", "--config no.yaml: there is no such file"),
     ("train", "--config .", "--config .: Is a directory"),
     (
         "train",
@@ -120,7 +122,7 @@ CASES = [
     ("generate", "--run {run} --top_p 0", "--top_p is 0.0: it must be above 0 and at most 1"),
     ("generate", "--run {run} --remask 1", "--remask is 1.0: it must be at least 0 and below 1"),
     ("generate", "--run {run} --seed=-1", "--seed is -1: it must be 0 or more"),
-    ("generate", "--run {run} two texts", "unrecognized arguments: texts"),
+    ("generate", "--run {run} two texts", "unrecognized arguments: texts; put quotes around a text with spaces"),
     ("generate", "--run {run} --top 3", "--top"),
 ]
 

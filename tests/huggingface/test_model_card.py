@@ -108,7 +108,7 @@ def test_an_evaluation_without_a_loss_is_skipped(copy: Path, run_dir: Path, accu
 
 
 @pytest.mark.parametrize("metrics", ["without evaluations", "lost"])
-def test_a_run_without_evaluations_has_no_validation_figures(copy: Path, metrics: str) -> None:
+def test_a_run_without_evaluations_has_no_validation_metrics(copy: Path, metrics: str) -> None:
     kept = [line for line in (copy / "metrics.jsonl").open(encoding="utf-8") if "val_loss" not in line]
     (copy / "metrics.jsonl").write_text("".join(kept), encoding="utf-8")
     if metrics == "lost":

@@ -85,12 +85,14 @@ def test_characters_of_all_scripts_have_tiktokens_ids(converted: tokenizers.Toke
         check_ids(converted, tokenizer, ["".join(rng.choices([*characters, *" \n'1as" * 5000], k=60))])
 
 
+@pytest.mark.slow
 def test_a_trained_vocabulary_has_tiktokens_ids(tmp_path: Path) -> None:
     for vocab_size in (258, 300, 2000):
         tokenizer = Tokenizer.train_bpe([SAMPLE, RUNS], vocab_size)
         check_ids(save_and_load(tokenizer, tmp_path), tokenizer, texts(seed=5, count=300))
 
 
+@pytest.mark.slow
 def test_gpt2s_vocabulary_has_tiktokens_ids(gpt2_vocabulary: None, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_tiktoken("gpt2")
     converted = save_and_load(tokenizer, tmp_path)

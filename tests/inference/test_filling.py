@@ -5,7 +5,7 @@ import torch
 
 from mlm_dist.errors import UserError
 from mlm_dist.inference import filling
-from mlm_dist.inference.filling import fill, fill_together
+from mlm_dist.inference.filling import fill, fill_all
 from mlm_dist.inference.predictor import Predictor
 
 TEXT = "The lamp [MASK] in the [MASK]."
@@ -112,9 +112,9 @@ def test_a_mask_in_a_long_text_is_predicted_from_a_window_around_it(predictor: P
 def test_filling_a_long_text_reads_the_tokens_filled_nearby(predictor: Predictor) -> None:
     mask = predictor.tokenizer.mask_id
     far, near = [mask, *[5] * 40, mask], [mask, *[5] * 3, mask]
-    alone = [fill_together(predictor, [mask, *[5] * 40])[1], fill_together(predictor, [*[5] * 40, mask])[1]]
-    assert fill_together(predictor, far)[1] == pytest.approx(sum(alone), rel=1e-5)
-    filled, _ = fill_together(predictor, near)
+    alone = [fill_all(predictor, [mask, *[5] * 40])[1], fill_all(predictor, [*[5] * 40, mask])[1]]
+    assert fill_all(predictor, far)[1] == pytest.approx(sum(alone), rel=1e-5)
+    filled, _ = fill_all(predictor, near)
     assert mask not in filled
 
 
@@ -167,8 +167,8 @@ def test_distant_masks_are_predicted_only_once(predictor: Predictor, monkeypatch
 
     monkeypatch.setattr(filling, "log_probabilities", count)
     mask = predictor.tokenizer.mask_id
-    fill_together(predictor, [mask, *[5] * 40, mask, *[5] * 40, mask])
+    fill_all(predictor, [mask, *[5] * 40, mask, *[5] * 40, mask])
     assert counts == [3, 0, 0]
     counts.clear()
-    fill_together(predictor, [mask, 5, mask, 5, mask])
+    fill_all(predictor, [mask, 5, mask, 5, mask])
     assert counts == [3, 2, 1]

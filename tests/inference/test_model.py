@@ -82,7 +82,9 @@ def test_a_model_pth_of_another_program_is_reported(run_dir: Path, tmp_path: Pat
     other = tmp_path / "run"
     shutil.copytree(run_dir, other)
     torch.save([1], other / "model.pth")
-    message = r"model.pth cannot be read as model parameters: it is damaged, or another program wrote it"
+    message = (
+        r"model.pth cannot be read as model parameters: it is damaged, or another program wrote it; restore a copy"
+    )
     with pytest.raises(UserError, match=message):
         mlm_dist.load(other, "cpu")
 

@@ -3,7 +3,7 @@ import torch
 
 from mlm_dist.distributed import Processes
 from mlm_dist.inference.predictor import Predictor
-from mlm_dist.inference.scoring import Score, score, score_together
+from mlm_dist.inference.scoring import Score, score, score_on_all_ranks
 
 TEXTS = ["The lamp went out.", "Zoë saw it.", "x", "The lamp went out.\tNed, unbelievably, did not."]
 
@@ -86,7 +86,7 @@ def test_every_text_is_scored_by_one_rank_and_all_ranks_get_its_score(
         processes = Processes("cpu")
         processes.rank, processes.world_size = rank, world_size
         monkeypatch.setattr(processes, "all_gather", all_gather)
-        return score_together(lambda texts: score(predictor, texts, within_word=False), TEXTS, processes)
+        return score_on_all_ranks(lambda texts: score(predictor, texts, within_word=False), TEXTS, processes)
 
     results = [scores_on(rank) for rank in range(world_size)]
     for found, alone in zip(results[-1], expected, strict=True):  # the last rank gathers all parts

@@ -6,7 +6,13 @@ import torch
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import LAYER_NORM_EPS, Block, Encoder
-from mlm_dist.plots.attention import Attention, attend, inches_per_token, lay_out_attention, size_of_attention
+from mlm_dist.plots.attention import (
+    Attention,
+    compute_attention,
+    inches_per_token,
+    lay_out_attention,
+    size_of_attention,
+)
 from mlm_dist.plots.style import new_figure, render
 
 TEXT = "The [MASK] lamp"
@@ -14,7 +20,7 @@ TEXT = "The [MASK] lamp"
 
 @pytest.fixture(scope="module")
 def attention(model: TrainedModel) -> Attention:
-    return attend(model, TEXT)
+    return compute_attention(model, TEXT)
 
 
 def blocks_of(model: TrainedModel) -> list[Block]:
@@ -74,18 +80,18 @@ def test_the_maps_reproduce_the_output_of_each_attention_layer(model: TrainedMod
 
 def test_the_model_is_not_changed(model: TrainedModel, attention: Attention) -> None:
     assert not any(module._forward_pre_hooks for module in model.encoder.modules())
-    assert (attend(model, TEXT).maps == attention.maps).all()
+    assert (compute_attention(model, TEXT).maps == attention.maps).all()
 
 
 def test_a_text_must_fit_the_context_window(model: TrainedModel) -> None:
-    assert attend(model, "~" * 16).maps.shape[-1] == 16
+    assert compute_attention(model, "~" * 16).maps.shape[-1] == 16
     with pytest.raises(UserError, match="the text has 17 tokens, but the context window is 16: use a shorter text"):
-        attend(model, "~" * 17)
+        compute_attention(model, "~" * 17)
 
 
 def test_an_empty_text_is_reported(model: TrainedModel) -> None:
     with pytest.raises(UserError, match="the text is empty"):
-        attend(model, "")
+        compute_attention(model, "")
 
 
 def plot(attention: Attention) -> tuple[list[str], tuple[float, float]]:

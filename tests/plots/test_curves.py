@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mlm_dist.plots.curves import SIZE, draw_curves, lay_out_curves, line_styles, running_mean
+from mlm_dist.plots.curves import SIZE, lay_out_curves, line_styles, running_mean, save_curves
 from mlm_dist.plots.style import new_figure, render
 from mlm_dist.run.history import read_histories
 
@@ -27,14 +27,14 @@ def test_a_run_is_plotted(run_dir: Path) -> None:
 def test_a_run_with_a_single_event_is_plotted(tmp_path: Path) -> None:
     event = {"step": 1, "loss": 2.0, "lr": 1e-3, "tokens_per_second": 5.0}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(event) + "\n")
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "plots/curves.png")
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "plots/curves.png")
     assert (tmp_path / "plots/curves.png").stat().st_size > 1000
 
 
 def test_a_run_with_a_value_that_is_not_finite_is_plotted(tmp_path: Path) -> None:
     events = [{"step": i, "loss": None if i == 2 else 2.0, "lr": 1e-3, "tokens_per_second": 5.0} for i in (1, 2, 3)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
-    draw_curves(tmp_path / "metrics.jsonl", tmp_path / "plots/curves.png")
+    save_curves(tmp_path / "metrics.jsonl", tmp_path / "plots/curves.png")
 
 
 def write_run(folder: Path, steps: int, loss: Callable[[int], float], every: int = 10, evaluate: int = 50) -> Path:
@@ -123,6 +123,7 @@ def test_several_runs_have_one_colour_each_and_a_legend_above_the_panels(tmp_pat
         assert box.y0 >= panels["step"].get_window_extent().y1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 40, 5000, 200_000])
 def test_tick_labels_are_plain_and_do_not_overlap(tmp_path: Path, figure: Figure, steps: int) -> None:
     every = max(1, steps // 100)

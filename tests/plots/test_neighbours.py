@@ -31,15 +31,15 @@ def test_neighbours_are_the_tokens_with_the_highest_cosine_similarity(model: Tra
     pieces = model.tokenizer.encode(f" {word.strip()}").tolist()
     found = find_neighbours(model, word, 6)
     assert found.word == word.strip()
-    assert found.pieces == [label(model.tokenizer, piece) for piece in pieces]
+    assert found.tokens == [label(model.tokenizer, piece) for piece in pieces]
     expected = expected_neighbours(model, pieces)[:6]
     assert [token for token, _ in found.neighbours] == [token for token, _ in expected]
     assert [similarity for _, similarity in found.neighbours] == pytest.approx([s for _, s in expected], abs=1e-5)
 
 
 def test_the_tested_words_have_one_token_and_several_tokens(model: TrainedModel) -> None:
-    assert len(find_neighbours(model, "the").pieces) == 1
-    assert len(find_neighbours(model, "ferryman").pieces) > 1
+    assert len(find_neighbours(model, "the").tokens) == 1
+    assert len(find_neighbours(model, "ferryman").tokens) > 1
 
 
 def test_the_word_and_special_tokens_are_never_neighbours(corpus: Corpus, tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from mlm_dist.run.history import History, read_history
 from mlm_dist.run.metrics import read_events
 from tests.plots.browser import DARK, LIGHT, find_browser, measure, visit
 
+pytestmark = pytest.mark.slow
+
 NASTY = "Tom & <b>\"Jerry\"</b> 'n' 😀 שלום {{ 7 * 7 }}"
 SENTENCE = "<i>&amp;[MASK]😀"
 

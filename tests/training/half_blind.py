@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from mlm_dist.command_line import run_verb
 from mlm_dist.data.corpus import Corpus, Verify
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.train import main
 
 

@@ -15,10 +15,10 @@ from torch._C._distributed_c10d import GradBucket
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from mlm_dist.command_line import run_verb
 from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.distributed import Processes
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer

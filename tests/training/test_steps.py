@@ -209,6 +209,7 @@ def test_steps_with_a_checkpoint_or_an_evaluation_are_always_logged(make: Make) 
     assert logged == [3, 4, 6, 8, 9]
 
 
+@pytest.mark.slow
 def test_training_time_does_not_include_evaluations(make: Make) -> None:
     trainer = make(train__max_iters=2, train__eval_interval=1)
     evaluate, evaluations = trainer.validator.evaluate, 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.command_line import read_lines, run_parser
+from mlm_dist.arguments import read_lines, run_parser
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
 from tests.conftest import verb

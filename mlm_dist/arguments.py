@@ -1,89 +1,15 @@
-"""Command lines: parsers, input files, and exit codes. Every user error is one line."""
+"""The arguments of the verbs: parsers, and the lines of text that a verb reads."""
 
 import argparse
 import difflib
-import errno
-import os
 import re
-import signal
 import sys
-import time
 from argparse import ArgumentParser
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mlm_dist.errors import RunError, UserError
+from mlm_dist.errors import UserError
 from mlm_dist.files import read_bytes
-from mlm_dist.output import discard_output, is_rank_zero, print_error, warn
-
-SECONDS_FOR_RANK_0_TO_PRINT = 20.0
-
-# Errors caused by a path from the user: too long, no permission, below a file, a read-only disk, not a regular file.
-PATH_ERRORS = {
-    errno.ENAMETOOLONG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.ENOTDIR,
-    errno.ELOOP,
-    errno.EROFS,
-    errno.EISDIR,
-    errno.ENXIO,  # a socket, or another kind that `mlm_dist.files.open_regular` refuses
-    errno.EFBIG,
-}
-
-
-def run_verb(main: Callable[[list[str]], object], prints_only_a_log: bool = False) -> None:
-    """Run the `main` of a verb on the command line and exit with the codes in docs/distributed.md.
-
-    A `UserError`, an error of a path and a full disk are printed as one line. Other exceptions are bugs and keep their
-    traceback. Ctrl-C, and success under torchrun, skip Python's own finalization (see `Processes.close`). Otherwise,
-    this returns after success.
-
-    Under torchrun, an error in the config occurs on all ranks at the same time, and rank 0 prints it. The other ranks
-    wait for torchrun to end them: if one of them exited first, torchrun would kill rank 0 before it had printed. A rank
-    that is still alive after the wait prints the error, since it occurred on this rank only.
-
-    Args:
-        main: takes the command line without the program's name.
-        prints_only_a_log: losing its output (full disk, closed pipe) is not a failure.
-    """
-    try:
-        main(sys.argv[1:])
-        if prints_only_a_log:
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-                signal.signal(signum, signal.SIG_IGN)  # the work is done, and finalization takes a while
-            discard_output()
-        sys.stdout.flush()
-    except UserError as error:
-        exit_with(*map(str, error.args), exit_code=error.exit_code)
-    except KeyboardInterrupt:
-        warn("interrupted")
-        discard_output()
-        os._exit(130)  # Python's finalization aborts while a thread is in compiled code, such as BPE training
-    except BrokenPipeError:
-        discard_output()  # its reader (`| head`) is gone
-        sys.exit(141)
-    except OSError as error:
-        if error.errno == errno.ENOSPC and error.filename is None:
-            exit_with(f"the output cannot be written: {error.strerror}", exit_code=RunError.exit_code)
-        if error.errno not in PATH_ERRORS or error.filename is None:
-            raise
-        exit_with(f"{error.filename}: {error.strerror}")
-    if "RANK" in os.environ:
-        discard_output()
-        os._exit(0)
-
-
-def exit_with(*messages: str, exit_code: int = 2) -> NoReturn:
-    """Print each message as one line and exit. Ranks other than 0 wait first (see `run_verb`)."""
-    if not is_rank_zero():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # torchrun sends it to end this rank, but training may handle it
-        time.sleep(SECONDS_FOR_RANK_0_TO_PRINT)
-    for message in messages:
-        print_error(f"error: {' '.join(message.split())}")
-    discard_output()
-    sys.exit(exit_code)
 
 
 class OneLineParser(ArgumentParser):
@@ -103,6 +29,11 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise a UserError instead of printing the usage; for an unknown flag, with the nearest known flag."""
+        if number := re.fullmatch(r"argument (\S+): invalid (int|float) value: '(.*)'", message, re.DOTALL):
+            kind = {"int": "a whole number", "float": "a number"}[number[2]]
+            raise UserError(f"{number[1]} is {number[3]}: it must be {kind}")
+        if re.match("unrecognized arguments: [^-]", message):
+            raise UserError(f"{message}; put quotes around a text with spaces")
         unknown = re.search(r"unrecognized arguments: (--\w+)", message)
         if not unknown:
             raise UserError(message)
@@ -128,7 +59,7 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         epilog=f"Example: python -m mlm_dist.{verb} {example}",
     )
     parser.add_argument(
-        "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="directory of a training run"
+        "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="run directory of `train`"
     )
     return parser
 
@@ -180,7 +111,7 @@ def read_lines(file: str) -> list[str]:
     except OSError as error:
         raise UserError(f"{name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{name}: not UTF-8 at byte {error.start} ({error.reason})") from error
+        raise UserError(f"{name}: not UTF-8 at byte {error.start} ({error.reason}): convert it to UTF-8") from error
     if not lines[-1]:
         lines.pop()
     if not lines:

@@ -16,7 +16,7 @@ from mlm_dist import foreign_names
 from mlm_dist.config import Config
 
 LARGEST_NUMBER = 1 << 64
-NEAR = 0.5  # the similarity from which on a key is suggested for an unknown one
+NEAR = 0.5  # a key is suggested for an unknown one if their similarity is above this
 SHOWN_CHARACTERS = 60  # of a value, in a message
 
 
@@ -39,10 +39,10 @@ def leaf_types() -> dict[str, Any]:
 
 def is_text(kind: Any) -> bool:
     """Whether the values of a type are text."""
-    return bool(kind) and isinstance(without_bounds(kind)[0], type) and issubclass(without_bounds(kind)[0], str)
+    return bool(kind) and isinstance(split_bounds(kind)[0], type) and issubclass(split_bounds(kind)[0], str)
 
 
-def without_bounds(kind: Any) -> tuple[Any, list[Any]]:
+def split_bounds(kind: Any) -> tuple[Any, list[Any]]:
     """A type and its bounds."""
     if typing.get_origin(kind) is not Annotated:
         return kind, []
@@ -52,7 +52,7 @@ def without_bounds(kind: Any) -> tuple[Any, list[Any]]:
 
 def describe_type(kind: Any) -> str:
     """The type of a config field with its bounds, in words."""
-    bare, bounds = without_bounds(kind)
+    bare, bounds = split_bounds(kind)
     choices = typing.get_args(bare)
     if typing.get_origin(bare) is Literal:
         return "one of " + ", ".join(choices)
@@ -67,7 +67,7 @@ def describe_type(kind: Any) -> str:
 
 
 def describe_bound(bound: object, kind: type) -> Iterator[str]:
-    """A bound of a value of a type, in words."""
+    """A bound in words, for values of this type."""
     match bound:
         case annotated_types.Gt(gt=limit):
             yield f"at least {typing.cast(int, limit) + 1}" if kind is int else f"above {limit}"
@@ -128,11 +128,11 @@ def describe_keys() -> dict[str, str]:
 
 
 def explain_key(key: str) -> str:
-    """Why a key is not one of the config, and which is meant."""
+    """Why a key is not a config key, and which key may be meant."""
     leaves = leaf_types()
     if key in key_types():
         example = next(leaf for leaf in leaves if leaf.startswith(f"{key}."))
-        return f" is a section: give one of its keys, such as {example}, indented under it in a file"
+        return f" is a section: set one of its keys, such as {example}; in a file, indent keys under their section"
     last_name = key.rsplit(".", maxsplit=1)[-1]
     by_last_name = [leaf for leaf in leaves if leaf.split(".")[-1] == last_name.replace("-", "_")]
     foreign = None if by_last_name else foreign_names.explain(last_name)
@@ -148,6 +148,6 @@ def alike(one: str, other: str) -> float:
 
 
 def show(value: object) -> str:
-    """A value in a message, as YAML has it on one line."""
+    """A value for a message, as YAML on one line."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
