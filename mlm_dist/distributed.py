@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 20  # of a gathered object: TCPStore accepts values up to 8 MiB
 POLL_SECONDS = 0.1
+SHORTEST_PAUSE = 0.001
 HEARTBEAT_SECONDS = 1.0
 RESPONSE_SECONDS = 3.0
 RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
@@ -110,28 +111,45 @@ class Processes:
 
         It goes through the store: in a collective, the ranks that wait for a slow one would time out, and preparing a
         corpus may take hours. A second gloo group with a long timeout would not replace the store, which is there
-        before any group and still works after a collective has failed.
+        before any group and still works after a collective has failed. Rank 0 collects the values and publishes them
+        together: it makes as many requests as there are ranks, and each other rank makes a constant number.
         """
         if self._store is None:
             return [value]
-        key = f"value {next(self._gathers)}"
+        key = f"gather {next(self._gathers)}"
+        self._publish(f"{key}, rank {self.rank}", value)
+        if self.is_rank_zero:
+            self._publish(key, [self._wait_for(f"{key}, rank {rank}") for rank in range(self.world_size)])
+        gathered: list[T] = self._wait_for(key)
+        if self._store.add(f"{key}, readers", 1) == self.world_size:
+            self._store.set(f"{key}, read", "")
+        if self.is_rank_zero:  # it may host the store, and may exit next
+            self._wait(f"{key}, read")
+        return gathered
+
+    def _publish(self, key: str, value: object) -> None:
+        """Put a picklable value into the store."""
+        assert self._store is not None
         content = pickle.dumps(value)
         chunks = [content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES)]
         for index, chunk in enumerate(chunks):
-            self._store.set(f"{key}, rank {self.rank}, chunk {index}", chunk)  # type: ignore[arg-type] # it accepts bytes
-        self._store.set(f"{key}, rank {self.rank}", str(len(chunks)))
-        keys = [f"{key}, rank {rank}" for rank in range(self.world_size)]
-        while not self._store.check(keys):
-            time.sleep(POLL_SECONDS)
-        gathered = [
-            b"".join(self._store.get(f"{name}, chunk {index}") for index in range(int(self._store.get(name))))
-            for name in keys
-        ]
-        readers = self._store.add(f"{key}, readers", 1)
-        while self.is_rank_zero and readers < self.world_size:  # rank 0 may host the store, and may exit next
-            time.sleep(POLL_SECONDS)
-            readers = self._store.add(f"{key}, readers", 0)
-        return [pickle.loads(content) for content in gathered]
+            self._store.set(f"{key}, chunk {index}", chunk)  # type: ignore[arg-type] # it accepts bytes
+        self._store.set(key, str(len(chunks)))
+
+    def _wait_for(self, key: str) -> Any:
+        """Get a value from the store as soon as it is there."""
+        assert self._store is not None
+        self._wait(key)
+        chunks = int(self._store.get(key))
+        return pickle.loads(b"".join(self._store.get(f"{key}, chunk {index}") for index in range(chunks)))
+
+    def _wait(self, key: str) -> None:
+        """Wait until a key is in the store. `Store.wait` would print a warning at each timeout."""
+        assert self._store is not None
+        pause = SHORTEST_PAUSE
+        while not self._store.check([key]):
+            time.sleep(pause)
+            pause = min(2 * pause, POLL_SECONDS)
 
     def on_rank_zero(self, work: Callable[[], T]) -> T:
         """Call a function on rank 0 and return its result on all ranks.

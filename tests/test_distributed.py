@@ -1,10 +1,13 @@
 import os
 import sys
+import threading
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, Store
 
 from mlm_dist.distributed import Processes, join
 from mlm_dist.errors import UserError
@@ -70,3 +73,42 @@ def test_restarts_on_several_machines_need_a_shared_store(monkeypatch: pytest.Mo
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(UserError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         join()
+
+
+class CountingStore:
+    """A store for threads that counts the requests of each."""
+
+    def __init__(self, store: Store, requests: Counter[str]) -> None:
+        self.store = store
+        self.requests = requests
+
+    def __getattr__(self, name: str) -> Any:
+        """The method of the store; each call is counted, but for those that wait."""
+        if name != "check":
+            self.requests[threading.current_thread().name] += 1
+        return getattr(self.store, name)
+
+
+@pytest.mark.parametrize("world_size", [2, 64, 256])
+def test_a_gather_takes_one_request_per_rank_on_rank_0_and_a_constant_number_on_others(
+    world_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    requests: Counter[str] = Counter()
+    store = HashStore()
+    gathered: dict[int, list[str]] = {}
+
+    def gather(rank: int) -> None:
+        processes = Processes("cpu")
+        processes.rank, processes.world_size = rank, world_size
+        processes._store = CountingStore(store, requests)  # type: ignore[assignment]
+        gathered[rank] = processes.all_gather(f"value {rank}")
+
+    threads = [threading.Thread(target=gather, args=(rank,), name=str(rank)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(gathered[rank] == [f"value {rank}" for rank in range(world_size)] for rank in range(world_size))
+    assert requests["0"] <= 2 * world_size + 8
+    assert max(requests[str(rank)] for rank in range(1, world_size)) <= 6
