@@ -11,6 +11,7 @@ import pickle
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -28,6 +29,7 @@ from mlm_dist.output import print_error
 T = TypeVar("T")
 
 CHUNK_BYTES = 1 << 20  # of a gathered object: TCPStore accepts values up to 8 MiB
+LAG = 2  # calls of `any_so_far` until an answer is there
 POLL_SECONDS = 0.1
 SHORTEST_PAUSE = 0.001
 HEARTBEAT_SECONDS = 1.0
@@ -59,6 +61,7 @@ class Processes:
         self.rank, self.world_size = 0, 1
         self._store: Store | None = None
         self._gathers = itertools.count()
+        self._answers: deque[tuple[Any, torch.Tensor]] = deque()
         self._last_heartbeat = -math.inf
         if "RANK" in os.environ:
             self._store, self.rank, self.world_size = join()
@@ -105,6 +108,22 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Whether a flag is true on at least one rank. This is a CPU collective, so no GPU waits for it."""
         return bool(self.sum_(torch.tensor(float(flag))).item())
+
+    def any_so_far(self, flag: bool) -> bool:
+        """Whether a flag was true on at least one rank, `LAG` calls ago; with one process, whether it is true now.
+
+        All ranks get the same answer in the same call, and none of them waits for it: it arrives while they compute.
+        This is a CPU collective.
+        """
+        if self.world_size == 1:
+            return flag
+        tensor = torch.tensor(float(flag))
+        self._answers.append((dist.all_reduce(tensor, async_op=True), tensor))
+        if len(self._answers) <= LAG:
+            return False
+        work, answer = self._answers.popleft()
+        work.wait()
+        return bool(answer.item())
 
     def all_gather(self, value: T) -> list[T]:
         """Gather a picklable value from every rank, in rank order. There is no timeout.
@@ -258,6 +277,8 @@ class Processes:
         active exception"), even after this, and torchrun takes that for a failure. So verbs end through `run_verb`,
         which skips the finalization.
         """
+        while self._answers:
+            self._answers.popleft()[0].wait()
         if self._store is not None:
             dist.destroy_process_group()
 

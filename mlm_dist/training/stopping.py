@@ -1,4 +1,4 @@
-"""Stop requests, by signal or by time limit.
+"""Stop requests: by signal, by time limit, or by a file.
 
 Nothing here imports torch, because a signal may arrive during the seconds that the import takes.
 """
@@ -6,10 +6,13 @@ Nothing here imports torch, because a signal may arrive during the seconds that 
 import signal
 import threading
 import time
+from pathlib import Path
 from types import FrameType, TracebackType
 
 # torchrun forwards TERM and INT. The user chooses the signal of SLURM's warnings, usually USR1.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+
+LOOKUP_SECONDS = 1.0
 
 
 class StopRequest:
@@ -50,3 +53,23 @@ class StopRequest:
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self.signal = signal.Signals(signum).name
+
+
+class StopFile:
+    """A file that requests a stop by being there.
+
+    Args:
+        path: the file. It is looked up once per second, because on some shared file systems that takes a millisecond.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.exists = False
+        self._next_lookup = 0.0
+
+    def reason(self) -> str:
+        """The path, if the file is there, otherwise an empty text."""
+        now = time.monotonic()
+        if not self.exists and now >= self._next_lookup:
+            self.exists, self._next_lookup = self.path.exists(), now + LOOKUP_SECONDS
+        return str(self.path) if self.exists else ""

@@ -24,7 +24,7 @@ from mlm_dist.training.optim import build_optimizers, update
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import count_skipped_steps
 from mlm_dist.training.state import StepResult, TrainState
-from mlm_dist.training.stopping import StopRequest
+from mlm_dist.training.stopping import StopFile, StopRequest
 
 MAKE_ROOM = "make room on the disk; the same command continues from the last checkpoint"
 
@@ -49,6 +49,7 @@ class Trainer:
         self.processes = processes
         self.run_dir = run_dir
         self.stop = stop
+        self.stop_file = StopFile(run_dir.stop)
         self.device = processes.device
         self.micro_batch_size = config.micro_batch_size(processes.world_size)
         with processes.raise_on_all_ranks():
@@ -129,13 +130,11 @@ class Trainer:
         state.seconds = stopwatch.read()
 
     def is_stopping(self) -> bool:
-        """Whether any rank was asked to stop. A collective: all ranks return the same value."""
+        """Whether any rank was asked to stop, a few steps ago. A collective: all ranks return the same value."""
         self.processes.heartbeat(self.state.step)
         if not self.stop_reason:
-            reason = self.stop.reason()
-            if self.processes.is_rank_zero and self.run_dir.stop.exists():
-                reason = reason or str(self.run_dir.stop)
-            if self.processes.any(bool(reason)):
+            reason = self.stop.reason() or (self.stop_file.reason() if self.processes.is_rank_zero else "")
+            if self.processes.any_so_far(bool(reason)):
                 self.stop_reason = next(filter(None, self.processes.all_gather(reason)))
         return bool(self.stop_reason)
 

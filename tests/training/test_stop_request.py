@@ -1,8 +1,10 @@
 import signal
+import time
+from pathlib import Path
 
 import pytest
 
-from mlm_dist.training.stopping import SIGNALS, StopRequest
+from mlm_dist.training.stopping import SIGNALS, StopFile, StopRequest
 
 pytestmark = pytest.mark.usefixtures("kept_handlers")
 
@@ -34,10 +36,22 @@ def test_other_signals_can_be_repeated() -> None:
 
 
 def test_the_time_limit_is_a_reason_after_its_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
     now = time.monotonic()
     request = StopRequest(minutes=2.0)
     for seconds, reason in [(0, ""), (110, ""), (130, "train.time_limit")]:
         monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: now + seconds)
         assert request.reason() == reason
+
+
+def test_a_stop_file_is_looked_up_once_per_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 10.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    file = StopFile(tmp_path / "STOP")
+    assert file.reason() == ""
+    (tmp_path / "STOP").touch()
+    now = 10.5
+    assert file.reason() == ""
+    now = 11.0
+    assert file.reason() == str(tmp_path / "STOP")
+    (tmp_path / "STOP").unlink()
+    assert file.reason() == str(tmp_path / "STOP")  # the request remains
