@@ -57,13 +57,36 @@ def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
             raise ValueError("it belongs to a different optimizer, or to parameters of different shapes")
 
 
+def can_update_without_host(optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> bool:
+    """Whether `update_without_host` can take the place of `update`: not with Muon, and not in fp16."""
+    return not scaler.is_enabled() and all(isinstance(optimizer, torch.optim.AdamW) for optimizer in optimizers)
+
+
+def update_without_host(
+    parameters: list[nn.Parameter], optimizers: list[torch.optim.Optimizer], lr: float, grad_clip: float
+) -> torch.Tensor:
+    """Update like `update`, but let the device clip the gradient and skip the step, so that the host waits for nothing.
+
+    The fused AdamW divides the gradient by its `grad_scale` and does nothing if its `found_inf` is 1, as with a scaler.
+    """
+    norm = get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+    set_learning_rate(optimizers, lr)
+    for optimizer in optimizers:
+        settings: Any = optimizer
+        settings.grad_scale = (norm / grad_clip).clamp(min=1) if grad_clip else torch.ones_like(norm)
+        settings.found_inf = 1 - norm.isfinite().to(norm.dtype)
+        optimizer.step()
+        optimizer.zero_grad()
+    return norm
+
+
 def update(
     parameters: list[nn.Parameter],
     optimizers: list[torch.optim.Optimizer],
     scaler: torch.amp.GradScaler,
     lr: float,
     grad_clip: float,
-) -> float:
+) -> torch.Tensor:
     """Update the parameters if the gradient is finite, clear the gradient, and return its norm before clipping.
 
     Args:
@@ -86,7 +109,7 @@ def update(
             scaler.step(optimizer)
         optimizer.zero_grad()
     scaler.update()
-    return grad_norm
+    return norm
 
 
 def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:

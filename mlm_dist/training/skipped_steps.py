@@ -2,7 +2,8 @@
 
 import math
 
-from mlm_dist.config import TrainConfig
+import torch
+
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError
@@ -10,48 +11,79 @@ from mlm_dist.run.recorder import Recorder
 from mlm_dist.training.state import StepResult, TrainState
 
 SMALLEST_SCALE = 2.0**-10
+MAX_UNREAD = 100
 
 
-def count_skipped_steps(
-    state: TrainState,
-    result: StepResult,
-    processes: Processes,
-    sampler: GlobalBatchSampler,
-    recorder: Recorder,
-    config: TrainConfig,
-) -> None:
-    """Count consecutive skipped steps, and record the ranks and rows whose loss was not finite.
+class SkippedSteps:
+    """Counts consecutive skipped steps, and records the ranks and rows whose loss was not finite.
 
     Args:
         state: the state of the run, whose count is updated.
-        result: the result of the step just taken.
-        processes: all ranks, which call this together.
-        sampler: selects the rows of the step.
-        recorder: records the skipped step.
-        config: has `max_bad_steps`.
-
-    Raises:
-        RunError: on all ranks, after `max_bad_steps` consecutive skipped steps.
+        processes: all ranks. They add and count the same steps together.
+        sampler: selects the rows of a step.
+        max_skipped: consecutive skipped steps that end the run.
+        reads_late: read the results of several steps at once, so that the host does not wait for each. A skipped step
+            changes nothing, so it may be noticed late.
     """
-    if math.isfinite(result.grad_norm):
-        state.skipped_steps = 0
-        return
-    own_rows: list[int] = sampler.select(state.step - 1).rows.tolist()
-    by_rank = processes.all_gather((result.loss.item(), own_rows))
-    faulty = [rank for rank, (loss, _) in enumerate(by_rank) if not math.isfinite(loss)]
-    if not faulty and state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_SCALE:
-        return  # an fp16 gradient overflows now and then, and the scaler reduces its scale
-    state.skipped_steps += 1
-    reason = f"loss {sum(loss for loss, _ in by_rank)}, grad_norm {result.grad_norm}"
-    recorder.log_skipped_step(
-        step=state.step,
-        skipped=reason,
-        in_a_row=state.skipped_steps,
-        ranks=faulty,
-        rows=[row for rank, (_, rows) in enumerate(by_rank) if rank in faulty or not faulty for row in rows],
-    )
-    if state.skipped_steps >= config.max_bad_steps:
-        raise RunError(
-            f"loss or gradient was not finite in {state.skipped_steps} consecutive steps (last: step {state.step}, "
-            f"{reason}). The checkpoints are from before them; a lower optim.lr or a longer optim.warmup_iters may help"
+
+    def __init__(
+        self,
+        state: TrainState,
+        processes: Processes,
+        sampler: GlobalBatchSampler,
+        max_skipped: int,
+        reads_late: bool,
+    ) -> None:
+        self.state = state
+        self.processes = processes
+        self.sampler = sampler
+        self.max_skipped = max_skipped
+        self.reads_late = reads_late
+        self._unread: list[StepResult] = []
+
+    def add(self, result: StepResult, recorder: Recorder, read_now: bool) -> None:
+        """Add the result of the step just taken, and read it now or later.
+
+        Raises:
+            RunError: on all ranks, after `max_skipped` consecutive skipped steps.
+        """
+        self._unread.append(result)
+        if read_now or not self.reads_late or len(self._unread) >= MAX_UNREAD:
+            self.read(recorder)
+
+    def read(self, recorder: Recorder) -> None:
+        """Wait for the added steps, and count and record those that were skipped.
+
+        Raises:
+            RunError: on all ranks, after `max_skipped` consecutive skipped steps.
+        """
+        results, self._unread = self._unread, []
+        norms = torch.stack([result.grad_norm for result in results]).tolist() if results else []
+        for result, norm in zip(results, norms, strict=True):
+            if math.isfinite(norm):
+                self.state.skipped_steps = 0
+            else:
+                self._count_one(result, norm, recorder)
+
+    def _count_one(self, result: StepResult, grad_norm: float, recorder: Recorder) -> None:
+        state = self.state
+        own_rows: list[int] = self.sampler.select(result.step - 1).rows.tolist()
+        by_rank = self.processes.all_gather((result.loss.item(), own_rows))
+        faulty = [rank for rank, (loss, _) in enumerate(by_rank) if not math.isfinite(loss)]
+        if not faulty and state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_SCALE:
+            return  # an fp16 gradient overflows now and then, and the scaler reduces its scale
+        state.skipped_steps += 1
+        reason = f"loss {sum(loss for loss, _ in by_rank)}, grad_norm {grad_norm}"
+        recorder.log_skipped_step(
+            step=result.step,
+            skipped=reason,
+            in_a_row=state.skipped_steps,
+            ranks=faulty,
+            rows=[row for rank, (_, rows) in enumerate(by_rank) if rank in faulty or not faulty for row in rows],
         )
+        if state.skipped_steps >= self.max_skipped:
+            raise RunError(
+                f"loss or gradient was not finite in {state.skipped_steps} consecutive steps (last: step "
+                f"{result.step}, {reason}). The checkpoints are from before them; a lower optim.lr or a longer "
+                f"optim.warmup_iters may help"
+            )

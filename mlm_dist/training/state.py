@@ -18,19 +18,21 @@ LARGEST_SCALE = 2.0**127  # of fp32
 
 
 class StepResult(NamedTuple):
-    """The outcome of a step.
+    """The outcome of a step. Its tensors are on the device, so that the host need not wait for the step.
 
     Attributes:
+        step: optimizer steps taken, including this one.
         batch: this rank's part of the global batch.
         loss: this rank's part of the loss, on its device. The parts of all ranks add up to the loss.
-        grad_norm: of the global gradient before clipping, the same on all ranks. If it is not finite, the step was
+        grad_norm: (), of the global gradient before clipping, the same on all ranks. If it is not finite, the step was
             skipped: parameters and optimizers are unchanged.
         lr: the learning rate.
     """
 
+    step: int
     batch: MaskedBatch
     loss: torch.Tensor
-    grad_norm: float
+    grad_norm: torch.Tensor
     lr: float
 
 

@@ -20,9 +20,9 @@ from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
-from mlm_dist.training.optim import build_optimizers, update
+from mlm_dist.training.optim import build_optimizers, can_update_without_host, update, update_without_host
 from mlm_dist.training.schedule import learning_rate
-from mlm_dist.training.skipped_steps import count_skipped_steps
+from mlm_dist.training.skipped_steps import SkippedSteps
 from mlm_dist.training.state import StepResult, TrainState
 from mlm_dist.training.stopping import StopFile, StopRequest
 
@@ -76,6 +76,8 @@ class Trainer:
         if processes.is_distributed:
             self.model = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
+        late = self.device.type == "cuda" and can_update_without_host(self.state.optimizers, scaler)
+        self.skipped_steps = SkippedSteps(self.state, processes, self.sampler, config.train.max_bad_steps, late)
         self.record = describe_run(config, corpus, self.dtype)
         self.recorder = Recorder([])  # rank 0 replaces it in `loop`
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
@@ -107,26 +109,28 @@ class Trainer:
 
     def loop(self) -> None:
         """Train until the last step or a stop request."""
-        state, max_iters, interval = self.state, self.config.train.max_iters, self.config.checkpoint.interval
+        state, settings, interval = self.state, self.config.train, self.config.checkpoint.interval
         if self.processes.is_rank_zero:
             self.recorder = Recorder.open(self.run_dir, self.config, state.step, self.tokens, state.seconds)
         if self.lacks_evaluation():
             self.evaluate()
         stopwatch = Stopwatch(state.seconds)
-        while state.step < max_iters and not self.is_stopping():
+        while state.step < settings.max_iters and not self.is_stopping():
             result = self.train_step()
-            count_skipped_steps(state, result, self.processes, self.sampler, self.recorder, self.config.train)
-            is_last = state.step == max_iters
+            is_last = state.step == settings.max_iters
             should_evaluate = is_last or self.validator.is_due(state.step)
-            should_save = is_last or (state.step % interval == 0 and not state.skipped_steps)
-            if should_evaluate or should_save or state.step % self.config.train.log_interval == 0:
+            should_save = is_last or state.step % interval == 0
+            should_log = should_evaluate or should_save or state.step % settings.log_interval == 0
+            self.skipped_steps.add(result, self.recorder, read_now=should_log)
+            if should_log:
                 self.log(result, stopwatch)
             with stopwatch.paused():
                 if should_evaluate:
                     self.evaluate()
-                if should_save:
+                if should_save and (is_last or not state.skipped_steps):
                     self.save()
                 self.saver.report()
+        self.skipped_steps.read(self.recorder)
         state.seconds = stopwatch.read()
 
     def is_stopping(self) -> bool:
@@ -146,7 +150,7 @@ class Trainer:
         grad_norm = self.optimizer_step(lr)
         self.state.step += 1
         reached("step taken")
-        return StepResult(batch, loss, grad_norm, lr)
+        return StepResult(self.state.step, batch, loss, grad_norm, lr)
 
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
@@ -179,9 +183,11 @@ class Trainer:
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
-    def optimizer_step(self, lr: float) -> float:
+    def optimizer_step(self, lr: float) -> torch.Tensor:
         """Update the parameters if the gradient is finite, clear the gradient, and return its norm before clipping."""
         state, parameters = self.state, list(self.state.encoder.parameters())
+        if self.skipped_steps.reads_late:
+            return update_without_host(parameters, state.optimizers, lr, self.config.optim.grad_clip)
         return update(parameters, state.optimizers, state.scaler, lr, self.config.optim.grad_clip)
 
     def log(self, result: StepResult, stopwatch: Stopwatch) -> None:
@@ -193,7 +199,7 @@ class Trainer:
             epoch=self.state.step / self.sampler.steps_per_epoch,
             loss=loss.item(),
             lr=result.lr,
-            grad_norm=result.grad_norm,
+            grad_norm=result.grad_norm.item(),
             tokens=self.tokens,
             seconds=self.state.seconds,
             digest=f"{digest.item():012x}",

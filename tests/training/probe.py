@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> None:
                 "rows": torch.from_numpy(selection.rows),
                 "batch": vars(result.batch),
                 "loss": processes.sum_(result.loss).item(),
-                "grad_norm": result.grad_norm,
+                "grad_norm": result.grad_norm.item(),
                 "gradient": torch.cat(gradient),
                 "all_reduces": all_reduces,
             }

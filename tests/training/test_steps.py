@@ -6,12 +6,15 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.masking import MaskedBatch
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError, UserError
 from mlm_dist.model.masked_model import MaskedModel
@@ -70,7 +73,7 @@ def test_a_step_starts_with_a_gradient_of_zero(make: Make) -> None:
 
     def norm() -> float:
         trainer.forward_backward(batch)
-        return trainer.optimizer_step(lr=0.0)
+        return trainer.optimizer_step(lr=0.0).item()
 
     first, second = norm(), norm()
     assert second == pytest.approx(first, rel=1e-5)
@@ -103,7 +106,7 @@ def test_gradients_with_a_larger_norm_are_scaled_down_to_grad_clip(clip: float, 
         applied.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
 
     trainer.state.optimizers[0].register_step_pre_hook(record)
-    norm = step_with(trainer, 0.0).grad_norm
+    norm = step_with(trainer, 0.0).grad_norm.item()
     assert norm > 0.01
     assert applied == pytest.approx([clip if clipped else norm], rel=1e-3)
 
@@ -112,7 +115,7 @@ def test_fp16_reports_the_norm_of_the_unscaled_gradient(make: Make) -> None:
     norms = []
     for precision in ("fp32", "fp16"):
         trainer = make(precision=precision)
-        norms.append(step_with(trainer, 0.0).grad_norm)
+        norms.append(step_with(trainer, 0.0).grad_norm.item())
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
@@ -120,7 +123,7 @@ def test_after_an_overflow_fp16_skips_the_step_and_halves_the_scale(make: Make) 
     trainer = make(precision="fp16")
     set_scale(trainer, 2.0**120)
     before = parameters_of(trainer)
-    assert not math.isfinite(step_with(trainer, 1e-3).grad_norm)
+    assert not math.isfinite(step_with(trainer, 1e-3).grad_norm.item())
     assert trainer.state.scaler.get_scale() == 2.0**119
     assert torch.equal(parameters_of(trainer), before)
 
@@ -260,3 +263,109 @@ def test_a_stop_file_created_after_the_last_step_is_removed(make: Make, monkeypa
     assert not trainer.stop_reason
     assert trainer.run_dir.model.exists()
     assert not trainer.run_dir.stop.exists()
+
+
+# The host does not wait for a step
+
+
+HOST_WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "item", "index.Tensor", "unique")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails on an operation for which the host would wait for a GPU, and counts the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.operations += 1
+        name = str(func)
+        waits = any(f"aten.{operation}" in name for operation in HOST_WAITS)
+        assert not waits or (
+            name == "aten.index.Tensor"
+            and not any(index is not None and index.dtype == torch.bool for index in args[1])
+        ), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def make_late(make: Make) -> Make:
+    """Trainers that update and skip steps as on a GPU."""
+
+    def late(**changes: object) -> Trainer:
+        trainer = make(**changes)
+        trainer.skipped_steps.reads_late = True
+        return trainer
+
+    return late
+
+
+@pytest.mark.parametrize("unit", ["token", "word", "span"])
+@pytest.mark.parametrize("changes", [{}, {"masking__replacement": "80/10/10"}, {"masking__mask_prob_range": [0, 1]}])
+@pytest.mark.parametrize("micro_batch_size", [16, 4])
+def test_the_host_never_waits_for_a_step(
+    changes: dict[str, Any], unit: str, micro_batch_size: int, make_late: Make
+) -> None:
+    trainer = make_late(masking__unit=unit, train__micro_batch_size=micro_batch_size, **changes)
+    trainer.train_step()  # the optimizer creates its state
+    with NoWaiting() as first:
+        trainer.train_step()
+    with NoWaiting() as second:
+        trainer.train_step()
+    assert first.operations == second.operations
+
+
+def test_the_dispatch_mode_finds_a_step_that_waits(make: Make) -> None:
+    trainer = make()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaiting():
+        trainer.train_step()
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.05, 1.0])
+def test_the_update_without_the_host_is_the_same_update(clip: float, make: Make, make_late: Make) -> None:
+    trainers = [make(optim__grad_clip=clip), make_late(optim__grad_clip=clip)]
+    for trainer in trainers:
+        for _ in range(5):
+            trainer.train_step()
+    torch.testing.assert_close(parameters_of(trainers[0]), parameters_of(trainers[1]), rtol=0, atol=1e-7)
+
+
+def test_a_step_that_the_device_skips_changes_nothing_and_is_counted_later(make_late: Make) -> None:
+    trainer = make_late(train__log_interval=4, train__eval_interval=0, train__max_iters=8)
+    forward_backward, changed = trainer.forward_backward, []
+
+    def faulty(batch: MaskedBatch) -> torch.Tensor:
+        loss = forward_backward(batch)
+        if trainer.state.step in (2, 3):
+            for parameter in trainer.state.encoder.parameters():
+                assert parameter.grad is not None
+                parameter.grad.mul_(float("nan"))
+        return loss
+
+    train_step = trainer.train_step
+
+    def watched() -> StepResult:
+        before = parameters_of(trainer).clone()
+        result = train_step()
+        changed.append(not torch.equal(parameters_of(trainer), before))
+        return result
+
+    trainer.forward_backward = faulty  # type: ignore[method-assign]
+    trainer.train_step = watched  # type: ignore[method-assign]
+    trainer.train()
+    assert changed == [True, True, False, False, True, True, True, True]
+    events = read_events(trainer.run_dir.metrics)
+    assert [event["step"] for event in events if "skipped" in event] == [3, 4]
+    steps = {state["step"].item() for state in trainer.state.optimizers[0].state.values()}
+    assert steps == {6.0}
+
+
+def test_too_many_skipped_steps_end_the_run_when_they_are_read_late(make_late: Make) -> None:
+    trainer = make_late(train__log_interval=7, train__eval_interval=0, train__max_bad_steps=3, train__max_iters=20)
+    trainer.learning_rate = lambda: float("inf")  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="not finite in 3 consecutive steps"):
+        trainer.train()
+    assert list_checkpoints(trainer.run_dir.checkpoints) == []
