@@ -105,6 +105,21 @@ class Processes:
             dist.all_reduce(tensor)
         return tensor
 
+    def start_sum(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """Start to all-reduce a tensor with a sum, in place. The returned function waits for the sum.
+
+        On a GPU, only its stream waits.
+        """
+        if self._store is None:
+            return lambda: tensor
+        work = dist.all_reduce(tensor, async_op=True)
+
+        def wait() -> torch.Tensor:
+            work.wait()
+            return tensor
+
+        return wait
+
     def any(self, flag: bool) -> bool:
         """Whether a flag is true on at least one rank. This is a CPU collective, so no GPU waits for it."""
         return bool(self.sum_(torch.tensor(float(flag))).item())

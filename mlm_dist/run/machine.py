@@ -25,7 +25,18 @@ def describe_machine(device: torch.device, dtype: torch.dtype, processes: int = 
         "precision": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "python": platform.python_version(),
+        **(describe_cuda() if on_gpu else {}),
         "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def describe_cuda() -> dict[str, str | int]:
+    """The number of GPUs of this machine, and the versions of CUDA, cuDNN and NCCL."""
+    return {
+        "gpus": torch.cuda.device_count(),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
     }
 
 

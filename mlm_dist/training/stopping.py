@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 # torchrun forwards TERM and INT. The user chooses the signal of SLURM's warnings, usually USR1.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
-LOOKUP_SECONDS = 1.0
+LOOKUP_SECONDS = 0.1
 
 
 class StopRequest:
@@ -59,7 +59,8 @@ class StopFile:
     """A file that requests a stop by being there.
 
     Args:
-        path: the file. It is looked up once per second, because on some shared file systems that takes a millisecond.
+        path: the file. It is looked up ten times per second, because a lookup takes a millisecond on some shared file
+            systems, which may be as long as a step.
     """
 
     def __init__(self, path: Path) -> None:

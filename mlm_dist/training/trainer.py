@@ -158,11 +158,9 @@ class Trainer:
 
     def next_batch(self) -> MaskedBatch:
         """Read and mask this rank's part of the next step's global batch."""
-        step = self.state.step
-        if self.config.model.dropout:
-            # Seeded at every step, the generator needs no state in the checkpoint.
-            torch.manual_seed(derive_key(self.config.seed, step, self.processes.rank, "dropout"))
-        return load_batch(self.rows, self.sampler.select(step), self.masker)
+        if self.config.model.dropout:  # seeded at every step, the generator needs no state in the checkpoint
+            torch.manual_seed(derive_key(self.config.seed, self.state.step, self.processes.rank, "dropout"))
+        return load_batch(self.rows, self.sampler.select(self.state.step), self.masker)
 
     def forward_backward(self, batch: MaskedBatch) -> torch.Tensor:
         """Compute the gradient of a batch, summed over the ranks, and return this rank's part of the loss.
@@ -170,14 +168,14 @@ class Trainer:
         The loss is the mean over the masked tokens of the global batch, so every micro-batch on every rank is divided
         by their number.
         """
-        count = self.processes.sum_(batch.loss_weights.sum()).clamp(min=1)
+        count = self.processes.start_sum(batch.loss_weights.sum())
         micro_batches = batch.micro_batches(self.micro_batch_size)
         losses = []
         for index, micro_batch in enumerate(micro_batches):
             reached("micro-batch begins")
             with maybe_no_sync(self.model, is_last=index + 1 == len(micro_batches)):
                 with autocast(self.device, self.dtype):
-                    loss = self.model(**vars(micro_batch)) / count
+                    loss = self.model(**vars(micro_batch)) / count().clamp(min=1)
                 # DDP averages the gradients over the ranks, but their sum is needed.
                 self.state.scaler.scale(loss * self.processes.world_size).backward()
             losses.append(loss.detach())
@@ -192,17 +190,18 @@ class Trainer:
 
     def log(self, result: StepResult, stopwatch: Stopwatch) -> None:
         """Record the step just taken."""
-        loss, digest = self.processes.sum_(result.loss), self.processes.sum_(result.batch.digest())
+        local = torch.stack([result.loss.double(), result.batch.digest().double()])  # both are exact in fp64
+        loss, digest = self.processes.sum_(local).tolist()
         self.state.seconds = stopwatch.read()
         self.recorder.log_step(
             step=self.state.step,
             epoch=self.state.step / self.sampler.steps_per_epoch,
-            loss=loss.item(),
+            loss=loss,
             lr=result.lr,
             grad_norm=result.grad_norm.item(),
             tokens=self.tokens,
             seconds=self.state.seconds,
-            digest=f"{digest.item():012x}",
+            digest=f"{int(digest):012x}",
         )
 
     def lacks_evaluation(self) -> bool:
