@@ -5,6 +5,7 @@ import json
 import tempfile
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import Any
 
 from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.config_reading import parse_config
@@ -38,7 +39,8 @@ def build_parser() -> ArgumentParser:
         "--rows",
         type=int,
         metavar="N",
-        help=f"rows per step in the comparison (default: train.batch_size, on a CPU at most {ROWS_ON_A_CPU})",
+        help=f"rows per step in the comparison (default: train.micro_batch_size or train.batch_size, on a CPU at most "
+        f"{ROWS_ON_A_CPU})",
     )
     parser.add_argument(
         "--rounds",
@@ -77,13 +79,20 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.distributed import choose_device  # noqa: PLC0415
 
     on_cpu = choose_device(config.device).type == "cpu"
-    rows = given.rows or min(config.train.batch_size, ROWS_ON_A_CPU if on_cpu else config.train.batch_size)
+    rows_at_a_time = config.train.micro_batch_size or config.train.batch_size
+    rows = given.rows or (min(rows_at_a_time, ROWS_ON_A_CPU) if on_cpu else rows_at_a_time)
+
+    def log(line: str) -> None:
+        print_log(f"measuring: {line}")
+
+    def save(results: dict[str, Any]) -> None:
+        (given.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as folder:
         config, corpus = open_corpus(config, Path(folder))
         print_log(f"corpus: {'random tokens' if is_random(corpus) else corpus.folder}")
-        suite = Suite(config, corpus, given.against, rows, given.rounds, lambda line: print_log(f"measuring: {line}"))
-        results = suite.measure()
-    (given.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        results = Suite(config, corpus, given.against, rows, given.rounds, log, save).measure()
+    save(results)
     save_plot(results, given.out / "benchmark.png")
     print_log(
         f"\n{markdown_tables(results)}\n\nmeasured in {results['seconds']:.0f} s; "

@@ -9,13 +9,21 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mlm_dist.config import Config
 from mlm_dist.errors import RunError, UserError
 
 SERVE = "from mlm_dist.benchmarks.candidate import serve; serve()"
-WARM_UP = "run 1"
+
+
+class Turn(NamedTuple):
+    """The commands of a turn: first steps that are not timed, then steps that are."""
+
+    warm_up: str
+    timed: str
+
+
 GROUP_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -114,19 +122,19 @@ def running(runners: Sequence[Runner]) -> Iterator[Sequence[Runner]]:
         yield runners
 
 
-def take_turns(runners: Sequence[Runner], command: str, rounds: int) -> list[list[float]]:
-    """Send a command to the runners in turns, `rounds` times, so that a disturbance of the machine affects all of them.
+def take_turns(runners: Sequence[Runner], turns: Sequence[Turn], rounds: int) -> list[list[float]]:
+    """Let the runners take turns, `rounds` times, so that a disturbance of the machine affects all of them.
 
-    Each runs an untimed step first, because its caches and memory pages were evicted during the turns of the others.
+    Each runs untimed steps first, because its caches and memory pages were evicted during the turns of the others.
 
     Returns:
         For each runner, the reply of the slowest rank in each round.
     """
     replies: list[list[float]] = [[] for _ in runners]
     for _ in range(rounds):
-        for runner, own_replies in zip(runners, replies, strict=True):
-            runner.send(WARM_UP)
-            own_replies.append(runner.max_over_ranks(command))
+        for runner, turn, own_replies in zip(runners, turns, replies, strict=True):
+            runner.send(turn.warm_up)
+            own_replies.append(runner.max_over_ranks(turn.timed))
     return replies
 
 

@@ -1,6 +1,7 @@
 """The complete benchmark: what is measured, in which order, and with which settings."""
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import torch
 
 from mlm_dist.benchmarks.parts import encoding_rates, matrix_ceiling, random_corpus, step_flops
 from mlm_dist.benchmarks.peers import PeerName
-from mlm_dist.benchmarks.runner import WARM_UP, Runner, running, take_turns
+from mlm_dist.benchmarks.runner import Runner, Turn, running, take_turns
 from mlm_dist.config import Config, DataConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus
 from mlm_dist.data.preparation import find_or_prepare, usable_cores
@@ -20,7 +21,8 @@ from mlm_dist.precision import choose_dtype
 from mlm_dist.run.machine import describe_machine
 
 MLM_DIST = "mlm_dist"
-STEPS_PER_TURN = {"cpu": 2, "cuda": 20}  # a GPU queues many before it is synchronized, as in training
+TURN_ON_A_CPU = Turn(warm_up="run 1", timed="run 2")
+SECONDS_PER_TURN = 1.0  # on a GPU, at least: its clock is low after a turn of another process
 MAX_PROCESSES = 8
 RANDOM_VOCAB_SIZE = 50258  # of the random corpus: GPT-2's, the default of `prepare`, plus [MASK]
 
@@ -38,6 +40,7 @@ class Suite:
         rows: per step in the comparison with peers.
         rounds: number of turns of each candidate; medians are reported.
         log: called with a line of progress.
+        save: called with the results so far after each part, so that a failure later loses none of them.
     """
 
     config: Config
@@ -46,6 +49,7 @@ class Suite:
     rows: int
     rounds: int
     log: Callable[[str], None]
+    save: Callable[[Results], None]
 
     def measure(self) -> Results:
         """Run all measurements, which takes minutes.
@@ -62,8 +66,10 @@ class Suite:
         results["ceiling_flops"] = matrix_ceiling(device, dtype, self.rounds)
         self.log(f"a step of {self.config.train.batch_size} rows")
         results["step"] = self.measure_step(device, results["ceiling_flops"])
+        self.save(results)
         self.log(f"steps of {self.rows} rows, alternating: {', '.join([MLM_DIST, *self.peers])}")
         results["peers"] = self.measure_peers(device)
+        self.save(results)
         if len(sizes := world_sizes(device, self.config.train.batch_size)) > 1:
             self.log(f"steps on {' and '.join(map(str, sizes))} processes, alternating")
             results["scaling"] = self.measure_scaling(device, sizes)
@@ -74,8 +80,8 @@ class Suite:
     def measure_step(self, device: torch.device, ceiling: float) -> Results:
         """Measure a step of the recipe on one process: time, parts, memory, the input path, and the cost of a save."""
         with running([Runner(MLM_DIST, self.config)]) as (runner,):
-            runner.send(WARM_UP)
-            times = [runner.max_over_ranks(f"run {STEPS_PER_TURN[device.type]}") for _ in range(self.rounds)]
+            runner.send("run 1")
+            (times,) = take_turns([runner], [turn_of(runner, device)], self.rounds)
             parts = [runner.send("step_parts")[0] for _ in range(self.rounds)]
             reading = statistics.median(runner.max_over_ranks("read") for _ in range(self.rounds))
             peak = runner.max_over_ranks("peak_memory")
@@ -98,7 +104,7 @@ class Suite:
         """Measure steps of this package and of the peers, in turns."""
         config = with_batch_size(self.config, self.rows)
         with running([Runner(name, config) for name in (MLM_DIST, *self.peers)]) as runners:
-            times = take_turns(runners, f"run {STEPS_PER_TURN[device.type]}", self.rounds)
+            times = take_turns(runners, [turn_of(runner, device) for runner in runners], self.rounds)
             peaks = [runner.max_over_ranks("peak_memory") for runner in runners]
         return [
             {
@@ -117,7 +123,7 @@ class Suite:
         """Measure the same global batch on one and more processes, in turns. On a CPU, each has one thread."""
         threads = 1 if device.type == "cpu" else None
         with running([Runner(MLM_DIST, self.config, size if size > 1 else None, threads) for size in sizes]) as runners:
-            times = take_turns(runners, f"run {STEPS_PER_TURN[device.type]}", 2 * self.rounds)
+            times = take_turns(runners, [turn_of(runner, device) for runner in runners], 2 * self.rounds)
             all_reduces = [
                 statistics.median(runner.max_over_ranks("all_reduce") for _ in range(5)) for runner in runners
             ]
@@ -132,6 +138,15 @@ class Suite:
             }
             for size, own_times, median, all_reduce in zip(sizes, times, medians, all_reduces, strict=True)
         ]
+
+
+def turn_of(runner: Runner, device: torch.device) -> Turn:
+    """The turn of a runner on a device: on a GPU, as many steps as take `SECONDS_PER_TURN`, after half as many."""
+    if device.type == "cpu":
+        return TURN_ON_A_CPU
+    runner.send("run 5")
+    steps = max(4, math.ceil(SECONDS_PER_TURN / runner.max_over_ranks("run 5")))
+    return Turn(f"run {steps // 2}", f"run {steps}")
 
 
 def spread(times: list[float]) -> Results:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.benchmarks.runner import Runner, running, take_turns
+from mlm_dist.benchmarks.runner import Runner, Turn, running, take_turns
 from mlm_dist.config import Config
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import RunError, UserError
@@ -30,8 +30,9 @@ def test_runners_take_turns() -> None:
         def max_over_ranks(self, command: str) -> float:
             return self.send(command)[0]
 
-    assert take_turns([Named("a"), Named("b")], "run 9", 2) == [[2, 6], [4, 8]]  # type: ignore[list-item]
-    assert sent == 2 * ["a run 1", "a run 9", "b run 1", "b run 9"]
+    turns = [Turn("run 1", "run 9"), Turn("run 2", "run 5")]
+    assert take_turns([Named("a"), Named("b")], turns, 2) == [[2, 6], [4, 8]]  # type: ignore[list-item]
+    assert sent == 2 * ["a run 1", "a run 9", "b run 2", "b run 5"]
 
 
 @pytest.mark.multiprocess
