@@ -168,9 +168,11 @@ def resume(check: Check) -> Figures:
 
 
 def tests(check: Check) -> Figures:
-    """The tests that need a GPU."""
-    output = check.run(sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--no-header")
-    return {"summary": output.strip().splitlines()[-1]}
+    """The tests that need a GPU, and those of the loss kernel, which run on a GPU if there is one."""
+    pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header")
+    needs_gpu = check.run(*pytest, "-m", "gpu")
+    kernel = check.run(*pytest, "tests/model/test_loss_kernel.py")
+    return {"need a GPU": needs_gpu.strip().splitlines()[-1], "loss kernel": kernel.strip().splitlines()[-1]}
 
 
 def bert(check: Check) -> Figures:
