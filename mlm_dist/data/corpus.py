@@ -4,6 +4,8 @@ corpus.json   format version, tokenizer, vocabulary, token counts, SHA-256 of ea
 train.bin     token ids, little-endian, uint16 if the vocabulary allows, else uint32
 val.bin       the validation split, in the same format
 tokenizer/    ranks.tiktoken, encoding.json
+
+The files must be on a local or shared disk: `load_batch` in data/masking.py reads rows at random positions.
 """
 
 import json

@@ -1,5 +1,7 @@
 """Which tokens of a row are masked: chosen by hashing (seed, epoch, row, position), in tensors of a fixed shape.
 
+The rank plays no part; data/sampler.py selects the rows of a rank.
+
 The tokens of a row, or its words, are sorted by their hashes and masked from the first one up to a cut.
 
 **Fixed rate p.** A row of n maskable tokens is cut at p * n. A unit that straddles the cut is masked with probability

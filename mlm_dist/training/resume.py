@@ -1,4 +1,7 @@
-"""Resuming a run from its newest checkpoint."""
+"""Resuming a run from its newest checkpoint: parameters, optimizers and step.
+
+A new run starts from initial parameters, which `Trainer.__init__` in trainer.py builds.
+"""
 
 from pathlib import Path
 
