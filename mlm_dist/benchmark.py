@@ -92,7 +92,6 @@ def main(arguments: list[str]) -> None:
         config, corpus = open_corpus(config, Path(folder))
         print_log(f"corpus: {'random tokens' if is_random(corpus) else corpus.folder}")
         results = Suite(config, corpus, given.against, rows, given.rounds, log, save).measure()
-    save(results)
     save_plot(results, given.out / "benchmark.png")
     print_log(
         f"\n{markdown_tables(results)}\n\nmeasured in {results['seconds']:.0f} s; "

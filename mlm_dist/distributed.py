@@ -61,7 +61,7 @@ class Processes:
         self.rank, self.world_size = 0, 1
         self._store: Store | None = None
         self._gathers = itertools.count()
-        self._answers: deque[tuple[Any, torch.Tensor]] = deque()
+        self._answers: deque[Callable[[], torch.Tensor]] = deque()
         self._last_heartbeat = -math.inf
         if "RANK" in os.environ:
             self._store, self.rank, self.world_size = join()
@@ -101,9 +101,7 @@ class Processes:
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """All-reduce a tensor with a sum, in place."""
-        if self._store is not None:
-            dist.all_reduce(tensor)
-        return tensor
+        return self.start_sum(tensor)()
 
     def start_sum(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         """Start to all-reduce a tensor with a sum, in place. The returned function waits for the sum.
@@ -132,13 +130,8 @@ class Processes:
         """
         if self.world_size == 1:
             return flag
-        tensor = torch.tensor(float(flag))
-        self._answers.append((dist.all_reduce(tensor, async_op=True), tensor))
-        if len(self._answers) <= LAG:
-            return False
-        work, answer = self._answers.popleft()
-        work.wait()
-        return bool(answer.item())
+        self._answers.append(self.start_sum(torch.tensor(float(flag))))
+        return len(self._answers) > LAG and bool(self._answers.popleft()().item())
 
     def all_gather(self, value: T) -> list[T]:
         """Gather a picklable value from every rank, in rank order. There is no timeout.
@@ -293,7 +286,7 @@ class Processes:
         which skips the finalization.
         """
         while self._answers:
-            self._answers.popleft()[0].wait()
+            self._answers.popleft()()
         if self._store is not None:
             dist.destroy_process_group()
 

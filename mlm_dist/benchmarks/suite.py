@@ -75,7 +75,9 @@ class Suite:
             results["scaling"] = self.measure_scaling(device, sizes)
         self.log("encoding rate")
         results["encoding"] = encoding_rates(self.corpus, self.rounds)
-        return results | {"seconds": time.perf_counter() - start}
+        results["seconds"] = time.perf_counter() - start
+        self.save(results)
+        return results
 
     def measure_step(self, device: torch.device, ceiling: float) -> Results:
         """Measure a step of the recipe on one process: time, parts, memory, the input path, and the cost of a save."""

@@ -108,8 +108,8 @@ class OutputCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients in place, so this can run only once."""
-        gradients = (gradient.mul_(loss_gradient) for gradient in ctx.saved_tensors)
-        return *gradients, None, None, None
+        scaled = (gradient.mul_(loss_gradient) for gradient in ctx.saved_tensors)
+        return *scaled, None, None, None
 
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

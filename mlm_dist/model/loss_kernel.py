@@ -19,6 +19,13 @@ ROWS = 64  # rows of the tile of a program that sums columns; it has `ALIGNMENT`
 
 
 @triton.jit
+def load_logits(first, bias, columns, used):
+    """Logits of a row with their bias, in fp32; -inf where they are not used."""
+    logits = tl.load(first + columns, used, other=-float("inf")).to(tl.float32)
+    return logits + tl.load(bias + columns, used, other=0.0)
+
+
+@triton.jit
 def cross_entropy_kernel(
     logits,
     bias,
@@ -39,9 +46,7 @@ def cross_entropy_kernel(
     for start in range(0, P, B):
         columns = start + tl.arange(0, B)
         used = columns < V
-        x = tl.load(first + columns, used, other=-float("inf")).to(tl.float32) + tl.load(
-            bias + columns, used, other=0.0
-        )
+        x = load_logits(first, bias, columns, used)
         higher = tl.maximum(highest, tl.max(x, 0))
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(x - higher), 0)
         highest = higher
@@ -51,9 +56,7 @@ def cross_entropy_kernel(
     for start in range(0, P, B):
         columns = start + tl.arange(0, B)
         used = columns < V
-        x = tl.load(first + columns, used, other=-float("inf")).to(tl.float32) + tl.load(
-            bias + columns, used, other=0.0
-        )
+        x = load_logits(first, bias, columns, used)
         gradient = (tl.exp(x - highest) / total - tl.where(columns == target, 1.0, 0.0)) * scale
         tl.store(first + columns, gradient.to(logits.dtype.element_ty), columns < P)
 

@@ -1,6 +1,7 @@
 """Steps that are skipped because their gradient is not finite."""
 
 import math
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +13,14 @@ from mlm_dist.training.state import StepResult, TrainState
 
 SMALLEST_SCALE = 2.0**-10
 MAX_UNREAD = 100
+
+
+class Outcome(NamedTuple):
+    """What is kept of a step until it is read: not its batch, since the batches of 100 steps may fill a GPU."""
+
+    step: int
+    loss: torch.Tensor
+    grad_norm: torch.Tensor
 
 
 class SkippedSteps:
@@ -39,7 +48,7 @@ class SkippedSteps:
         self.sampler = sampler
         self.max_skipped = max_skipped
         self.reads_late = reads_late
-        self._unread: list[StepResult] = []
+        self._unread: list[Outcome] = []
 
     def add(self, result: StepResult, recorder: Recorder, read_now: bool) -> None:
         """Add the result of the step just taken, and read it now or later.
@@ -47,7 +56,7 @@ class SkippedSteps:
         Raises:
             RunError: on all ranks, after `max_skipped` consecutive skipped steps.
         """
-        self._unread.append(result)
+        self._unread.append(Outcome(result.step, result.loss, result.grad_norm))
         if read_now or not self.reads_late or len(self._unread) >= MAX_UNREAD:
             self.read(recorder)
 
@@ -57,25 +66,25 @@ class SkippedSteps:
         Raises:
             RunError: on all ranks, after `max_skipped` consecutive skipped steps.
         """
-        results, self._unread = self._unread, []
-        norms = torch.stack([result.grad_norm for result in results]).tolist() if results else []
-        for result, norm in zip(results, norms, strict=True):
+        outcomes, self._unread = self._unread, []
+        norms = torch.stack([outcome.grad_norm for outcome in outcomes]).tolist() if outcomes else []
+        for outcome, norm in zip(outcomes, norms, strict=True):
             if math.isfinite(norm):
                 self.state.skipped_steps = 0
             else:
-                self._count_one(result, norm, recorder)
+                self._count_one(outcome, norm, recorder)
 
-    def _count_one(self, result: StepResult, grad_norm: float, recorder: Recorder) -> None:
+    def _count_one(self, outcome: Outcome, grad_norm: float, recorder: Recorder) -> None:
         state = self.state
-        own_rows: list[int] = self.sampler.select(result.step - 1).rows.tolist()
-        by_rank = self.processes.all_gather((result.loss.item(), own_rows))
+        own_rows: list[int] = self.sampler.select(outcome.step - 1).rows.tolist()
+        by_rank = self.processes.all_gather((outcome.loss.item(), own_rows))
         faulty = [rank for rank, (loss, _) in enumerate(by_rank) if not math.isfinite(loss)]
         if not faulty and state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_SCALE:
             return  # an fp16 gradient overflows now and then, and the scaler reduces its scale
         state.skipped_steps += 1
         reason = f"loss {sum(loss for loss, _ in by_rank)}, grad_norm {grad_norm}"
         recorder.log_skipped_step(
-            step=result.step,
+            step=outcome.step,
             skipped=reason,
             in_a_row=state.skipped_steps,
             ranks=faulty,
@@ -84,6 +93,6 @@ class SkippedSteps:
         if state.skipped_steps >= self.max_skipped:
             raise RunError(
                 f"loss or gradient was not finite in {state.skipped_steps} consecutive steps (last: step "
-                f"{result.step}, {reason}). The checkpoints are from before them; a lower optim.lr or a longer "
+                f"{outcome.step}, {reason}). The checkpoints are from before them; a lower optim.lr or a longer "
                 f"optim.warmup_iters may help"
             )
