@@ -34,16 +34,15 @@ def cross_entropy_kernel(
     stride,
     scale,
     V: tl.constexpr,  # noqa: N803
-    P: tl.constexpr,  # noqa: N803
     B: tl.constexpr,  # noqa: N803
 ):
-    """Cross-entropy of one row of P logits, V of which are entries. The logits become its gradient, times `scale`."""
+    """Cross-entropy of one row of V logits. They become its gradient, times `scale`."""
     row = tl.program_id(0).to(tl.int64)
     first = logits + row * stride
     target = tl.load(targets + row)
     highest = -float("inf")
     total = 0.0
-    for start in range(0, P, B):
+    for start in range(0, V, B):
         columns = start + tl.arange(0, B)
         used = columns < V
         x = load_logits(first, bias, columns, used)
@@ -53,12 +52,12 @@ def cross_entropy_kernel(
     at_target = tl.load(first + target).to(tl.float32) + tl.load(bias + target)
     tl.store(losses + row, tl.log(total) + highest - at_target)
     tl.debug_barrier()  # all threads have read the target before its logit is overwritten
-    for start in range(0, P, B):
+    for start in range(0, V, B):
         columns = start + tl.arange(0, B)
         used = columns < V
         x = load_logits(first, bias, columns, used)
         gradient = (tl.exp(x - highest) / total - tl.where(columns == target, 1.0, 0.0)) * scale
-        tl.store(first + columns, gradient.to(logits.dtype.element_ty), columns < P)
+        tl.store(first + columns, gradient.to(logits.dtype.element_ty), used)
 
 
 @triton.jit
@@ -93,7 +92,7 @@ def replace_by_gradient(logits: torch.Tensor, bias: torch.Tensor, targets: torch
 
     Args:
         logits: (N, P) without the bias, P the size of the padded vocabulary. They become the gradient, softmax -
-            one-hot, times `scale`, and 0 in the padding.
+            one-hot, times `scale`. Those of the padding are not read, and stay 0.
         bias: (V,) fp32.
         targets: (N,) token ids.
         scale: of the gradient.
@@ -102,7 +101,7 @@ def replace_by_gradient(logits: torch.Tensor, bias: torch.Tensor, targets: torch
         (N,) fp32, in nats.
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    sizes = {"V": len(bias), "P": logits.shape[1], "B": BLOCK}
+    sizes = {"V": len(bias), "B": BLOCK}
     grid = (len(logits),)
     cross_entropy_kernel[grid](logits, bias, targets, losses, logits.stride(0), scale, **sizes, num_warps=WARPS)
     return losses
