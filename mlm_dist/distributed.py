@@ -61,7 +61,7 @@ class Processes:
         self.rank, self.world_size = 0, 1
         self._store: Store | None = None
         self._gathers = itertools.count()
-        self._answers: deque[Callable[[], torch.Tensor]] = deque()
+        self._answers: deque[Callable[[], torch.Tensor]] | None = None
         self._last_heartbeat = -math.inf
         if "RANK" in os.environ:
             self._store, self.rank, self.world_size = join()
@@ -126,10 +126,14 @@ class Processes:
         """Whether a flag was true on at least one rank, `LAG` calls ago; with one process, whether it is true now.
 
         All ranks get the same answer in the same call, and none of them waits for it: it arrives while they compute.
+        Only the first call waits for its own answer, so that a flag from before the start counts before the first step.
         This is a CPU collective.
         """
         if self.world_size == 1:
             return flag
+        if self._answers is None:
+            self._answers = deque()
+            return self.any(flag)
         self._answers.append(self.start_sum(torch.tensor(float(flag))))
         return len(self._answers) > LAG and bool(self._answers.popleft()().item())
 

@@ -62,7 +62,7 @@ def main(_: list[str]) -> None:
         lines.append(str(error).partition(";")[0])
     lines.append(str(processes.sum_(torch.tensor(processes.rank + 1)).item()))
     lines.append(f"{processes.any(processes.rank == 2)} {processes.any(False)}")
-    answers = [processes.any_so_far(processes.rank == 2 and call == 1) for call in range(5)]
+    answers = [processes.any_so_far(processes.rank == 2 and call in (0, 2)) for call in range(6)]
     lines.append(" ".join(map(str, answers)))
     sys.stdout.write(f"rank {processes.rank}: {'; '.join(lines)}\n")
     sys.stdout.flush()

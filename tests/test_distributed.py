@@ -33,7 +33,7 @@ def test_three_ranks_exchange_results_errors_and_sums() -> None:
             "precision: the machines of this run choose bf16 and fp32",
             "6",
             "True False",
-            "False False False True False",  # two calls after rank 2 gave its flag
+            "True False False False True False",  # in the first call, and two calls after rank 2 gave its flag
         ]
     )
     assert sorted(result.stdout.splitlines()) == [f"rank {rank}: {expected}" for rank in range(3)]
