@@ -39,6 +39,10 @@ RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
 JOINED = itertools.count()  # groups that this process has joined; each has its own keys in the store
 
 
+class CollectiveError(RuntimeError):
+    """A collective failed, most often because a rank is missing."""
+
+
 class Processes:
     """All processes of the run, seen from this one.
 
@@ -113,7 +117,10 @@ class Processes:
         work = dist.all_reduce(tensor, async_op=True)
 
         def wait() -> torch.Tensor:
-            work.wait()
+            try:
+                work.wait()
+            except RuntimeError as error:  # such as "Application timeout caused pair closure"
+                raise CollectiveError(str(error)) from error
             return tensor
 
         return wait
@@ -244,7 +251,8 @@ class Processes:
         try:
             yield
         except RuntimeError as error:
-            if self._store is None or not ("gloo" in str(error) or isinstance(error, dist.DistError)):
+            is_known = isinstance(error, CollectiveError | dist.DistError) or "gloo" in str(error)  # DDP's name gloo
+            if self._store is None or not is_known:
                 raise
             present, missing = self.find_missing_ranks()
             if self.rank == min(present):

@@ -2,6 +2,7 @@ import os
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,27 @@ def test_with_one_process_collectives_return_their_input(monkeypatch: pytest.Mon
         raise UserError("mine")
 
 
+class TimedOut:
+    """The work of an asynchronous collective, with the error that gloo gives it. It does not name gloo."""
+
+    def wait(self) -> None:
+        raise RuntimeError("Application timeout caused pair closure")
+
+
+def fail_in_ddp(_: Processes) -> None:
+    raise RuntimeError("gloo: connection closed")
+
+
+def fail_in_a_sum(processes: Processes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.distributed.all_reduce", lambda *_, **__: TimedOut())
+        processes.any_so_far(False)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("fail", [fail_in_ddp, fail_in_a_sum])
 def test_a_failed_collective_names_the_missing_ranks_and_gives_the_advice(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fail: Callable[[Processes], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def leave(code: int) -> None:
         raise SystemExit(code)
@@ -62,7 +81,7 @@ def test_a_failed_collective_names_the_missing_ranks_and_gives_the_advice(
     processes.world_size, processes._store = 3, HashStore()
     processes._store.set("rank 2 is here", "")
     with pytest.raises(SystemExit) as caught, processes.report_missing_ranks("run the command again"):
-        raise RuntimeError("gloo: connection closed")
+        fail(processes)
     assert caught.value.code == 1
     message = "mlm_dist: error: rank 1 does not respond: run the command again\n"
     assert capsys.readouterr().err == message
