@@ -7,6 +7,7 @@ import sys
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
+from mlm_dist.version import __version__
 
 COMMANDS = {
     "prepare": "encode texts into a corpus",
@@ -33,6 +34,9 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         run_verb(lambda _: print_result(help_text()))
+        return
+    if name == "--version":
+        run_verb(lambda _: print_result(f"mlm_dist {__version__}"))
         return
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mlm_dist.errors import UserError
+from mlm_dist.exit_codes import command_of
 from mlm_dist.files import read_bytes
 
 
@@ -54,9 +55,9 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         example: the arguments of the example in --help.
     """
     parser = OneLineParser(
-        prog=f"python -m mlm_dist.{verb}",
+        prog=command_of(verb),
         description=description,
-        epilog=f"Example: python -m mlm_dist.{verb} {example}",
+        epilog=f"Example: {command_of(verb)} {example}",
     )
     parser.add_argument(
         "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="run directory of `train`"

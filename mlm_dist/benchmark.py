@@ -10,7 +10,7 @@ from typing import Any
 from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError
-from mlm_dist.exit_codes import run_verb
+from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.output import print_log
 
 ROWS_ON_A_CPU = 64
@@ -19,12 +19,12 @@ ROWS_ON_A_CPU = 64
 def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = OneLineParser(
-        prog="python -m mlm_dist.benchmark",
+        prog=command_of("benchmark"),
         description="Measure a training step of a config on this machine: throughput, parts, memory, the fraction "
         "of the machine's matrix-product throughput, scaling over processes; and the same step of peers. It takes "
         "minutes and needs an otherwise idle machine. --config FILE and a flag for each config key work as for "
         "`train`.",
-        epilog="Example: python -m mlm_dist.benchmark --config configs/novels.yaml --against naive transformers",
+        epilog=f"Example: {command_of('benchmark')} --config configs/novels.yaml --against naive transformers",
     )
     parser.add_argument(
         "--against",

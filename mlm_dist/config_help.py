@@ -14,6 +14,7 @@ import annotated_types
 
 from mlm_dist import foreign_names
 from mlm_dist.config import Config
+from mlm_dist.exit_codes import command_of
 
 LARGEST_NUMBER = 1 << 64
 NEAR = 0.5  # a key is suggested for an unknown one if their similarity is above this
@@ -84,9 +85,9 @@ def describe_bound(bound: object, kind: type) -> Iterator[str]:
 def help_parser(verb: str) -> argparse.ArgumentParser:
     """A parser for `--help` only, with one flag per key."""
     parser = argparse.ArgumentParser(
-        prog=f"python -m mlm_dist.{verb}",
+        prog=command_of(verb),
         usage="%(prog)s [--config FILE] [--print_config] [--KEY VALUE ...]",
-        description=f"Example: python -m mlm_dist.{verb} --config configs/novels.yaml --optim.lr 5e-4",
+        description=f"Example: {command_of(verb)} --config configs/novels.yaml --optim.lr 5e-4",
     )
     parser.add_argument(
         "--config", metavar="FILE", help="YAML file, or the name of a config of the package; later flags override it"

@@ -158,28 +158,28 @@ def read_file(path: Path, problems: Problems) -> Iterator[Setting]:
         content = yaml.load(read_text(path, largest=LARGEST_CONFIG), Loader=StrictLoader)
     except FileNotFoundError:
         names = ", ".join(package_config_names())
-        problems.append(f"--config {path}: there is no such file; the configs that come with the package are {names}")
+        problems.append(f"{path}: there is no such file; the configs that come with the package are {names}")
     except OSError as error:
-        problems.append(f"--config {path}: {error.strerror}")
+        problems.append(f"{path}: {error.strerror}")
     except UnicodeDecodeError as error:
-        problems.append(f"--config {path}: not UTF-8 at byte {error.start}; save it as UTF-8")
+        problems.append(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8")
     except yaml.MarkedYAMLError as error:
-        problems.append(f"--config {path}{explain_yaml(error)}")
+        problems.append(f"{path}{explain_yaml(error)}")
     except RecursionError:
-        problems.append(f"--config {path}: nested too deeply; a config has sections with keys in them")
+        problems.append(f"{path}: nested too deeply; a config has sections with keys in them")
     except UserError as error:
         problems += error.args
     except Exception as error:  # from a date such as 2026-02-31, or a tag such as !!bool on another value
-        problems.append(f"--config {path}: not YAML: {error}")
+        problems.append(f"{path}: not YAML: {error}")
     else:
         if content is None:
-            problems.append(f"--config {path}: it contains no keys")
+            problems.append(f"{path}: it contains no keys")
         elif is_mapping(content):
             for key, value in flatten(content):
                 yield from current_spelling(Setting(key, value, f"{path}: "))
         else:
             problems.append(
-                f"--config {path}: expected `key: value` lines, with a space after the colon, and found {show(content)}"
+                f"{path}: expected `key: value` lines, with a space after the colon, and found {show(content)}"
             )
 
 

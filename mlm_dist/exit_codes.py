@@ -1,4 +1,4 @@
-"""How a verb runs and ends: exit codes, and one line for every user error."""
+"""How a verb is called, runs and ends: its command, exit codes, and one line for every user error."""
 
 import errno
 import os
@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from mlm_dist.errors import RunError, UserError
@@ -25,6 +26,11 @@ PATH_ERRORS = {
     errno.ENXIO,  # a socket, or another kind that `mlm_dist.files.open_regular` refuses
     errno.EFBIG,
 }
+
+
+def command_of(verb: str) -> str:
+    """The command that runs a verb, by the name that this program was started with."""
+    return f"mlm-dist {verb}" if Path(sys.argv[0]).stem in ("mlm-dist", "__main__") else f"python -m mlm_dist.{verb}"
 
 
 def run_verb(main: Callable[[list[str]], object], prints_only_a_log: bool = False) -> None:

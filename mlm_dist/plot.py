@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from mlm_dist.arguments import OneLineParser, add_device, named_path
 from mlm_dist.errors import UserError
-from mlm_dist.exit_codes import run_verb
+from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.output import print_result
 
 if TYPE_CHECKING:
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = OneLineParser(
-        prog="python -m mlm_dist.plot",
+        prog=command_of("plot"),
         description="Plot the curves of one or several runs, as PNG and SVG. For a single run, also write a "
         "self-contained report.html, and plot attention maps and nearest-neighbour tokens.",
-        epilog='Example: python -m mlm_dist.plot --run runs/novels --attention "Call me [MASK]." --neighbours sea ship',
+        epilog=f'Example: {command_of("plot")} --run runs/novels --attention "Call me [MASK]." --neighbours sea ship',
     )
     parser.add_argument(
         "--run",

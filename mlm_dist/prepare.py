@@ -8,18 +8,18 @@ from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.callable_module import make_callable
 from mlm_dist.data.splitting import describe_validation, plural
 from mlm_dist.errors import UserError
-from mlm_dist.exit_codes import run_verb
+from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.output import print_result
 
 
 def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = OneLineParser(
-        prog="python -m mlm_dist.prepare",
+        prog=command_of("prepare"),
         description="Encode text files and books of Project Gutenberg into a corpus to train on.",
         epilog="examples:\n"
-        "  python -m mlm_dist.prepare my_novels/ --out corpora/novels\n"
-        "  python -m mlm_dist.prepare --gutenberg 1342 2701 --out corpora/two",
+        f"  {command_of('prepare')} my_novels/ --out corpora/novels\n"
+        f"  {command_of('prepare')} --gutenberg 1342 2701 --out corpora/two",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -49,7 +49,7 @@ def test_a_config_of_the_package_is_read_by_name_and_overridden_by_key() -> None
     assert (config.run_dir, config.optim.lr, config.masking.mask_prob_range) == ("runs/debug", 1.0, [0.0, 1.0])
     with pytest.raises(UserError, match=r"optim\.lrr: unknown key; did you mean optim\.lr\?"):
         mlm_dist.read_config("debug", {"optim.lrr": 1})
-    with pytest.raises(UserError, match=r"--config debgu: there is no such file; .* are bert_base_8gpu, debug, novels"):
+    with pytest.raises(UserError, match=r"debgu: there is no such file; .* are bert_base_8gpu, debug, novels"):
         mlm_dist.read_config("debgu")
 
 

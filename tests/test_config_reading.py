@@ -225,16 +225,16 @@ def test_a_mistake_in_a_file_and_the_file_are_named(content, parts, file):
 
 def test_a_file_that_is_not_utf_8_is_named_with_the_byte(file):
     file.write_bytes("run_dir: läufe\n".encode("latin-1"))
-    assert error_message("--config", file) == f"--config {file}: not UTF-8 at byte 10; save it as UTF-8"
+    assert error_message("--config", file) == f"{file}: not UTF-8 at byte 10; save it as UTF-8"
 
 
 def test_a_missing_file_is_named(file):
-    assert error_message("--config", file).startswith(f"--config {file}: there is no such file; the configs that come")
+    assert error_message("--config", file).startswith(f"{file}: there is no such file; the configs that come")
     assert str(file) in error_message(f"--config={file}")
 
 
 def test_a_folder_given_as_a_file_is_named(tmp_path):
-    assert error_message("--config", tmp_path) == f"--config {tmp_path}: Is a directory"
+    assert error_message("--config", tmp_path) == f"{tmp_path}: Is a directory"
 
 
 def test_of_several_files_the_one_with_the_mistake_is_named(file, tmp_path):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.__main__ import COMMANDS
+from mlm_dist.__main__ import COMMANDS, main
+from mlm_dist.version import __version__
 from tests.conftest import REPOSITORY, start, verb
 
 MODULE = [sys.executable, "-m", "mlm_dist"]
@@ -15,7 +16,7 @@ def test_every_verb_is_a_command() -> None:
     verbs = {
         file.stem
         for file in (REPOSITORY / "mlm_dist").glob("*.py")
-        if "__main__" in file.read_text(encoding="utf-8") and file.stem != "__main__"
+        if '"__main__":' in file.read_text(encoding="utf-8") and file.stem != "__main__"
     }
     assert set(COMMANDS) == verbs
 
@@ -47,3 +48,21 @@ def test_the_console_script_prints_the_same_help() -> None:
     if not script.exists():
         pytest.skip("the package is not installed in this environment")
     assert start([str(script), "--help"]).stdout == start([*MODULE, "--help"]).stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_the_command_by_the_name_that_was_called(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/mlm-dist", name, "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().out
+    assert f"usage: mlm-dist {name} " in shown
+    assert "python -m" not in shown.replace("`python -m mlm_dist.prepare`", "")
+    assert f"usage: python -m mlm_dist.{name} " in verb(name, "--help").stdout
+
+
+def test_version() -> None:
+    result = start([*MODULE, "--version"])
+    assert (result.returncode, result.stdout) == (0, f"mlm_dist {__version__}\n")
