@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Set up .venv, then lint, type check and test. Flags are passed on to pytest: bash launch/test.sh -k masking
+# The long fault campaigns are left out; `bash launch/test.sh -m ""` runs them too.
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "$0")/environment.sh" test
@@ -8,4 +9,4 @@ set -euo pipefail
 ruff check .
 ruff format --check .
 mypy
-python -m pytest --numprocesses=2 --dist=loadfile "$@"
+python -m pytest --numprocesses=2 --dist=loadfile -m "not long" "$@"

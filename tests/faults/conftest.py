@@ -15,7 +15,7 @@ import torch
 
 from mlm_dist.run.checkpoint import list_checkpoints, step_of
 from mlm_dist.run.metrics import read_events
-from tests.conftest import REPOSITORY, start, tiny_flags
+from tests.conftest import REPOSITORY, run_in_process, start, tiny_flags
 
 # Checkpoints and evaluations fall on different steps, and every step draws dropout and is logged.
 SETTINGS: dict[str, object] = {
@@ -127,8 +127,8 @@ def assert_same_run(run_dir: Path, reference_run: Path) -> None:
 
 
 def run_to_end(command: list[str]) -> str:
-    """Run a command, which must succeed. Return its stdout."""
-    result = start(command)
+    """Run a training command, which must succeed, in this process if it is for one. Return its stdout."""
+    result = run_in_process(command) if command[1:3] == ["-m", "mlm_dist.train"] else start(command)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -12,6 +12,8 @@ import signal
 import sys
 from pathlib import Path
 
+import torch
+
 from mlm_dist import fault_points
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.train import main
@@ -45,6 +47,17 @@ def die_at(point: str, call: int) -> None:
             die()
 
     fault_points.on_reached = on_reached
+
+
+def train_and_die(point: str, call: int, flags: list[str], output: Path) -> None:
+    """Train in this process, which dies at a fault point. Its stdout and stderr go to a file."""
+    torch.set_num_threads(1)
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv[1:] = flags
+    die_at(point, call)
+    run_verb(main)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mlm_dist.run.checkpoint import fingerprint, step_of
-from tests.conftest import start, tiny_flags, verb
+from tests.conftest import run_in_process, tiny_flags, verb
 from tests.faults.conftest import assert_same_run, train_command
 
 pytestmark = pytest.mark.slow
@@ -89,7 +89,7 @@ def test_every_damaged_checkpoint_is_skipped_and_reported_and_the_run_resumes_fr
         shutil.copytree(newest, checkpoint)
         rewrite(checkpoint, step=step)
         damage(checkpoint)
-    result = start(train_command(corpus_folder, run_dir))
+    result = run_in_process(train_command(corpus_folder, run_dir))
     assert result.returncode == 0, result.stderr
     assert f"step {newest_step} to 240" in result.stdout
     for step in range(newest_step + 1, newest_step + 1 + len(DAMAGES)):
@@ -222,7 +222,7 @@ def test_code_in_a_corpus_is_not_run_and_its_names_are_not_used_as_paths(corpus_
     (corpus / "corpus.json").write_text(json.dumps(manifest))
     with (corpus / "val.bin").open("r+b") as file:
         torch.save(Malicious(marker), file)
-    start(train_command(corpus, tmp_path / "run", train__max_iters=2))
+    run_in_process(train_command(corpus, tmp_path / "run", train__max_iters=2))
     assert not marker.exists()
 
 

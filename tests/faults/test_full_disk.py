@@ -125,7 +125,7 @@ def test_a_disk_too_small_for_the_checkpoints_is_refused_at_the_start(corpus_fol
         assert list(disk.iterdir()) == []
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.multiprocess)])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=[pytest.mark.multiprocess, pytest.mark.long])])
 def test_a_full_log_file_does_not_stop_a_run(processes, corpus_folder, reference_run, two_rank_reference, tmp_path):
     command = shlex.join(train_command(corpus_folder, tmp_path / "run", processes))
     result = start(["bash", "-c", f"{command} >/dev/full 2>/dev/full"])

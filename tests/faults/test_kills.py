@@ -1,6 +1,7 @@
 """A run that is killed at any moment resumes with the same command and ends in the same bits, each step logged once."""
 
 import contextlib
+import multiprocessing
 import random
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from tests.faults.conftest import (
     wait_until,
     with_script,
 )
+from tests.faults.dying import train_and_die
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +47,19 @@ POINTS = {
     "checkpoint renamed": 2,
     "checkpoint saved": 2,
 }
+FORKS = multiprocessing.get_context("forkserver")  # a new process without the seconds in which torch is imported
+FORKS.set_forkserver_preload(["mlm_dist.training.job", "mlm_dist.run.trackers", "tests.faults.dying"])
 AT_THE_END = ["results begin", "model.pth written in half", "model.pth written", "plot begins", "plotted"]
+
+
+def die_at(point: str, call: int, command: list[str], output: Path) -> None:
+    """Train in a process that dies when it reaches a fault point for the `call`-th time."""
+    process = FORKS.Process(target=train_and_die, args=(point, call, command[3:], output))
+    process.start()
+    process.join(120)
+    printed = output.read_text()
+    assert process.exitcode == -signal.SIGKILL, (point, process.exitcode, printed)
+    assert "Traceback" not in printed
 
 
 def test_a_run_killed_at_any_fault_point_resumes(corpus_folder, reference_run, tmp_path):
@@ -53,9 +67,7 @@ def test_a_run_killed_at_any_fault_point_resumes(corpus_folder, reference_run, t
     command = train_command(corpus_folder, run_dir)
     rng = random.Random(1)
     for point in rng.sample(list(POINTS), len(POINTS)):
-        result = start(with_script(command, DYING, point, rng.randint(1, POINTS[point]), 0))
-        assert result.returncode == -signal.SIGKILL, (point, result.stdout, result.stderr)
-        assert "Traceback" not in result.stderr
+        die_at(point, rng.randint(1, POINTS[point]), command, tmp_path / "output")
     run_to_end(command)
     assert_same_run(run_dir, reference_run)
 
@@ -64,13 +76,14 @@ def test_a_run_killed_while_it_writes_its_results_resumes(corpus_folder, referen
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
     for point in AT_THE_END:
-        assert start(with_script(command, DYING, point, 1, 0)).returncode == -signal.SIGKILL, point
+        die_at(point, 1, command, tmp_path / "output")
         assert not (run_dir / "DONE").exists()
     run_to_end(command)
     assert_same_run(run_dir, reference_run)
     assert not [path for path in run_dir.rglob("*") if "partial" in path.name]
 
 
+@pytest.mark.long
 def test_a_run_killed_from_outside_at_any_time_resumes(corpus_folder, reference_run, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
@@ -85,6 +98,7 @@ def test_a_run_killed_from_outside_at_any_time_resumes(corpus_folder, reference_
     assert_same_run(run_dir, reference_run)
 
 
+@pytest.mark.long
 def test_a_killed_run_of_several_epochs_in_bf16_resumes(corpus_folder, tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     settings: dict[str, Any] = {
@@ -119,10 +133,10 @@ def test_a_run_resumes_after_all_ranks_and_torchrun_were_killed(corpus_folder, t
 @pytest.mark.parametrize(
     ("point", "call", "rank", "store"),
     [
-        ("step begins", 70, 1, "torchrun's"),
-        ("step begins", 33, 0, "rank 0's"),
+        pytest.param("step begins", 70, 1, "torchrun's", marks=pytest.mark.long),
+        pytest.param("step begins", 33, 0, "rank 0's", marks=pytest.mark.long),
         ("micro-batch begins", 80, 1, "rank 0's"),
-        ("checkpoint flushed", 3, 0, "torchrun's"),
+        pytest.param("checkpoint flushed", 3, 0, "torchrun's", marks=pytest.mark.long),
     ],
     ids=["step of rank 1", "step of rank 0", "micro-batch of rank 1", "checkpoint"],
 )

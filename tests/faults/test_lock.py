@@ -12,6 +12,7 @@ from tests.faults.conftest import (
     has_reached,
     history,
     paused,
+    run_to_end,
     running,
     train_command,
     wait_for_exit,
@@ -45,6 +46,5 @@ def test_the_lock_of_a_dead_process_is_taken_over(corpus_folder, reference_run, 
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert str(process.pid) in (run_dir / ".lock").read_text()
-    result = start(command)
-    assert result.returncode == 0, result.stderr
+    run_to_end(command)
     assert_same_run(run_dir, reference_run)

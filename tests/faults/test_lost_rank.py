@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("store", ["torchrun's", "rank 0's"])
+@pytest.mark.parametrize("store", ["torchrun's", pytest.param("rank 0's", marks=pytest.mark.long)])
 def test_an_unresponsive_rank_is_named(store, corpus_folder, two_rank_reference, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir, processes=2)

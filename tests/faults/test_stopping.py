@@ -38,7 +38,12 @@ def assert_stopped(run_dir: Path, output: tuple[int, str, str], reason: str) -> 
 
 @pytest.mark.parametrize(
     ("signum", "step"),
-    [(signal.SIGUSR1, 33), (signal.SIGUSR2, 101), (signal.SIGTERM, 66), (signal.SIGINT, 150)],
+    [
+        (signal.SIGUSR1, 33),
+        pytest.param(signal.SIGUSR2, 101, marks=pytest.mark.long),
+        (signal.SIGTERM, 66),
+        (signal.SIGINT, 150),
+    ],
     ids=["USR1", "USR2", "TERM", "INT"],
 )
 def test_a_signal_stops_a_run_between_two_steps(signum, step, corpus_folder, reference_run, tmp_path):
@@ -142,7 +147,7 @@ def test_an_evaluation_is_interrupted_and_repeated_when_the_run_resumes(corpus_f
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_a_signal_to_one_rank_stops_all_ranks(rank, corpus_folder, two_rank_reference, tmp_path):
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir, processes=2)

@@ -203,6 +203,7 @@ def remove_groups() -> None:
                 Path(folder).rmdir()
 
 
+@pytest.mark.long
 def test_a_signal_to_torchrun_and_its_workers_is_harmless(
     tracking_cluster, corpus_folder, two_rank_reference, tmp_path
 ):
@@ -231,6 +232,7 @@ def test_training_continues_after_the_loss_of_any_process(cluster, corpus_folder
     assert_same_run(job.run_dir, two_rank_reference)
 
 
+@pytest.mark.long
 def test_a_run_continues_after_the_loss_of_either_node(cluster, corpus_folder, two_rank_reference, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
     for node, step in (("n2", 50), ("n1", 130)):
