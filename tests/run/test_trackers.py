@@ -2,6 +2,7 @@
 
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,13 +54,22 @@ def wandb_records(file: Path) -> Iterator[Any]:
             yield parsed
 
 
+def complete_wandb_records(file: Path) -> list[Any]:
+    """The records of a finished run, once the process that writes them has written the last one."""
+    deadline = time.monotonic() + 60
+    while not (entries := list(wandb_records(file))) or entries[-1].WhichOneof("record_type") != "exit":
+        assert time.monotonic() < deadline, f"{file} is incomplete"
+        time.sleep(0.05)
+    return entries
+
+
 def read_wandb(path: Path) -> Logged:
     pytest.importorskip("wandb")
     config: dict[str, object] = {}
     losses: list[tuple[int, float]] = []
     ids: set[str] = set()
     for file in sorted(path.glob("wandb/offline-run-*/*.wandb")):
-        for entry in wandb_records(file):
+        for entry in complete_wandb_records(file):
             if entry.WhichOneof("record_type") == "run":
                 ids.add(entry.run.run_id)
                 config |= {update.key: update.value_json for update in entry.run.config.update}
