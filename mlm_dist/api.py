@@ -92,23 +92,30 @@ def prepare(
     return PreparedCorpus(Path(out), manifest, len(documents), sum(document.size for document in documents))
 
 
-def load(run_dir: "str | PathLike[str]", device: Literal["auto", "cpu", "cuda"] = "auto") -> "TrainedModel":
+def load(
+    run_dir: "str | PathLike[str]",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    step: int | Literal["best", "newest"] | None = None,
+) -> "TrainedModel":
     """Load the model of a run.
 
     Args:
         run_dir: a run directory. If the run is finished, its final parameters are loaded, otherwise its newest
             undamaged checkpoint. If there is only one of the two, that one is loaded.
         device: the device to compute on; `auto` is a GPU if there is one, otherwise the CPU.
+        step: load the checkpoint of this step instead; `best` is the one with the lowest validation loss, `newest` the
+            newest undamaged one.
 
     Raises:
-        UserError: `run_dir` is not a run directory, it has no trained parameters yet, its files are damaged or were
-            changed after the training, a parameter is not finite, or `device` is `cuda` and there is no GPU.
+        UserError: `run_dir` is not a run directory, it has no trained parameters yet or none of this step, its files
+            are damaged or were changed after the training, a parameter is not finite, or `device` is `cuda` and there
+            is no GPU.
     """
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import choose_device  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
 
-    return TrainedModel(Path(run_dir), choose_device(device))
+    return TrainedModel(Path(run_dir), choose_device(device), step)
 
 
 @dataclass(frozen=True)
@@ -134,9 +141,9 @@ class Run:
 
         return read_events(self.path / "metrics.jsonl")
 
-    def load(self) -> "TrainedModel":
+    def load(self, step: int | Literal["best", "newest"] | None = None) -> "TrainedModel":
         """Load the trained model, as `mlm_dist.load` does."""
-        return load(self.path)
+        return load(self.path, step=step)
 
 
 def train(config: Config) -> Run:

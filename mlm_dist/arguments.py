@@ -62,7 +62,28 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
     parser.add_argument(
         "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="run directory of `train`"
     )
+    add_step(parser)
     return parser
+
+
+def add_step(parser: ArgumentParser) -> None:
+    """Add `--step`."""
+    parser.add_argument(
+        "--step",
+        type=checkpoint_step,
+        metavar="K",
+        help="load the checkpoint of step K, of the step with the lowest validation loss (best), or the newest "
+        "(default: the final parameters of a finished run, otherwise the newest checkpoint)",
+    )
+
+
+def checkpoint_step(text: str) -> int | str:
+    """Parse `--step`."""
+    if text in ("best", "newest"):
+        return text
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"it is {text}: give the step of a checkpoint, best or newest")
+    return int(text)
 
 
 def add_device(parser: ArgumentParser) -> None:

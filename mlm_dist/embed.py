@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.files import replacing  # noqa: PLC0415
 
-    vectors = load(given.run, given.device).embed(lines)
+    vectors = load(given.run, given.device, given.step).embed(lines)
     try:
         with replacing(given.out) as file:
             np.save(file, vectors)

@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
 
     processes = Processes(given.device)
     with processes.raise_on_all_ranks():
-        model = TrainedModel(given.run, processes.device)
+        model = TrainedModel(given.run, processes.device, given.step)
     with processes.report_missing_ranks("run the command again"):
         if given.lines is not None:
             lines = processes.on_rank_zero(lambda: read_lines(str(given.lines)))

@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.huggingface.export import export_model  # noqa: PLC0415
 
-    export_model(load(given.run, "cpu"), given.out)
+    export_model(load(given.run, "cpu", given.step), given.out)
     size = sum(file.stat().st_size for file in given.out.iterdir())
     print_log(f"{given.out}: {size / 1e6:.1f} MB, for AutoModelForMaskedLM.from_pretrained({str(given.out)!r})")
 

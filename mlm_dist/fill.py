@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
             lines.append(f"    together, {percent(filling.probability)}: {filling.text}")
         return "\n".join([text, *lines])
 
-    model = load(given.run, given.device)
+    model = load(given.run, given.device, given.step)
     print_result(*[describe(text, model.fill(text, given.top)) for text in texts])
 
 

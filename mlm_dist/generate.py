@@ -78,11 +78,11 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Print generated text."""
     given = vars(build_parser().parse_args(arguments))
-    run, device, watched, as_json = (given.pop(name) for name in ("run", "device", "watch", "json"))
+    run, device, step, watched, as_json = (given.pop(name) for name in ("run", "device", "step", "watch", "json"))
     Request(**given)  # checks the values before torch is imported
     from mlm_dist import load  # noqa: PLC0415
 
-    model = load(run, device)
+    model = load(run, device, step)
     with screen() if watched and sys.stdout.isatty() else contextlib.nullcontext() as watch:
         generations = model.generate(**given, watch=watch)
     if as_json:

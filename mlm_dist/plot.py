@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from mlm_dist.arguments import OneLineParser, add_device, named_path
+from mlm_dist.arguments import OneLineParser, add_device, add_step, named_path
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.output import print_result
@@ -44,6 +44,7 @@ def build_parser() -> ArgumentParser:
         metavar="TEXT",
         help="texts with [MASK] for the report (default: three sentences)",
     )
+    add_step(parser)
     add_device(parser)
     return parser
 
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> None:
     """Write the requested plots and print their paths."""
     given = build_parser().parse_args(arguments)
     if len(given.run) > 1:
-        for flag in ("attention", "neighbours", "fill"):
+        for flag in ("attention", "neighbours", "fill", "step"):
             if getattr(given, flag) not in (None, []):
                 raise UserError(f"--{flag} works for a single run, but {len(given.run)} are given")
         if not given.out:
@@ -92,9 +93,9 @@ def outputs_of_run(given: Namespace) -> "ModelOutputs":
     from mlm_dist.plots.model_outputs import ModelOutputs, compute_outputs  # noqa: PLC0415
 
     try:
-        model = load(given.run[0], given.device)
+        model = load(given.run[0], given.device, given.step)
     except UserError as error:
-        if given.attention is not None or given.neighbours or given.fill or given.device != "auto":
+        if given.attention is not None or given.neighbours or given.fill or given.step or given.device != "auto":
             raise
         return ModelOutputs(None, [], [], str(error))
     return compute_outputs(model, given.attention, given.neighbours, given.fill)

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,18 +15,12 @@ from mlm_dist.errors import UserError, refuse_single
 from mlm_dist.inference.embedding import embed
 from mlm_dist.inference.filling import Filling, fill
 from mlm_dist.inference.generation import Generation, Watch, generate
+from mlm_dist.inference.parameters import Step, load_parameters
 from mlm_dist.inference.predictor import Predictor
 from mlm_dist.inference.request import Order, Request
 from mlm_dist.inference.scoring import Score, score
 from mlm_dist.model.registry import build_model, check_parameters
-from mlm_dist.run.checkpoint import (
-    find_newest,
-    list_checkpoints,
-    load_checkpoint,
-    load_tensors,
-    read_record,
-    step_of,
-)
+from mlm_dist.run.checkpoint import list_checkpoints, read_record
 from mlm_dist.run.record import differences
 from mlm_dist.run.run_dir import RunDir, not_a_run_directory
 
@@ -36,9 +29,9 @@ class TrainedModel:
     """A trained encoder with its tokenizer, as `mlm_dist.load` returns it.
 
     Args:
-        path: a run directory. If the run is finished, its `model.pth` is loaded, otherwise its newest undamaged
-            checkpoint. If there is only one of the two, that one is loaded.
+        path: a run directory.
         device: the device to compute on.
+        step: which parameters are loaded (see `mlm_dist.load`).
 
     Attributes:
         config: of the run.
@@ -48,11 +41,11 @@ class TrainedModel:
         encoder: on `device`, in evaluation mode.
 
     Raises:
-        UserError: `path` is not a run directory, it has no trained parameters yet, its files are damaged or were
-            changed after the training, or a parameter is not finite.
+        UserError: `path` is not a run directory, it has no trained parameters yet or none of this step, its files are
+            damaged or were changed after the training, or a parameter is not finite.
     """
 
-    def __init__(self, path: Path, device: torch.device) -> None:
+    def __init__(self, path: Path, device: torch.device, step: Step | None = None) -> None:
         self.run_dir = run_dir = RunDir(path)
         if not run_dir.config.exists():
             raise not_a_run_directory(path, run_dir.config.name)
@@ -64,7 +57,7 @@ class TrainedModel:
             )
         self.tokenizer = Tokenizer.load(run_dir.tokenizer)
         check_record(run_dir, self.config, self.tokenizer)
-        parameters, self.step = load_parameters(run_dir, self.config)
+        parameters, self.step = load_parameters(run_dir, self.config, step)
         try:
             check_parameters(parameters, self.config.model)
         except ValueError as error:
@@ -193,30 +186,3 @@ def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
             f"{run_dir.config} or {run_dir.tokenizer} was changed after the training, which used {changes}: "
             f"restore the original file"
         )
-
-
-def load_parameters(run_dir: RunDir, config: Config) -> tuple[dict[str, Any], int | None]:
-    """Load the parameters of a run, and their step: from `model.pth` or from the newest undamaged checkpoint.
-
-    If the run is finished, `model.pth` is loaded, otherwise the checkpoint. If there is only one of the two, that one
-    is loaded. The step of a `model.pth` is unknown, None, if the run is not finished.
-
-    Raises:
-        UserError: there is neither, `model.pth` is damaged, or all checkpoints are damaged.
-    """
-    unfinished = not run_dir.done.exists() and list_checkpoints(run_dir.checkpoints)
-    if unfinished or not run_dir.model.exists():
-        checkpoint = find_newest(run_dir.checkpoints)
-        if checkpoint is None:
-            raise UserError(f"{run_dir.path} contains neither {run_dir.model.name} nor a checkpoint yet")
-        return load_checkpoint(checkpoint).get("model", {}), step_of(checkpoint)
-    try:
-        parameters = load_tensors(run_dir.model)
-    except OSError as error:
-        raise UserError(f"{run_dir.model}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(
-            f"{run_dir.model} cannot be read as model parameters: it is damaged, or another program wrote it; "
-            "restore a copy, or move it away to use the newest checkpoint"
-        ) from error
-    return parameters, config.train.max_iters if run_dir.done.exists() else None
