@@ -241,4 +241,4 @@ def masked_batches(
     """
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
-        yield load_batch(matrix, Selection(last_step, EPOCH, rows[part], batch_indices[part]), masker)
+        yield load_batch(matrix, Selection.of_epoch(last_step, EPOCH, rows[part], batch_indices[part]), masker)

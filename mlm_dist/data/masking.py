@@ -96,12 +96,12 @@ class MaskInputs(NamedTuple):
     Attributes:
         rows: (B,) int32, the index of each row in the corpus.
         rates: (B,) float64, the mask rate of each row.
-        key: () int32, of the seed and the epoch.
+        keys: (B,) int32, of the seed and the epoch of each row.
     """
 
     rows: torch.Tensor
     rates: torch.Tensor
-    key: torch.Tensor
+    keys: torch.Tensor
 
 
 class Order(NamedTuple):
@@ -202,13 +202,13 @@ class Masker:
         return MaskInputs(
             rows=copy_to(self.device, selection.rows.astype(np.int32)),
             rates=copy_to(self.device, self.rate(selection)),
-            key=copy_to(self.device, np.array(derive_key(self.seed, selection.epoch, "mask"), dtype=np.int32)),
+            keys=copy_to(self.device, selection.keys(self.seed, "mask")),
         )
 
     def mask(self, tokens: torch.Tensor, inputs: MaskInputs) -> MaskedBatch:
         """Mask tokens. No operation of this waits for the device, and all shapes are static."""
         maskable = find_maskable(tokens, self.tokenizer)  # (B, T)
-        row_hashes = hash32(hash32(inputs.rows) ^ inputs.key)[:, None]
+        row_hashes = hash32(hash32(inputs.rows) ^ inputs.keys)[:, None]
         # Distinct within a row: `hash32` is one to one, and so are multiples of an odd number.
         hashes = hash32(row_hashes + self.columns)  # (B, 1 + T)
         u = uniform(hashes[:, :1]).long()  # (B, 1)
@@ -333,7 +333,12 @@ def load_batch(matrix: Tokens, selection: Selection, masker: Masker) -> MaskedBa
         selection: which rows to read, and when.
         masker: of rows of T tokens.
     """
-    return masker(copy_to(masker.device, matrix[selection.rows].astype(np.int64)), selection)
+    return mask_rows(matrix[selection.rows], selection, masker)
+
+
+def mask_rows(tokens: Tokens, selection: Selection, masker: Masker) -> MaskedBatch:
+    """Copy the tokens of the selected rows, (B, T), to the masker's device and mask them."""
+    return masker(copy_to(masker.device, tokens.astype(np.int64)), selection)
 
 
 def copy_to(device: torch.device, array: npt.NDArray[np.generic]) -> torch.Tensor:

@@ -35,7 +35,7 @@ def compiler() -> Iterator[Any]:
 
 
 def selection(step: int, epoch: int) -> Selection:
-    return Selection(step, epoch, (np.arange(ROWS) + 3 * step) % 40, np.arange(ROWS))
+    return Selection.of_epoch(step, epoch, (np.arange(ROWS) + 3 * step) % 40, np.arange(ROWS))
 
 
 def make_masker(corpus: Corpus, rate: Rate = 0.15, unit: Any = "token", replacement: Any = "mask") -> Masker:
