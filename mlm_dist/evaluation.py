@@ -135,7 +135,7 @@ def evaluate_batches(
             continue
         with autocast(processes.device, dtype):
             reached("evaluation batch begins")
-            hidden = encoder.encode(batch.inputs, batch.positions)
+            hidden = encoder.encode(batch.inputs, batch.positions, batch.documents)
             found = loss_and_hits(hidden, encoder.output, batch.targets, batch.loss_weights)
         sums += torch.stack([*found, batch.loss_weights.sum()])
     encoder.train(was_training)
