@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> None:
     out, *flags = arguments
     config = parse_config(flags, "train")
     processes = Processes(config.device)
-    corpus = Corpus.open(Path(config.data.path))
-    trainer = Trainer(config, corpus, processes, RunDir(Path(config.run_dir)), StopRequest())
+    corpus = Corpus.open(Path(config.data.paths))
+    trainer = Trainer(config, [corpus], processes, RunDir(Path(config.run_dir)), StopRequest())
     all_reduces = 0
 
     def counted(state: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
