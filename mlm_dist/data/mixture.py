@@ -13,14 +13,20 @@ from mlm_dist.errors import UserError
 STEPS = 1000  # after which the order of corpora repeats
 
 
-def check_tokenizers(corpora: Sequence[Corpus]) -> None:
-    """Raise `UserError` if corpora have different tokenizers."""
+def check_mixture(corpora: Sequence[Corpus], block_size: int) -> None:
+    """Raise `UserError` if a corpus of a mixture has another tokenizer than the first, or less than a row."""
     first = corpora[0]
-    for corpus in corpora:
+    for corpus in corpora[1:]:
         if corpus.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise UserError(
                 f"{corpus.folder} has another tokenizer ({corpus.tokenizer.name}) than {first.folder} "
                 f"({first.tokenizer.name}): the corpora of a mixture need the same one"
+            )
+    for corpus in corpora if len(corpora) > 1 else []:
+        if len(corpus.train) < block_size:
+            raise UserError(
+                f"{corpus.folder} has {len(corpus.train)} tokens to train on, less than a row of model.block_size "
+                f"{block_size}: add more text to it, or remove it from data.path"
             )
 
 

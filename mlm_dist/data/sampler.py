@@ -67,7 +67,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
     any number of ranks reads the same rows at the same step.
 
     Args:
-        row_count: rows of the corpus, or of each corpus.
+        row_count: rows of the corpus, or of each corpus, which has at least one.
         batch_size: rows of a global batch; a multiple of `world_size`.
         start_step: the first step that iteration yields, from 0 at the start of the run.
         cuts_epochs: whether an epoch is cut to whole global batches. Otherwise it has all rows, and a batch may have
@@ -78,7 +78,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         rows_per_epoch: rows that an epoch reads, of all corpora together.
 
     Raises:
-        UserError: the corpora have fewer rows than a global batch, or one of them has none.
+        UserError: the corpora have fewer rows than a global batch.
     """
 
     def __init__(
@@ -99,8 +99,6 @@ class GlobalBatchSampler(DistributedSampler[Any]):
                 f"the corpus has {total} rows to train on, fewer than one batch of train.batch_size {batch_size}: "
                 f"add more text, or lower train.batch_size or model.block_size"
             )
-        if not self.row_counts.all():
-            raise UserError("a corpus has less than a row to train on: add more text to it, or lower model.block_size")
         self.batch_size = batch_size
         self.shares = shares
         self.row_limits = self.row_counts // batch_size * batch_size if cuts_epochs else self.row_counts

@@ -7,10 +7,6 @@ from typing import Any
 
 import pytest
 
-from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus
-from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import find_documents
 from tests.conftest import start, verb
 from tests.faults.conftest import assert_same_run, history, run_to_end, train_command, with_script
 
@@ -20,18 +16,6 @@ DYING = Path(__file__).with_name("dying.py")
 # An epoch of the sample alone has 167 steps; of its paragraphs, a quarter of the rows here, about 160.
 SETTINGS: dict[str, Any] = {"train__max_iters": 180, "checkpoint__interval": 60}
 KINDS = ["same rows", "shifted", "isolated", "mixture", "all"]
-
-
-@pytest.fixture(scope="module")
-def paragraphs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The paragraphs of the sample as documents, with the tokenizer of the sample's corpus."""
-    folder = tmp_path_factory.mktemp("paragraphs")
-    (folder / "texts").mkdir()
-    for index, text in enumerate(SAMPLE_TEXT.read_text(encoding="utf-8").split("\n\n")):
-        (folder / "texts" / f"{index:04}.txt").write_text(f"{text}\n", encoding="utf-8")
-    (folder / "corpus").mkdir()
-    encode_corpus(hold_out(find_documents([folder / "texts"]), 0.1), folder / "corpus", corpus.tokenizer)
-    return folder / "corpus"
 
 
 def settings_of(kind: str, corpus: Path, paragraphs: Path) -> dict[str, Any]:
