@@ -23,9 +23,7 @@ def corpora_of(weights: list[float], batch_size: int, steps: int, start: int = 0
     return Shares(weights, batch_size, seed)(numbers)[0].reshape(steps, batch_size)
 
 
-@pytest.mark.parametrize(
-    "weights", [[1.0, 1.0], [3.0, 1.0], [1.0, 1.0, 1.0], [0.7, 0.2, 0.05, 0.05], [1e6, 1.0], [2.0]]
-)
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [3.0, 1.0], [1.0] * 7, [0.7, 0.2, 0.05, 0.05], [1e6, 1.0], [2.0]])
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 256])
 def test_any_1000_steps_have_the_shares_to_a_row(weights: list[float], batch_size: int) -> None:
     corpora = corpora_of(weights, batch_size, 2200)

@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
             {
                 "epoch": selection.epochs.tolist(),
                 "rows": torch.from_numpy(selection.rows),
-                "batch": vars(result.batch),
+                "batch": {name: tensor for name, tensor in vars(result.batch).items() if tensor is not None},
                 "loss": processes.sum_(result.loss).item(),
                 "grad_norm": result.grad_norm.item(),
                 "gradient": torch.cat(gradient),
