@@ -1,0 +1,148 @@
+"""The documents that a corpus is made of: what is known about each, and their texts, read again for each pass."""
+
+import dataclasses
+import hashlib
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from mlm_dist.data.pieces import PIECE_CHARACTERS, Piece, cut_text
+from mlm_dist.data.reading import Reading, read_documents
+from mlm_dist.data.records import BrokenRecords
+from mlm_dist.data.texts import TextFile, find_files
+from mlm_dist.errors import UserError
+
+PROGRESS_BAR_BYTES = 1 << 28  # smaller files are read in a second
+
+
+class DocumentPiece(NamedTuple):
+    """A piece of a document, and the index of the document."""
+
+    document: int
+    piece: Piece
+
+
+@dataclass(frozen=True)
+class DocumentList:
+    """The documents of some files, in their order. It takes 33 bytes a document, whatever their sizes.
+
+    Attributes:
+        files: the files.
+        reading: how their texts are read.
+        counts: (files,) the documents of each file.
+        numbers: (N,) the line or row of its file at which each document starts.
+        sizes: (N,) its size, in bytes of UTF-8.
+        hashes: (N,) a hash of its text. Copies have the same.
+        val_starts: (N,) where its validation text starts, in bytes of UTF-8: 0 if the whole document is validation
+            text, its size if none of it is.
+        is_kept: (N,) whether it becomes part of the corpus.
+    """
+
+    files: list[TextFile]
+    reading: Reading
+    counts: npt.NDArray[np.int64]
+    numbers: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    hashes: npt.NDArray[np.uint64]
+    val_starts: npt.NDArray[np.int64]
+    is_kept: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return int(self.is_kept.sum())
+
+    @cached_property
+    def size(self) -> int:
+        """The bytes of all documents."""
+        return int(self.sizes[self.is_kept].sum())
+
+    def replace(self, **columns: npt.NDArray[Any]) -> "DocumentList":
+        """The same documents with other values in some columns."""
+        return dataclasses.replace(self, **columns)
+
+    def names(self) -> Iterator[str]:
+        """The name of each document that is kept: that of its file, and the line or row if the file has several."""
+        first = 0
+        for file, count in zip(self.files, self.counts.tolist(), strict=True):
+            kept = slice(first, first := first + count)
+            numbers = self.numbers[kept][self.is_kept[kept]]
+            has_records = file.format != "text" or self.reading.split == "line"
+            yield from (f"{file.name}:{number}" if has_records else file.name for number in map(int, numbers))
+
+    def pieces(self, piece_characters: int = PIECE_CHARACTERS) -> Iterator[DocumentPiece]:
+        """Read all documents that are kept, in pieces.
+
+        Raises:
+            UserError: a file has changed since it was first read, or as `read_documents`.
+        """
+        index = 0
+        for file, count in zip(self.files, self.counts.tolist(), strict=True):
+            end = index + count
+            for number, parts in read_documents(file, self.reading, BrokenRecords(self.reading.skip_broken)):
+                if index == end or self.numbers[index] != number:
+                    raise changed(file.path)
+                for piece in self._cut(index, parts, piece_characters):
+                    if self.is_kept[index]:
+                        yield DocumentPiece(index, piece)
+                index += 1
+            if index < end:
+                raise changed(file.path)
+
+    def _cut(self, index: int, parts: Iterable[str], piece_characters: int) -> Iterable[Piece]:
+        """The pieces of a document."""
+        val_start = int(self.val_starts[index])
+        if isinstance(parts, list) and len(parts[0]) <= piece_characters and val_start in (0, self.sizes[index]):
+            return [Piece("train" if val_start else "val", parts[0], is_last=True)]  # most records: a fast path
+        return cut_text(parts, val_start, piece_characters)
+
+
+def changed(path: Path) -> UserError:
+    """The error about a file that is not the same when it is read again."""
+    return UserError(f"{path}: it has changed while it was read: prepare it again")
+
+
+def find_documents(paths: list[Path], val_paths: Iterable[Path] = (), reading: Reading = Reading()) -> DocumentList:
+    """List the documents of files and folders, as `find_files` and `list_documents`."""
+    return list_documents(find_files(paths, [*val_paths]), reading)
+
+
+def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
+    """Read all files once, and list their documents. Documents without text are left out.
+
+    Raises:
+        UserError: as `read_documents`.
+    """
+    counts, numbers, sizes, hashes = array("q"), array("q"), array("q"), bytearray()
+    broken = BrokenRecords(reading.skip_broken)
+    total = sum(file.size for file in files)
+    disable = total < PROGRESS_BAR_BYTES or None  # None: tqdm shows the bar only if stderr is a terminal
+    with tqdm(total=total, desc="read", unit="B", unit_scale=True, disable=disable, leave=False) as progress:
+        for file in files:
+            count = 0
+            for count, (number, parts) in enumerate(read_documents(file, reading, broken, progress.update), start=1):
+                size, digest = 0, hashlib.blake2b()
+                for text in parts:
+                    content = text.encode()
+                    size += len(content)
+                    digest.update(content)
+                numbers.append(number)
+                sizes.append(size)
+                hashes += digest.digest()[:8]
+            counts.append(count)
+    broken.warn()
+    return DocumentList(
+        files,
+        reading,
+        np.array(counts),
+        np.array(numbers),
+        np.array(sizes),
+        np.frombuffer(hashes, dtype=">u8").astype(np.uint64),
+        np.where(np.repeat([file.is_validation for file in files], counts), 0, np.array(sizes)),
+        np.ones(len(sizes), dtype=bool),
+    )
