@@ -6,6 +6,7 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from mlm_dist import api
 from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.callable_module import make_callable
+from mlm_dist.data.documents import DocumentIndex
 from mlm_dist.data.splitting import describe_validation, plural
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
@@ -106,7 +107,8 @@ def main(arguments: list[str]) -> None:
         if given.vocab_size is not None and manifest.vocab_size < given.vocab_size
         else ""
     )
-    validation = f" ({describe_validation(manifest)})" if manifest.tokens["val"] else ""
+    index = DocumentIndex.open(corpus.path, manifest.documents, manifest.tokens)
+    validation = f" ({describe_validation(index)})" if manifest.tokens["val"] else ""
     print_result(
         f"{given.out}: {plural(corpus.documents)}, {manifest.tokens['train']:,} training tokens, "
         f"{manifest.tokens['val']:,} validation tokens{validation}, "

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -185,6 +186,25 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(corpus_folder: Path) -> Corpus:
     """The corpus in `corpus_folder`, open."""
     return Corpus.open(corpus_folder)
+
+
+def convert_corpus(folder: Path, version: int) -> None:
+    """Convert a corpus to format version 1 or 2, with its documents in corpus.json."""
+    manifest = folder / "corpus.json"
+    content = json.loads(manifest.read_text(encoding="utf-8")) | {"version": version}
+    content["documents"] = [
+        {
+            "name": d.name,
+            **{split: [tokens.start, tokens.stop] for split, tokens in (("train", d.train), ("val", d.val))},
+        }
+        for d in Corpus.open(folder).documents()
+    ]
+    for name in ("documents.bin", "names.txt"):
+        del content["sha256"][name]
+        (folder / name).unlink()
+    if version == 1:
+        del content["tokenizer_sha256"]
+    manifest.write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

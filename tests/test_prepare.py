@@ -74,8 +74,8 @@ def test_a_folder_of_texts_becomes_a_corpus(texts: Path, tmp_path: Path) -> None
     assert result.stdout.count("\n") == 1
     assert "2 documents" in result.stdout and "vocabulary 300" in result.stdout
     corpus = Corpus.open(tmp_path / "out")
-    assert [d["name"] for d in corpus.manifest.documents] == ["more/two.txt", "one.txt"]
-    assert corpus.tokenizer.decode(corpus.train[slice(*corpus.manifest.documents[1]["train"])]).startswith("The Keeper")
+    assert [d.name for d in corpus.documents()] == ["more/two.txt", "one.txt"]
+    assert corpus.tokenizer.decode(corpus.train[corpus.documents()[1].train]).startswith("The Keeper")
     assert 0.09 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.11
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
 
@@ -84,11 +84,10 @@ def test_validation_documents_can_be_named(texts: Path, tmp_path: Path) -> None:
     result = verb("prepare", texts / "one.txt", "--val", texts / "more", "--out", tmp_path / "out", *BPE)
     assert result.returncode == 0, result.stderr
     corpus = Corpus.open(tmp_path / "out")
-    documents = {d["name"]: (d["train"], d["val"]) for d in corpus.manifest.documents}
-    assert documents == {
-        "one.txt": ([0, len(corpus.train)], [0, 0]),
-        "two.txt": ([len(corpus.train)] * 2, [0, len(corpus.val)]),
-    }
+    assert list(corpus.documents()) == [
+        ("one.txt", slice(0, len(corpus.train)), slice(0, 0)),
+        ("two.txt", slice(len(corpus.train), len(corpus.train)), slice(0, len(corpus.val))),
+    ]
 
 
 def test_the_val_option_can_be_repeated(texts: Path, tmp_path: Path) -> None:
@@ -96,8 +95,8 @@ def test_the_val_option_can_be_repeated(texts: Path, tmp_path: Path) -> None:
     val = ["--val", texts / "more", "--val", tmp_path / "three.txt"]
     result = verb("prepare", texts / "one.txt", *val, "--out", tmp_path / "out", *BPE)
     assert result.returncode == 0, result.stderr
-    documents = Corpus.open(tmp_path / "out").manifest.documents
-    assert [d["name"] for d in documents if d["val"][1] > d["val"][0]] == ["two.txt", "three.txt"]
+    documents = Corpus.open(tmp_path / "out").documents()
+    assert [d.name for d in documents if d.count("val")] == ["two.txt", "three.txt"]
 
 
 def test_the_same_texts_give_the_same_corpus_in_every_process(texts: Path, tmp_path: Path) -> None:
@@ -323,7 +322,7 @@ def test_books_of_project_gutenberg_become_a_corpus(mirror: Mirror, tmp_path: Pa
     )
     assert result.stdout.count("\n") == 1 and "2 documents" in result.stdout
     corpus = Corpus.open(tmp_path / "one")
-    assert [d["name"] for d in corpus.manifest.documents] == ["Book Eleven", "Book Twelve"]
+    assert [d.name for d in corpus.documents()] == ["Book Eleven", "Book Twelve"]
     assert corpus.tokenizer.decode(corpus.train).startswith("Eleven came")
     assert 0.03 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.07
     first, second = mirror.requests
@@ -343,9 +342,9 @@ def test_files_and_books_become_one_corpus(mirror: Mirror, texts: Path, tmp_path
         "prepare", texts / "one.txt", *options, "--gutenberg", 11, *BPE, XDG_CACHE_HOME=str(tmp_path / "cache")
     )
     assert result.returncode == 0, result.stderr
-    documents = {d["name"]: d["val"] for d in Corpus.open(tmp_path / "out").manifest.documents}
-    assert [name for name, (start, end) in documents.items() if end > start] == ["two.txt"]
-    assert list(documents) == ["one.txt", "two.txt", "Book Eleven"]
+    documents = Corpus.open(tmp_path / "out").documents()
+    assert [d.name for d in documents if d.count("val")] == ["two.txt"]
+    assert [d.name for d in documents] == ["one.txt", "two.txt", "Book Eleven"]
 
 
 def test_a_missing_book_leaves_no_corpus_but_the_other_books_stay_cached(mirror: Mirror, tmp_path: Path) -> None:

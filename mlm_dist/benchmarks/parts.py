@@ -82,7 +82,7 @@ def random_corpus(folder: Path, config: Config) -> None:
 
 def is_random(corpus: Corpus) -> bool:
     """Whether a corpus consists of random tokens."""
-    return bool(corpus.manifest.documents[0]["name"] == RANDOM_NAME)
+    return corpus.documents()[0].name == RANDOM_NAME
 
 
 def texts_of(corpus: Corpus) -> list[str]:

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from mlm_dist.config import SAMPLE, DataConfig
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, SPLITS, TOKENIZER, Manifest, token_dtype
+from mlm_dist.data.documents import IndexWriter
 from mlm_dist.data.splitting import TokenCounts, hold_out
 from mlm_dist.data.texts import PIECE_BYTES, Document, Piece, Split, find_documents, read_pieces
 from mlm_dist.data.tokenizer import Tokenizer
@@ -163,7 +163,10 @@ def usable_cores() -> int:
 
 
 class CorpusWriter:
-    """Appends token ids to `train.bin` and `val.bin`, with `<|endoftext|>` after the tokens of each document."""
+    """Appends token ids to `train.bin` and `val.bin`, with `<|endoftext|>` after the tokens of each document.
+
+    The index of the documents is written beside them.
+    """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -172,21 +175,22 @@ class CorpusWriter:
         self.digests = {split: hashlib.sha256() for split in SPLITS}
         self.counts = TokenCounts(tokenizer.vocab_size)
         self.tokens: dict[Split, int] = dict.fromkeys(SPLITS, 0)
-        self.documents: list[dict[str, Any]] = []
-        self.index = -1  # of the last document
+        self.documents = IndexWriter(folder)
+        self.index = -1  # of the document that is being written
+        self.name = ""  # of this document
+        self.starts = dict(self.tokens)  # of this document
 
     def add(self, index: int, name: str, split: Split, ids: npt.NDArray[np.uint32]) -> None:
         """Append the next token ids of a document. A different `index` starts the next document."""
         if index != self.index:
             self._end_document()
-            self.index = index
-            self.documents.append({"name": name} | {split: [count, count] for split, count in self.tokens.items()})
+            self.index, self.name, self.starts = index, name, dict(self.tokens)
         self._write(split, ids)
 
     def finish(self) -> Manifest:
         """Close the files and return their manifest."""
         self._end_document()
-        for file in self.files.values():
+        for file in [*self.files.values(), *self.documents.files.values()]:
             file.flush()
             os.fsync(file.fileno())
             file.close()
@@ -197,8 +201,8 @@ class CorpusWriter:
             end_id=self.tokenizer.end_id,
             tokens=self.tokens,
             tokenizer_sha256=self.tokenizer.fingerprint,
-            sha256={split: digest.hexdigest() for split, digest in self.digests.items()},
-            documents=self.documents,
+            sha256={name: digest.hexdigest() for name, digest in (self.digests | self.documents.digests).items()},
+            documents=self.documents.count,
         )
 
     def _write(self, split: Split, ids: npt.NDArray[np.uint32]) -> None:
@@ -207,9 +211,11 @@ class CorpusWriter:
         self.digests[split].update(content)
         self.counts.add(split, ids)
         self.tokens[split] += len(ids)
-        self.documents[-1][split][1] = self.tokens[split]
 
     def _end_document(self) -> None:
+        if self.index < 0:
+            return
         for split in SPLITS:
-            if self.documents and self.documents[-1][split][1] > self.documents[-1][split][0]:
+            if self.tokens[split] > self.starts[split]:
                 self._write(split, np.array([self.tokenizer.end_id], dtype=np.uint32))
+        self.documents.add(self.name, self.tokens["train"], self.tokens["val"])

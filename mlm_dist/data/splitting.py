@@ -6,7 +6,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.corpus import Manifest
+from mlm_dist.data.documents import DocumentIndex
 from mlm_dist.data.texts import Document, Split
 from mlm_dist.errors import UserError
 from mlm_dist.output import warn
@@ -89,19 +89,16 @@ def content_hash(document: Document) -> bytes:
         raise UserError(f"{document.path}: {error.strerror}") from error
 
 
-def describe_validation(manifest: Manifest) -> str:
+def describe_validation(documents: DocumentIndex) -> str:
     """The validation split in words: `the ends of 40 documents`."""
-    ends = sum(bool(count(document, "train") and count(document, "val")) for document in manifest.documents)
-    whole = sum(not count(document, "train") for document in manifest.documents)
+    ends = whole = 0
+    for counts in documents.counts():
+        has_train, has_val = (counts > 0).T
+        ends += int((has_train & has_val).sum())
+        whole += int((~has_train).sum())
     if ends and whole:
         return f"the ends of {plural(ends)} and {whole:,} whole {'one' if whole == 1 else 'ones'}"
     return f"the ends of {plural(ends)}" if ends else plural(whole, "whole ")
-
-
-def count(document: dict[str, list[int]], split: str) -> int:
-    """The number of tokens of a document (an entry of `corpus.json`) in a split."""
-    start, end = document[split]
-    return end - start
 
 
 def plural(number: int, kind: str = "") -> str:

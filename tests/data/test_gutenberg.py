@@ -62,9 +62,9 @@ def test_the_ends_of_books_are_validation_text(mirror: Mirror, tmp_path: Path) -
         mirror.add(number, file_of(text, f"Book {number}"))
     prepare_corpus(hold_out(fetch(mirror, 2, 1), 0.25), tmp_path / "out", "bpe", 300)
     corpus = Corpus.open(tmp_path / "out")
-    assert [document["name"] for document in corpus.manifest.documents] == ["Book 2", "Book 1"]
-    for document, text in zip(corpus.manifest.documents, reversed(texts), strict=True):
-        tokens = (corpus.train[slice(*document["train"])], corpus.val[slice(*document["val"])])
+    assert [document.name for document in corpus.documents()] == ["Book 2", "Book 1"]
+    for document, text in zip(corpus.documents(), reversed(texts), strict=True):
+        tokens = (corpus.train[document.train], corpus.val[document.val])
         train, val = (corpus.tokenizer.decode(part).removesuffix("<|endoftext|>") for part in tokens)
         assert train + val == text
         assert 0.2 < len(val) / len(text) < 0.3

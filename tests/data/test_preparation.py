@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import struct
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import tiktoken
 
 from mlm_dist.config import DataConfig
 from mlm_dist.data.corpus import Corpus, Manifest
+from mlm_dist.data.documents import DocumentIndex, IndexedDocument
 from mlm_dist.data.preparation import (
     SAMPLE_TEXT,
     CorpusWriter,
@@ -47,11 +49,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def split_by_document(corpus: Corpus) -> list[tuple[str, list[int], list[int]]]:
-    """(name, training tokens, validation tokens) of each document, by the ranges in corpus.json."""
-    return [
-        (d["name"], corpus.train[slice(*d["train"])].tolist(), corpus.val[slice(*d["val"])].tolist())
-        for d in corpus.manifest.documents
-    ]
+    """(name, training tokens, validation tokens) of each document, by the index."""
+    return [(d.name, corpus.train[d.train].tolist(), corpus.val[d.val].tolist()) for d in corpus.documents()]
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.1, 0.5])
@@ -70,19 +69,19 @@ def test_training_and_validation_tokens_of_a_document_concatenate_to_its_gpt2_to
         assert train[:-1] + val[:-1] == gpt2.encode_ordinary(text)
 
 
-def test_the_manifest_describes_the_ranges_of_documents_and_each_ends_with_end_of_text(
+def test_the_index_describes_the_ranges_of_documents_and_each_ends_with_end_of_text(
     folder: Path, tmp_path: Path
 ) -> None:
     documents = hold_out(find_documents([folder]), 0.2)
     prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
     corpus = Corpus.open(tmp_path / "out")
     end = corpus.tokenizer.end_id
-    assert [d["name"] for d in corpus.manifest.documents] == [d.name for d in documents]
+    assert [d.name for d in corpus.documents()] == [d.name for d in documents]
     # The ranges are contiguous, and the only end-of-text token of each is its last token.
     for split, tokens in (("train", corpus.train), ("val", corpus.val)):
-        ranges = [d[split] for d in corpus.manifest.documents]
-        assert [0, *(stop for _, stop in ranges)] == [*(start for start, _ in ranges), len(tokens)]
-        ends = [stop - 1 for start, stop in ranges if stop > start]
+        ranges = [getattr(d, split) for d in corpus.documents()]
+        assert [0, *(r.stop for r in ranges)] == [*(r.start for r in ranges), len(tokens)]
+        ends = [r.stop - 1 for r in ranges if r.stop > r.start]
         assert np.flatnonzero(tokens == end).tolist() == ends
     for name, train, val in split_by_document(corpus):
         text = corpus.tokenizer.decode(train[:-1]) + corpus.tokenizer.decode(val[:-1])
@@ -120,19 +119,25 @@ def test_named_validation_documents_train_neither_the_model_nor_the_vocabulary(t
 
 def test_the_manifest_describes_the_files(corpus_folder: Path) -> None:
     manifest = json.loads((corpus_folder / "corpus.json").read_text(encoding="utf-8"))
-    assert (manifest["version"], manifest["tokenizer"], manifest["vocab_size"]) == (2, "bpe", 300)
+    assert (manifest["version"], manifest["tokenizer"], manifest["vocab_size"]) == (3, "bpe", 300)
     assert (manifest["end_id"], manifest["mask_id"]) == (298, 299)
     for split in ("train", "val"):
         content = (corpus_folder / f"{split}.bin").read_bytes()
         assert manifest["sha256"][split] == hashlib.sha256(content).hexdigest()
         assert manifest["tokens"][split] * 2 == len(content)
-    [sample] = manifest["documents"]
-    assert sample == {"name": "sample.txt", **{s: [0, manifest["tokens"][s]] for s in ("train", "val")}}
+    assert manifest["documents"] == 1
+    ends, names = ((corpus_folder / name).read_bytes() for name in ("documents.bin", "names.txt"))
+    assert [manifest["sha256"][name] for name in ("documents.bin", "names.txt")] == [
+        hashlib.sha256(content).hexdigest() for content in (ends, names)
+    ]
+    assert names == b"sample.txt\n"
+    assert struct.unpack("<3q", ends) == (manifest["tokens"]["train"], manifest["tokens"]["val"], len(names))
 
 
 def test_a_corpus_consists_of_these_files_only(corpus_folder: Path) -> None:
     files = sorted(str(path.relative_to(corpus_folder)) for path in corpus_folder.rglob("*") if path.is_file())
-    assert files == ["corpus.json", "tokenizer/encoding.json", "tokenizer/ranks.tiktoken", "train.bin", "val.bin"]
+    tokenizer = ["tokenizer/encoding.json", "tokenizer/ranks.tiktoken"]
+    assert files == ["corpus.json", "documents.bin", "names.txt", *tokenizer, "train.bin", "val.bin"]
 
 
 def test_preparing_again_gives_the_same_bytes(corpus_folder: Path, tmp_path: Path) -> None:
@@ -161,9 +166,9 @@ def test_large_vocabularies_are_written_in_32_bits(tmp_path: Path, end_id: int, 
     assert manifest.dtype == np.dtype(dtype)
     assert np.fromfile(tmp_path / "train.bin", dtype=dtype).tolist() == [1, 2, end_id, 3, end_id]
     assert np.fromfile(tmp_path / "val.bin", dtype=dtype).tolist() == [4, end_id]
-    assert manifest.documents == [
-        {"name": "a", "train": [0, 3], "val": [0, 0]},
-        {"name": "b", "train": [3, 5], "val": [0, 2]},
+    assert list(DocumentIndex.open(tmp_path, manifest.documents, manifest.tokens)) == [
+        IndexedDocument("a", train=slice(0, 3), val=slice(0, 0)),
+        IndexedDocument("b", train=slice(3, 5), val=slice(0, 2)),
     ]
 
 
@@ -273,7 +278,7 @@ def test_changed_text_or_settings_are_prepared_again(tmp_path: Path, cache: Path
 def test_sample_is_the_text_in_the_package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     corpus = Corpus.open(find_or_prepare(DataConfig(path="sample", tokenizer="bpe", val_fraction=0.1), 300))
-    assert [d["name"] for d in corpus.manifest.documents] == ["sample.txt"]
+    assert [d.name for d in corpus.documents()] == ["sample.txt"]
 
 
 def test_a_missing_data_path_is_a_user_error(cache: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The choice of the validation split, and the warnings about it."""
 
-import json
 import random
 import statistics
 from pathlib import Path
@@ -12,6 +11,7 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import TokenCounts, describe_validation, hold_out
 from mlm_dist.data.texts import Document, find_documents
+from tests.conftest import convert_corpus
 
 PARAGRAPHS = [text.strip() for text in SAMPLE_TEXT.read_text(encoding="utf-8").split("\n\n") if text.strip()]
 
@@ -92,19 +92,11 @@ def test_a_fraction_of_0_holds_out_nothing(tmp_path: Path) -> None:
 
 def test_validation_paragraphs_are_as_long_as_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     documents = hold_out(write_all(tmp_path / "texts", PARAGRAPHS), 0.1)
-    manifest = prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
-    val = [d["val"][1] - d["val"][0] for d in manifest.documents if d["val"][1] > d["val"][0]]
-    train = [d["train"][1] - d["train"][0] for d in manifest.documents if d["train"][1] > d["train"][0]]
+    prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
+    index = Corpus.open(tmp_path / "out").documents()
+    val, train = ([d.count(split) for d in index if d.count(split)] for split in ("val", "train"))
     assert statistics.median(val) > statistics.median(train) / 2
-    Corpus.open(tmp_path / "out")
     assert capsys.readouterr().err == ""
-
-
-def convert_to_version_1(folder: Path) -> None:
-    """Convert a corpus to format version 1."""
-    content = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    del content["tokenizer_sha256"]
-    (folder / "corpus.json").write_text(json.dumps(content | {"version": 1}), encoding="utf-8")
 
 
 def test_a_version_1_corpus_is_read_with_a_warning_about_short_ends(
@@ -112,13 +104,13 @@ def test_a_version_1_corpus_is_read_with_a_warning_about_short_ends(
 ) -> None:
     tails = [Document(d.name, d.path, d.size, round(d.size * 0.95)) for d in write_all(tmp_path / "a", PARAGRAPHS)]
     prepare_corpus(tails, tmp_path / "short", "bpe", vocab_size=300)
-    convert_to_version_1(tmp_path / "short")
+    convert_corpus(tmp_path / "short", version=1)
     assert Corpus.open(tmp_path / "short").manifest.version == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "short: its validation text is the ends of documents, half of them shorter than" in lines[0]
     prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), tmp_path / "long", "bpe", vocab_size=300)
-    convert_to_version_1(tmp_path / "long")
+    convert_corpus(tmp_path / "long", version=1)
     Corpus.open(tmp_path / "long")
     assert capsys.readouterr().err == ""
 
@@ -140,7 +132,8 @@ def test_the_validation_split_is_described_in_words(tmp_path: Path, fractions: l
         Document(d.name, d.path, d.size, round(d.size * (1 - fraction)))
         for d, fraction in zip(found, fractions, strict=True)
     ]
-    assert describe_validation(prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)) == words
+    prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
+    assert describe_validation(Corpus.open(tmp_path / "out").documents()) == words
 
 
 def counts_of(train: np.ndarray, val: np.ndarray) -> TokenCounts:
