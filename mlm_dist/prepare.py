@@ -17,14 +17,21 @@ def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = OneLineParser(
         prog="python -m mlm_dist.prepare",
-        description="Encode text files and books of Project Gutenberg into a corpus to train on.",
+        description="Encode texts and books of Project Gutenberg into a corpus to train on.",
         epilog="examples:\n"
         "  python -m mlm_dist.prepare my_novels/ --out corpora/novels\n"
+        "  python -m mlm_dist.prepare 'articles/*.jsonl.gz' --text_key body --out corpora/articles\n"
         "  python -m mlm_dist.prepare --gutenberg 1342 2701 --out corpora/two",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "paths", nargs="*", type=named_path, metavar="PATH", help="text files, and folders of *.txt files"
+        "paths",
+        nargs="*",
+        type=named_path,
+        metavar="PATH",
+        help="files (.txt, .md, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, each also with .gz or .zst after it), "
+        "folders with such files, also those that `save_to_disk` of `datasets` wrote, patterns such as 'data/*.jsonl', "
+        "and - for standard input",
     )
     parser.add_argument(
         "--gutenberg",
@@ -71,6 +78,18 @@ def build_parser() -> ArgumentParser:
         "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"
     )
     parser.add_argument("--encoding", default="utf-8", help="character encoding of the files (default: %(default)s)")
+    parser.add_argument(
+        "--text_key", default="text", metavar="FIELD", help="the field of a record that is its text (default: text)"
+    )
+    parser.add_argument(
+        "--split",
+        choices=["document", "line"],
+        default="document",
+        help="of plain text: the whole file is a document, or each of its lines that is not blank (default: document)",
+    )
+    parser.add_argument(
+        "--skip_broken", action="store_true", help="leave out broken records and count them, instead of refusing them"
+    )
     return parser
 
 

@@ -1,13 +1,12 @@
 """The documents that a corpus is made of: what is known about each, and their texts, read again for each pass."""
 
-import dataclasses
 import hashlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,10 +61,6 @@ class DocumentList:
         """The bytes of all documents."""
         return int(self.sizes[self.is_kept].sum())
 
-    def replace(self, **columns: npt.NDArray[Any]) -> "DocumentList":
-        """The same documents with other values in some columns."""
-        return dataclasses.replace(self, **columns)
-
     def names(self) -> Iterator[str]:
         """The name of each document that is kept: that of its file, and the line or row if the file has several."""
         first = 0
@@ -107,9 +102,11 @@ def changed(path: Path) -> UserError:
     return UserError(f"{path}: it has changed while it was read: prepare it again")
 
 
-def find_documents(paths: list[Path], val_paths: Iterable[Path] = (), reading: Reading = Reading()) -> DocumentList:
+def find_documents(
+    paths: Sequence[Path], val_paths: Sequence[Path] = (), reading: Reading | None = None
+) -> DocumentList:
     """List the documents of files and folders, as `find_files` and `list_documents`."""
-    return list_documents(find_files(paths, [*val_paths]), reading)
+    return list_documents(find_files(paths, val_paths), reading or Reading())
 
 
 def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
@@ -124,8 +121,8 @@ def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
     disable = total < PROGRESS_BAR_BYTES or None  # None: tqdm shows the bar only if stderr is a terminal
     with tqdm(total=total, desc="read", unit="B", unit_scale=True, disable=disable, leave=False) as progress:
         for file in files:
-            count = 0
-            for count, (number, parts) in enumerate(read_documents(file, reading, broken, progress.update), start=1):
+            before = len(numbers)
+            for number, parts in read_documents(file, reading, broken, progress.update):
                 size, digest = 0, hashlib.blake2b()
                 for text in parts:
                     content = text.encode()
@@ -134,7 +131,7 @@ def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
                 numbers.append(number)
                 sizes.append(size)
                 hashes += digest.digest()[:8]
-            counts.append(count)
+            counts.append(len(numbers) - before)
     broken.warn()
     return DocumentList(
         files,

@@ -155,6 +155,15 @@ def table_format(text: str, is_whole: bool) -> str | None:
     return None
 
 
+def table_with(column: str, head: bytes, encoding: str) -> str | None:
+    """Return `TSV` or `CSV` if the first line of a file names the columns of such a table, this one among them."""
+    first, *_ = head.decode(encoding, errors="ignore").removeprefix("\ufeff").splitlines() or [""]
+    for name, delimiter in (("TSV", "\t"), ("CSV", ",")):
+        if column in next(csv.reader([first], delimiter=delimiter), []) and delimiter in first:
+            return name
+    return None
+
+
 def refuse(path: Path, name: str, hint: str = "") -> NoReturn:
     """Raise a UserError about a format that is not read."""
     raise UserError(f"{path}: the format is {name}, which is not read: {ADVICE[name]}{hint}")

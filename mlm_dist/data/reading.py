@@ -1,6 +1,7 @@
 """Reads the texts of files, record by record, in memory that does not grow with the file."""
 
 import codecs
+import dataclasses
 import gzip
 import io
 import itertools
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple, cast
 
 from tqdm.utils import CallbackIOWrapper
 
@@ -19,15 +20,14 @@ from mlm_dist.data.formats import (
     COMPRESSIONS,
     FORMATS,
     HEAD_BYTES,
-    Compression,
-    Format,
     detect,
     refuse_content,
     refuse_encoding,
+    table_with,
 )
 from mlm_dist.data.records import BrokenRecords, bounded_lines, read_csv, read_json_lines
 from mlm_dist.data.tables import open_zstandard, read_arrow, read_parquet
-from mlm_dist.data.texts import TextFile
+from mlm_dist.data.texts import STANDARD_INPUT, TextFile
 from mlm_dist.errors import UserError
 
 BLOCK_BYTES = 1 << 18
@@ -108,13 +108,14 @@ def read_parts(
 ) -> Iterator[Part]:
     """The parts of all documents of a file; arguments and errors as those of `read_documents`."""
     try:
+        file = detect_format(file, reading)
         with file.open() as opened:
-            raw = CallbackIOWrapper(on_read, opened, "read")
-            stream, format_ = open_stream(file, raw, reading.encoding)
-            if format_ == "text":
+            raw = cast(BinaryIO, CallbackIOWrapper(on_read, opened, "read"))
+            stream = decompress(file, raw)
+            if file.format == "text":
                 yield from read_text(file, stream, reading)
             else:
-                for number, text in read_records(file, stream, format_, reading, broken):
+                for number, text in read_records(file, stream, reading, broken):
                     if reason := fault_of(text, reading.encoding):
                         broken.add(f"{file.path} line {number}", reason)
                     else:
@@ -125,25 +126,24 @@ def read_parts(
         raise UserError(f"{file.path}: {error.strerror or error}") from error
 
 
-def open_stream(file: TextFile, raw: BinaryIO, encoding: str) -> tuple[BinaryIO, Format]:
-    """Decompress a file. Return the stream and its format, detected by the first bytes if the name does not show it."""
+def detect_format(file: TextFile, reading: Reading) -> TextFile:
+    """A file with its format and compression: those that its name shows, or else detected by its first bytes."""
     if file.format:
-        return decompress(file, raw, file.compression), file.format
-    raw.seek(0)
-    magic = raw.read(HEAD_BYTES)
-    compression = next((kind for kind in COMPRESSIONS.values() if kind == detect(magic, encoding)), None)
-    raw.seek(0)
-    head = decompress(file, raw, compression).read(HEAD_BYTES)
-    raw.seek(0)
-    format_ = next((kind for kind in FORMATS.values() if kind == detect(head, encoding)), "text")
-    return decompress(file, raw, compression), format_
+        return file
+    with file.open() as raw:
+        kind = detect(raw.read(HEAD_BYTES), reading.encoding)
+    file = dataclasses.replace(file, compression=next((name for name in COMPRESSIONS.values() if name == kind), None))
+    with file.open() as raw:
+        head = decompress(file, raw).read(HEAD_BYTES)
+    kind = detect(head, reading.encoding) or table_with(reading.text_key, head, reading.encoding)
+    return dataclasses.replace(file, format=next((name for name in FORMATS.values() if name == kind), "text"))
 
 
-def decompress(file: TextFile, raw: BinaryIO, compression: Compression | None) -> BinaryIO:
+def decompress(file: TextFile, raw: BinaryIO) -> BinaryIO:
     """The decompressed content of a file."""
-    match compression:
+    match file.compression:
         case "gzip":
-            return gzip.GzipFile(fileobj=raw)
+            return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
         case "Zstandard":
             return open_zstandard(file.path, raw)
     return raw
@@ -171,25 +171,25 @@ def read_text(file: TextFile, stream: BinaryIO, reading: Reading) -> Iterator[Pa
 
 
 def read_records(
-    file: TextFile, stream: BinaryIO, format_: Format, reading: Reading, broken: BrokenRecords
+    file: TextFile, stream: BinaryIO, reading: Reading, broken: BrokenRecords
 ) -> Iterator[tuple[int, str]]:
     """The records of a file: the number and the text of each, which is empty where it has none."""
     path, key = file.path, reading.text_key
-    match format_:
+    match file.format:
         case "Parquet":
             yield from read_parquet(path, seekable(stream), key, broken)
         case "Arrow":
-            can_map = file.format and not file.compression
+            can_map = not file.compression and path != STANDARD_INPUT
             yield from read_arrow(path, None if can_map else seekable(stream), key, broken)
         case _:
             head = stream.read(HEAD_BYTES)
             refuse_encoding(path, head, text_encoding(reading.encoding))
             blocks = decode_blocks(path, head, stream, reading.encoding, errors="surrogateescape")
             lines = bounded_lines(path, blocks, broken)
-            if format_ == "JSON Lines":
+            if file.format == "JSON Lines":
                 yield from read_json_lines(path, lines, key, broken)
             else:
-                yield from read_csv(path, lines, "," if format_ == "CSV" else "\t", key, broken)
+                yield from read_csv(path, lines, "," if file.format == "CSV" else "\t", key, broken)
 
 
 def fault_of(text: str, encoding: str) -> str:
@@ -225,7 +225,9 @@ def text_encoding(name: str) -> str:
         "".encode(name)  # fails for codecs such as rot13, which are not text encodings
         codecs.getincrementaldecoder(name)
     except (LookupError, UnicodeError) as error:
-        raise UserError(f"'{name}' is not a text encoding: give one such as utf-8, latin-1, cp1252 or utf-16") from error
+        raise UserError(
+            f"'{name}' is not a text encoding: give one such as utf-8, latin-1, cp1252 or utf-16"
+        ) from error
     return name
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO
 
 from mlm_dist.data.records import BrokenRecords, check_name
@@ -14,7 +13,7 @@ LARGEST_BATCH = 256  # rows. Parquet may store a text that is repeated once, so 
 ARROW_FILE = b"ARROW1"  # the start of the file format; the stream format, which `datasets` writes, has no such start
 
 
-def import_pyarrow(path: Path, format_: str) -> ModuleType:
+def import_pyarrow(path: Path, format_: str) -> Any:
     """Import pyarrow.
 
     Raises:
@@ -78,14 +77,14 @@ def read_arrow(path: Path, stream: BinaryIO | None, key: str, broken: BrokenReco
         raise damaged(path, "Arrow", error) from error
 
 
-def check_column(pa: ModuleType, path: Path, key: str, schema: Any) -> None:
+def check_column(pa: Any, path: Path, key: str, schema: Any) -> None:
     """Raise a UserError unless a table has a column of text with this name."""
     check_name(path, key, schema.names)
     kind = schema.field(key).type
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        texts = [field.name for field in schema if "string" in str(field.type)]
-        raise UserError(f"{path}: its column '{key}' is {kind}, not text; columns of text: {', '.join(texts) or 'none'}")
+        texts = ", ".join(field.name for field in schema if "string" in str(field.type)) or "none"
+        raise UserError(f"{path}: its column '{key}' is {kind}, not text; columns of text: {texts}")
 
 
 def column_texts(path: Path, columns: Iterable[Any], broken: BrokenRecords) -> Iterator[tuple[int, str]]:

@@ -25,15 +25,17 @@ from mlm_dist.output import warn
 
 STANDARD_INPUT = Path("-")
 
-# The files with which `datasets` describes what it has saved, and the splits of a `DatasetDict` that are not trained on.
+# The files that `datasets` describes its own with, and the splits of a `DatasetDict` that are not trained on.
 DATASET_DICT = "dataset_dict.json"
 DATASET_FILES = {DATASET_DICT, "dataset_info.json", "state.json"}
 VALIDATION_SPLITS = {"validation", "valid", "val", "dev"}
 TEST_SPLITS = {"test"}
 
+README = "README.md"
 MOST_SUFFIXES = 5  # in the line about skipped files
 
 Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class StandardInput(TextFile):
 
     def open(self) -> BinaryIO:
         """Open the copy."""
-        return open(os.dup(self.copy.fileno()), "rb")  # noqa: SIM115 (the caller closes it)
+        self.copy.seek(0)
+        return os.fdopen(os.dup(self.copy.fileno()), "rb")
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def walk(paths: Sequence[Path], is_validation: bool) -> Iterator[Found]:
                 yield Found(path.name, path, is_validation)
             elif path == STANDARD_INPUT:
                 yield Found(path.name, path, is_validation)
-            elif not (matching := sorted(glob.glob(str(path), recursive=True))):
+            elif not (matching := sorted(glob.glob(str(path), recursive=True))):  # noqa: PTH207 (it may be absolute)
                 raise UserError(f"{path}: there is no such file or folder")
             else:
                 yield from walk([Path(match) for match in matching], is_validation)
@@ -163,19 +166,24 @@ def walk(paths: Sequence[Path], is_validation: bool) -> Iterator[Found]:
 
 
 def walk_folder(folder: Path, is_validation: bool) -> Iterator[Found]:
-    """The files of a known format anywhere below a folder. Warn about the others, counted by suffix."""
+    """The files of a known format anywhere below a folder. Warn about the others, counted by suffix.
+
+    A README.md is left out too: it describes the texts.
+    """
     skipped: Counter[str] = Counter()
     for found in walk_below(folder, "", is_validation):
-        if format_of(found.path):
+        name = found.path.name
+        if name.lower() == README.lower():
+            skipped[README] += 1
+        elif format_of(found.path):
             yield found
-        elif found.path.name not in DATASET_FILES and not any(part.startswith(".") for part in Path(found.name).parts):
+        elif name not in DATASET_FILES and not any(part.startswith(".") for part in found.name.split("/")):
             skipped[found.path.suffix] += 1
     if total := skipped.total():
         kinds = [f"{count:,} {suffix or 'without a suffix'}" for suffix, count in skipped.most_common(MOST_SUFFIXES)]
         if rest := total - sum(count for _, count in skipped.most_common(MOST_SUFFIXES)):
             kinds.append(f"{rest:,} others")
-        files_are = "file that is" if total == 1 else "files that are"
-        warn(f"{folder}: skipped {total:,} {files_are} in no format that is read ({', '.join(kinds)})")
+        warn(f"{folder}: skipped {total:,} {'file' if total == 1 else 'files'} ({', '.join(kinds)})")
 
 
 def walk_below(folder: Path, prefix: str, is_validation: bool) -> Iterator[Found]:
