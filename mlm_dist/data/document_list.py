@@ -13,7 +13,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from mlm_dist.data.pieces import PIECE_CHARACTERS, Piece, cut_text
-from mlm_dist.data.reading import Reading, read_documents
+from mlm_dist.data.reading import Reading, check_encoding, read_documents
 from mlm_dist.data.records import BrokenRecords
 from mlm_dist.data.texts import TextFile, find_files
 from mlm_dist.errors import UserError
@@ -79,7 +79,8 @@ class DocumentList:
         index = 0
         for file, count in zip(self.files, self.counts.tolist(), strict=True):
             end = index + count
-            for number, parts in read_documents(file, self.reading, BrokenRecords(self.reading.skip_broken)):
+            broken = BrokenRecords(self.reading.skip_broken)
+            for number, parts in read_documents(file, self.reading, broken, check=False):
                 if index == end or self.numbers[index] != number:
                     raise changed(file.path)
                 for piece in self._cut(index, parts, piece_characters):
@@ -115,6 +116,7 @@ def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
     Raises:
         UserError: as `read_documents`.
     """
+    check_encoding(reading.encoding)
     counts, numbers, sizes, hashes = array("q"), array("q"), array("q"), bytearray()
     broken = BrokenRecords(reading.skip_broken)
     total = sum(file.size for file in files)

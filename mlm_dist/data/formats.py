@@ -2,6 +2,8 @@
 
 import codecs
 import csv
+import itertools
+import os
 import re
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -83,7 +85,7 @@ BYTE_ORDER_MARKS = {
 
 def compression_of(path: Path) -> Compression | None:
     """The compression of a file by its suffix."""
-    return COMPRESSIONS.get(path.suffix.lower())
+    return COMPRESSIONS.get(suffix_of(path.name))
 
 
 def format_of(path: Path) -> Format | None:
@@ -93,7 +95,13 @@ def format_of(path: Path) -> Format | None:
 
 def inner_suffix(path: Path) -> str:
     """The suffix of a file in lower case, before that of its compression."""
-    return Path(path.stem if compression_of(path) else path.name).suffix.lower()
+    suffix = suffix_of(path.name)
+    return suffix_of(path.name[: -len(suffix)]) if suffix in COMPRESSIONS else suffix
+
+
+def suffix_of(name: str) -> str:
+    """The last suffix of a file name in lower case."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path costs more, for each of many files)
 
 
 def refuse_suffix(path: Path) -> None:
@@ -147,11 +155,17 @@ def table_format(text: str, is_whole: bool) -> str | None:
         is_whole: whether `text` is the whole file. If not, the last line may be incomplete.
     """
     for name, delimiter, fewest_fields, fewest_rows in (("TSV", "\t", 2, 5), ("CSV", ",", 3, 10)):
-        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
-        rows = rows if is_whole else rows[:-1]
-        widths = {len(row) for row in rows}
-        if len(rows) >= fewest_rows and len(widths) == 1 and min(widths) >= fewest_fields:
-            return name
+        rows = filter(None, csv.reader(text.splitlines(), delimiter=delimiter))
+        width = len(next(rows, []))
+        last_rows = itertools.chain(rows, [[]] * is_whole)  # the last row is compared only if it is complete
+        count = 1
+        for row, _ in itertools.pairwise(last_rows):
+            if len(row) != width:
+                break
+            count += 1
+        else:
+            if count >= fewest_rows and width >= fewest_fields:
+                return name
     return None
 
 

@@ -59,7 +59,8 @@ def splits_and_texts(parts: Iterable[str], val_start: int, piece_characters: int
                     yield "train", text[:cut]
                     split, text = "val", text[cut:]
             val_start -= len(encoded)
-        cut = last_cut(text) or (len(text) if len(text) >= piece_characters else 0)
+        is_end = len(block) < piece_characters
+        cut = 0 if is_end else last_cut(text) or len(text)
         if cut:
             yield split, text[:cut]
         kept = text[cut:]

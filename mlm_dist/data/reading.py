@@ -71,7 +71,11 @@ class Part(NamedTuple):
 
 
 def read_documents(
-    file: TextFile, reading: Reading, broken: BrokenRecords, on_read: Callable[[int], object] = lambda size: None
+    file: TextFile,
+    reading: Reading,
+    broken: BrokenRecords,
+    on_read: Callable[[int], object] = lambda size: None,
+    check: bool = True,
 ) -> Iterator[tuple[int, Iterable[str]]]:
     """Read the documents of a file that have text, one after the other.
 
@@ -80,6 +84,7 @@ def read_documents(
         reading: how to read it.
         broken: is told about broken records.
         on_read: called with the number of bytes after each read.
+        check: whether to refuse plain text that is in another format; false if it was read before.
 
     Yields:
         The line or row at which a document starts, and its text: a list of one text, or an iterator over the parts of
@@ -89,7 +94,7 @@ def read_documents(
         UserError: the file cannot be read, is not in its format or encoding, or has no field of this name; a record is
             broken, and broken ones are not skipped.
     """
-    parts = read_parts(file, reading, broken, on_read)
+    parts = read_parts(file, reading, broken, on_read, check)
     for part in parts:
         if part.text:
             yield part.number, [part.text] if part.is_last else itertools.chain([part.text], rest_of_document(parts))
@@ -104,7 +109,7 @@ def rest_of_document(parts: Iterator[Part]) -> Iterator[str]:
 
 
 def read_parts(
-    file: TextFile, reading: Reading, broken: BrokenRecords, on_read: Callable[[int], object]
+    file: TextFile, reading: Reading, broken: BrokenRecords, on_read: Callable[[int], object], check: bool
 ) -> Iterator[Part]:
     """The parts of all documents of a file; arguments and errors as those of `read_documents`."""
     try:
@@ -113,7 +118,7 @@ def read_parts(
             raw = cast(BinaryIO, CallbackIOWrapper(on_read, opened, "read"))
             stream = decompress(file, raw)
             if file.format == "text":
-                yield from read_text(file, stream, reading)
+                yield from read_text(file, stream, reading, check)
             else:
                 for number, text in read_records(file, stream, reading, broken):
                     if reason := fault_of(text, reading.encoding):
@@ -149,15 +154,16 @@ def decompress(file: TextFile, raw: BinaryIO) -> BinaryIO:
     return raw
 
 
-def read_text(file: TextFile, stream: BinaryIO, reading: Reading) -> Iterator[Part]:
-    """The parts of a plain text."""
-    head = stream.read(HEAD_BYTES)
-    refuse_encoding(file.path, head, text_encoding(reading.encoding))
-    refuse_content(file.path, head, reading.encoding)
+def read_text(file: TextFile, stream: BinaryIO, reading: Reading, check: bool) -> Iterator[Part]:
+    """The parts of a plain text; `check`: whether to refuse another format."""
+    head = stream.read(BLOCK_BYTES)
+    if check:
+        refuse_encoding(file.path, head, reading.encoding)
+        refuse_content(file.path, head[:HEAD_BYTES], reading.encoding)
     blocks = decode_blocks(file.path, head, stream, reading.encoding)
     if reading.split == "document":
-        yield from (Part(1, block, is_last=False) for block in blocks)
-        yield Part(1, "", is_last=True)
+        for block, following in itertools.pairwise(itertools.chain(blocks, [""])):
+            yield Part(1, block, is_last=not following)
         return
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     number = 1
@@ -183,7 +189,7 @@ def read_records(
             yield from read_arrow(path, None if can_map else seekable(stream), key, broken)
         case _:
             head = stream.read(HEAD_BYTES)
-            refuse_encoding(path, head, text_encoding(reading.encoding))
+            refuse_encoding(path, head, reading.encoding)
             blocks = decode_blocks(path, head, stream, reading.encoding, errors="surrogateescape")
             lines = bounded_lines(path, blocks, broken)
             if file.format == "JSON Lines":
@@ -215,12 +221,8 @@ def seekable(stream: BinaryIO) -> BinaryIO:
     return copy
 
 
-def text_encoding(name: str) -> str:
-    """The name of an encoding, checked.
-
-    Raises:
-        UserError: there is no such encoding of texts.
-    """
+def check_encoding(name: str) -> None:
+    """Raise a UserError if there is no such encoding of texts."""
     try:
         "".encode(name)  # fails for codecs such as rot13, which are not text encodings
         codecs.getincrementaldecoder(name)
@@ -228,7 +230,6 @@ def text_encoding(name: str) -> str:
         raise UserError(
             f"'{name}' is not a text encoding: give one such as utf-8, latin-1, cp1252 or utf-16"
         ) from error
-    return name
 
 
 def decode_blocks(path: Path, head: bytes, stream: BinaryIO, encoding: str, errors: str = "strict") -> Iterator[str]:
