@@ -18,6 +18,7 @@ from mlm_dist.data.records import BrokenRecords
 from mlm_dist.data.texts import TextFile, find_files
 from mlm_dist.errors import UserError
 
+MOST_NAMES = 5  # in the message about files without text
 PROGRESS_BAR_BYTES = 1 << 28  # smaller files are read in a second
 
 
@@ -114,7 +115,7 @@ def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
     """Read all files once, and list their documents. Documents without text are left out.
 
     Raises:
-        UserError: as `read_documents`.
+        UserError: there is no text, or as `read_documents`.
     """
     check_encoding(reading.encoding)
     counts, numbers, sizes, hashes = array("q"), array("q"), array("q"), bytearray()
@@ -135,6 +136,8 @@ def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
                 hashes += digest.digest()[:8]
             counts.append(len(numbers) - before)
     broken.warn()
+    if not numbers:
+        raise UserError(f"there is no text in {', '.join(str(file.path) for file in files[:MOST_NAMES])}")
     return DocumentList(
         files,
         reading,

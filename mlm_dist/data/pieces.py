@@ -59,8 +59,9 @@ def splits_and_texts(parts: Iterable[str], val_start: int, piece_characters: int
                     yield "train", text[:cut]
                     split, text = "val", text[cut:]
             val_start -= len(encoded)
-        is_end = len(block) < piece_characters
-        cut = 0 if is_end else last_cut(text) or len(text)
+        cut = 0
+        if len(block) == piece_characters:  # otherwise, the text ends here
+            cut = last_cut(text) or (len(text) if len(text) >= piece_characters else 0)
         if cut:
             yield split, text[:cut]
         kept = text[cut:]

@@ -31,7 +31,6 @@ from mlm_dist.data.texts import STANDARD_INPUT, TextFile
 from mlm_dist.errors import UserError
 
 BLOCK_BYTES = 1 << 18
-DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 
 
 @dataclass(frozen=True)
@@ -125,10 +124,9 @@ def read_parts(
                         broken.add(f"{file.path} line {number}", reason)
                     else:
                         yield Part(number, text, is_last=True)
-    except DAMAGED as error:
-        raise UserError(f"{file.path}: the file is damaged or cut off ({error})") from error
-    except OSError as error:
-        raise UserError(f"{file.path}: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:  # those without `strerror` are about the content
+        reason = getattr(error, "strerror", None) or f"the file is damaged or cut off ({error})"
+        raise UserError(f"{file.path}: {reason}") from error
 
 
 def detect_format(file: TextFile, reading: Reading) -> TextFile:
@@ -165,14 +163,23 @@ def read_text(file: TextFile, stream: BinaryIO, reading: Reading, check: bool) -
         for block, following in itertools.pairwise(itertools.chain(blocks, [""])):
             yield Part(1, block, is_last=not following)
         return
+    yield from read_lines(blocks)
+
+
+def read_lines(blocks: Iterable[str]) -> Iterator[Part]:
+    """The parts of the lines of a text that are not blank."""
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    number = 1
+    number, kept, has_begun = 1, "", False  # `kept`: the white space at the start of a line
     for block in blocks:
         *ended, rest = newlines.decode(block).split("\n")
         for line in ended:
-            yield Part(number, "" if line.isspace() else line, is_last=True)
-            number += 1
-        yield Part(number, rest, is_last=False)
+            text = kept + line
+            yield Part(number, text if has_begun or text.strip() else "", is_last=True)
+            number, kept, has_begun = number + 1, "", False
+        kept += rest
+        if has_begun or kept.strip():
+            yield Part(number, kept, is_last=False)
+            kept, has_begun = "", True
     yield Part(number, "", is_last=True)
 
 

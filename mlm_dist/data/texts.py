@@ -1,5 +1,6 @@
 """Finds the files that texts are read from."""
 
+import dataclasses
 import glob
 import os
 import shutil
@@ -112,8 +113,10 @@ def find_files(paths: Sequence[Path], val_paths: Sequence[Path] = ()) -> list[Te
             if file.path in given:
                 raise UserError(f"{file.path}: the file is empty")
             warn(f"skipped {file.path}: it is empty")
-        elif identity not in files or found.is_validation:
+        elif identity not in files:
             files[identity] = file
+        elif found.is_validation:
+            files[identity] = dataclasses.replace(files[identity], is_validation=True)
     if not files:
         raise UserError(
             f"no text in {', '.join(map(str, [*paths, *val_paths]))}: give files, or folders with files, that end in "
