@@ -52,6 +52,8 @@ def prepare(
     text_key: str = "text",
     split: Literal["document", "line"] = "document",
     skip_broken: bool = False,
+    drop_duplicates: bool = False,
+    near_duplicates: bool = False,
     gutenberg: Sequence[int] = (),
     mirror: str = "https://www.gutenberg.org",
 ) -> PreparedCorpus:
@@ -69,6 +71,8 @@ def prepare(
         text_key: the field of a record that is its text.
         split: whether a plain text is one `document`, or each `line` of it that is not blank.
         skip_broken: whether broken records are left out, and counted in a warning.
+        drop_duplicates: whether documents with the text of an earlier one are left out.
+        near_duplicates: whether documents that are nearly the same count as duplicates too. This needs `rensa`.
         gutenberg: numbers of books of Project Gutenberg, which are downloaded once.
         mirror: URL to download them from.
 
@@ -77,6 +81,7 @@ def prepare(
             `out` exists or cannot be written.
     """
     from mlm_dist.data.document_list import list_documents  # noqa: PLC0415
+    from mlm_dist.data.near_duplicates import NearDuplicates  # noqa: PLC0415
     from mlm_dist.data.preparation import prepare_corpus  # noqa: PLC0415
     from mlm_dist.data.reading import Reading  # noqa: PLC0415
     from mlm_dist.data.splitting import hold_out  # noqa: PLC0415
@@ -95,7 +100,10 @@ def prepare(
         from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (`requests` is slow to import)
 
         files += fetch_books(list(gutenberg), mirror, f"mlm_dist/{__version__}")
-    documents = list_documents(files, Reading(encoding, text_key, split, skip_broken))
+    near = NearDuplicates() if near_duplicates else None
+    documents = list_documents(files, Reading(encoding, text_key, split, skip_broken), near)
+    if drop_duplicates:
+        documents = documents.without_duplicates()
     if not any(file.is_validation for file in files):
         documents = hold_out(documents, val_fraction)
     manifest = prepare_corpus(documents, Path(out), tokenizer, vocab_size)

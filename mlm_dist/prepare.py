@@ -8,6 +8,7 @@ from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.callable_module import make_callable
 from mlm_dist.data.documents import DocumentIndex
 from mlm_dist.data.splitting import describe_validation, plural
+from mlm_dist.data.text_report import TextReport
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
@@ -90,6 +91,14 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--skip_broken", action="store_true", help="leave out broken records and count them, instead of refusing them"
     )
+    parser.add_argument(
+        "--drop_duplicates", action="store_true", help="leave out documents with the text of an earlier one"
+    )
+    parser.add_argument(
+        "--near_duplicates",
+        action="store_true",
+        help="look for documents that are nearly the same, too: count them, or leave them out with --drop_duplicates",
+    )
     return parser
 
 
@@ -132,7 +141,8 @@ def main(arguments: list[str]) -> None:
         f"{given.out}: {plural(corpus.documents)}, {manifest.tokens['train']:,} training tokens, "
         f"{manifest.tokens['val']:,} validation tokens{validation}, "
         f"vocabulary {manifest.vocab_size}{why_smaller} ({manifest.tokenizer}, with [MASK]), "
-        f"{corpus.bytes / 1e6:.1f} MB in {seconds:.1f} s"
+        f"{corpus.bytes / 1e6:.1f} MB in {seconds:.1f} s",
+        str(TextReport(**manifest.texts or {})),
     )
 
 

@@ -49,6 +49,7 @@ class Manifest:
         sha256: the SHA-256 of the file of each split, and of the files of the document index.
         documents: the number of documents.
         tokenizer_sha256: the fingerprint of the tokenizer; None in corpora of format version 1.
+        texts: what the texts are like, as in `TextReport` (data/text_report.py); None in earlier corpora.
     """
 
     tokenizer: str
@@ -59,6 +60,7 @@ class Manifest:
     sha256: dict[str, str]
     documents: int
     tokenizer_sha256: str | None = None
+    texts: dict[str, Any] | None = None
     version: int = FORMAT_VERSION
 
     @property

@@ -1,5 +1,6 @@
 """The documents that a corpus is made of: what is known about each, and their texts, read again for each pass."""
 
+import dataclasses
 import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
+from mlm_dist.data.near_duplicates import NearDuplicates
 from mlm_dist.data.pieces import PIECE_CHARACTERS, Piece, cut_text
 from mlm_dist.data.reading import Reading, check_encoding, read_documents
 from mlm_dist.data.records import BrokenRecords
@@ -43,6 +45,7 @@ class DocumentList:
         val_starts: (N,) where its validation text starts, in bytes of UTF-8: 0 if the whole document is validation
             text, its size if none of it is.
         is_kept: (N,) whether it becomes part of the corpus.
+        is_near: (N,) whether it is nearly the same as an earlier one; None if that is not known.
     """
 
     files: list[TextFile]
@@ -53,6 +56,7 @@ class DocumentList:
     hashes: npt.NDArray[np.uint64]
     val_starts: npt.NDArray[np.int64]
     is_kept: npt.NDArray[np.bool_]
+    is_near: npt.NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return int(self.is_kept.sum())
@@ -61,6 +65,18 @@ class DocumentList:
     def size(self) -> int:
         """The bytes of all documents."""
         return int(self.sizes[self.is_kept].sum())
+
+    @cached_property
+    def is_copy(self) -> npt.NDArray[np.bool_]:
+        """For each document, (N,), whether its text is that of an earlier one."""
+        is_copy = np.ones(len(self.hashes), dtype=bool)
+        is_copy[np.unique(self.hashes, return_index=True)[1]] = False
+        return is_copy
+
+    def without_duplicates(self) -> "DocumentList":
+        """The documents without copies of earlier ones, nor those known to be nearly the same."""
+        is_duplicate = self.is_copy if self.is_near is None else self.is_copy | self.is_near
+        return dataclasses.replace(self, is_kept=~is_duplicate)
 
     def names(self) -> Iterator[str]:
         """The name of each document that is kept: that of its file, and the line or row if the file has several."""
@@ -111,8 +127,13 @@ def find_documents(
     return list_documents(find_files(paths, val_paths), reading or Reading())
 
 
-def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
+def list_documents(files: list[TextFile], reading: Reading, near: NearDuplicates | None = None) -> DocumentList:
     """Read all files once, and list their documents. Documents without text are left out.
+
+    Args:
+        files: the files.
+        reading: how to read their texts.
+        near: finds documents that are nearly the same, if given.
 
     Raises:
         UserError: there is no text, or as `read_documents`.
@@ -131,6 +152,10 @@ def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
                     content = text.encode()
                     size += len(content)
                     digest.update(content)
+                    if near:
+                        near.add(content)
+                if near:
+                    near.end_document()
                 numbers.append(number)
                 sizes.append(size)
                 hashes += digest.digest()[:8]
@@ -147,4 +172,5 @@ def list_documents(files: list[TextFile], reading: Reading) -> DocumentList:
         np.frombuffer(hashes, dtype=">u8").astype(np.uint64),
         np.where(np.repeat([file.is_validation for file in files], counts), 0, np.array(sizes)),
         np.ones(len(sizes), dtype=bool),
+        near.find() if near else None,
     )

@@ -17,6 +17,7 @@ from mlm_dist.data.documents import write_index
 from mlm_dist.data.encoding import EncodedBatch, encode_in_order
 from mlm_dist.data.reading import Reading
 from mlm_dist.data.splitting import TokenCounts, hold_out
+from mlm_dist.data.text_report import TextCounts
 from mlm_dist.data.texts import SPLITS, find_files
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
@@ -60,13 +61,17 @@ def encode_corpus(documents: DocumentList, folder: Path, tokenizer: Tokenizer) -
         UserError: a document cannot be read, or there are no training tokens.
     """
     tokenizer.save(folder / TOKENIZER)
-    writer = CorpusWriter(folder, tokenizer, len(documents.sizes))
+    writer, counts = CorpusWriter(folder, tokenizer, len(documents.sizes)), TextCounts()
     with tqdm(total=documents.size, desc="encode", unit="B", unit_scale=True, disable=None, leave=False) as progress:
         for encoded in encode_in_order(documents.pieces(), tokenizer):
             reached("batch encoded")
             writer.add(encoded)
+            counts.add(encoded.batch.split, encoded.batch.texts)
             progress.update(encoded.size)
     manifest = writer.finish(documents.names())
+    manifest = dataclasses.replace(
+        manifest, texts=dataclasses.asdict(counts.report(documents, sum(manifest.tokens.values())))
+    )
     if manifest.tokens["train"] == 0:
         raise UserError("the documents contain no training text: all of it is in the validation split")
     manifest.write(folder)
