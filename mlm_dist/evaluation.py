@@ -137,7 +137,7 @@ def evaluate_batches(
             continue
         with autocast(processes.device, dtype):
             reached("evaluation batch begins")
-            hidden = encoder.encode(batch.inputs, batch.positions)
+            hidden = encoder.encode(batch.inputs, batch.positions, batch.documents)
             found = loss_and_hits(hidden, encoder.output, batch.targets, batch.loss_weights)
         sums += torch.stack([*found, batch.loss_weights.sum()])
     encoder.train(was_training)
@@ -239,4 +239,4 @@ def masked_batches(
     """
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
-        yield load_batch(matrix, Selection(last_step, EPOCH, rows[part], batch_indices[part]), masker)
+        yield load_batch(matrix, Selection.of_epoch(last_step, EPOCH, rows[part], batch_indices[part]), masker)

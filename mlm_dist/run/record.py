@@ -53,6 +53,8 @@ def fixed_values(config: Config) -> dict[str, Any]:
     """The config keys that a run must not change, with their values. A `model.vocab_size` of null fits every run."""
     values = {
         "seed": config.seed,
+        "data.documents": config.data.documents,
+        "data.shift_rows": config.data.shift_rows,
         "train.batch_size": config.train.batch_size,
         "train.eval_rows": config.train.eval_rows,
         "optim.name": config.optim.name,

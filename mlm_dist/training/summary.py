@@ -13,7 +13,7 @@ def describe(trainer: Trainer) -> str:
     return (
         f"training {parameters / 1e6:.1f} M parameters in {precision} on {trainer.processes.world_size} x "
         f"{trainer.device.type}, step {trainer.state.step} to {trainer.config.train.max_iters} "
-        f"({trainer.sampler.steps_per_epoch} steps per epoch), in {trainer.run_dir.path}"
+        f"({len(trainer.sampler)} steps per epoch), in {trainer.run_dir.path}"
     )
 
 

@@ -5,8 +5,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
+from mlm_dist.data.masking import MaskedBatch, Masker, mask_rows
 from mlm_dist.data.randomness import derive_key
+from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes, maybe_no_sync
 from mlm_dist.errors import RunError
@@ -59,9 +60,14 @@ class Trainer:
         processes.check_same("precision", str(self.dtype))
         block_size, batch_size = config.model.block_size, config.train.batch_size
         with processes.raise_on_all_ranks():
-            self.rows = corpus.rows("train", block_size)
+            self.rows = TrainingRows(corpus.train, block_size, config.seed, config.data.shift_rows)
             self.sampler = GlobalBatchSampler(
-                len(self.rows), batch_size, config.seed, processes.rank, processes.world_size
+                len(self.rows),
+                batch_size,
+                config.seed,
+                processes.rank,
+                processes.world_size,
+                cuts_epochs=not config.data.shift_rows,
             )
             self.validator = Validator(config, corpus, processes, self.dtype)
         self.masker = Masker.from_config(config, block_size, corpus.tokenizer, config.seed, batch_size, self.device)
@@ -160,7 +166,8 @@ class Trainer:
         """Read and mask this rank's part of the next step's global batch."""
         if self.config.model.dropout:  # seeded at every step, the generator needs no state in the checkpoint
             torch.manual_seed(derive_key(self.config.seed, self.state.step, self.processes.rank, "dropout"))
-        return load_batch(self.rows, self.sampler.select(self.state.step), self.masker)
+        selection = self.sampler.select(self.state.step)
+        return mask_rows(self.rows.read(selection), selection, self.masker)
 
     def forward_backward(self, batch: MaskedBatch) -> torch.Tensor:
         """Compute the gradient of a batch, summed over the ranks, and return this rank's part of the loss.
@@ -195,7 +202,7 @@ class Trainer:
         self.state.seconds = stopwatch.read()
         self.recorder.log_step(
             step=self.state.step,
-            epoch=self.state.step / self.sampler.steps_per_epoch,
+            epoch=self.state.step * self.config.train.batch_size / self.sampler.rows_per_epoch,
             loss=loss,
             lr=result.lr,
             grad_norm=result.grad_norm.item(),

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, Corpus, Manifest, token_dtype
-from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.data.rows import TrainingRows
+from mlm_dist.data.sampler import GlobalBatchSampler, Selection
 from mlm_dist.errors import UserError
 
 
@@ -186,7 +187,11 @@ def test_rows_beyond_the_range_of_32_bits_are_those_at_their_place(
     rows = corpus.rows("train", 4)
     assert len(rows) == tokens // 4
     assert rows[np.arange(len(rows) - 16, len(rows))].ravel().tolist() == list(range(64))
+    shifted = TrainingRows(corpus.train, 4, seed=1, is_shifted=True)
+    [shift] = shifted.shifts(np.array([0]))
+    last = np.arange(len(rows) - 16, len(rows) - 1)
+    assert shifted.read(Selection.of_epoch(0, 0, last, last)).ravel().tolist() == list(range(shift, 60 + shift))
     sampler = GlobalBatchSampler(len(rows), 1 << 16, seed=1)
-    selected = sampler.select(sampler.steps_per_epoch + 1).rows
+    selected = sampler.select(len(sampler) + 1).rows
     assert selected.min() >= 0 and 0.99 * len(rows) < selected.max() < len(rows)
     assert len(np.unique(selected)) == 1 << 16

@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> None:
         result = trainer.train_step()
         steps.append(
             {
-                "epoch": selection.epoch,
+                "epoch": selection.epochs.tolist(),
                 "rows": torch.from_numpy(selection.rows),
                 "batch": vars(result.batch),
                 "loss": processes.sum_(result.loss).item(),
