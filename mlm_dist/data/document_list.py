@@ -19,6 +19,7 @@ from mlm_dist.data.reading import Reading, check_encoding, read_documents
 from mlm_dist.data.records import BrokenRecords
 from mlm_dist.data.texts import TextFile, find_files
 from mlm_dist.errors import UserError
+from mlm_dist.fault_points import reached
 
 MOST_NAMES = 5  # in the message about files without text
 PROGRESS_BAR_BYTES = 1 << 28  # smaller files are read in a second
@@ -160,6 +161,7 @@ def list_documents(files: list[TextFile], reading: Reading, near: NearDuplicates
                 sizes.append(size)
                 hashes += digest.digest()[:8]
             counts.append(len(numbers) - before)
+    reached("documents listed")
     broken.warn()
     if not numbers:
         raise UserError(f"there is no text in {', '.join(str(file.path) for file in files[:MOST_NAMES])}")

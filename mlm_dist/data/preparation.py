@@ -75,6 +75,7 @@ def encode_corpus(documents: DocumentList, folder: Path, tokenizer: Tokenizer) -
     if manifest.tokens["train"] == 0:
         raise UserError("the documents contain no training text: all of it is in the validation split")
     manifest.write(folder)
+    reached("corpus written")
     writer.counts.warn()
     return manifest
 
