@@ -66,7 +66,7 @@ def encode_corpus(documents: DocumentList, folder: Path, tokenizer: Tokenizer) -
         for encoded in encode_in_order(documents.pieces(), tokenizer):
             reached("batch encoded")
             writer.add(encoded)
-            counts.add(encoded.batch.split, encoded.batch.texts)
+            counts.add(encoded.batch)
             progress.update(encoded.size)
     manifest = writer.finish(documents.names())
     manifest = dataclasses.replace(

@@ -10,9 +10,12 @@ import numpy.typing as npt
 import xxhash
 
 from mlm_dist.data.document_list import DocumentList
-from mlm_dist.data.texts import SPLITS, Split
+from mlm_dist.data.encoding import Batch
+from mlm_dist.data.texts import SPLITS
 
-SHORTEST_LINE = 20  # bytes of UTF-8. Shorter lines ("Yes.", "CHAPTER I") repeat in every text
+# In characters. Shorter lines ("Yes.", "CHAPTER I") repeat in every text, and longer ones are compared up to there.
+SHORTEST_LINE = 20
+LONGEST_LINE = 1 << 16
 MOST_LINES = 1 << 22  # distinct lines that are counted exactly
 
 Hashes = npt.NDArray[np.uint64]
@@ -27,7 +30,7 @@ class TextReport:
         duplicate_documents: documents with the same text as an earlier one.
         near_duplicate_documents: documents that are nearly the same as an earlier one; None if that is not known.
         dropped_documents: duplicates that were left out of the corpus.
-        lines: lines of at least `SHORTEST_LINE` bytes, over both splits.
+        lines: lines of at least `SHORTEST_LINE` characters, over both splits.
         duplicate_lines: the fraction of these lines that repeat an earlier one of their split.
         validation_lines_in_training: the fraction of the validation lines that are training lines too.
     """
@@ -90,25 +93,28 @@ def in_sample(hashes: Hashes, level: int) -> Hashes:
 
 
 def line_hashes(text: str) -> Hashes:
-    """A hash of each line of a text that has at least `SHORTEST_LINE` bytes without white space around it."""
-    lines = map(bytes.strip, text.encode().split(b"\n"))
-    return np.array([xxhash.xxh3_64_intdigest(line) for line in lines if len(line) >= SHORTEST_LINE], dtype=np.uint64)
+    """A hash of each line of a text that has at least `SHORTEST_LINE` characters without white space around it."""
+    lines = (line.strip() for line in text.split("\n"))
+    long = (line[:LONGEST_LINE].encode() for line in lines if len(line) >= SHORTEST_LINE)
+    return np.array([*map(xxhash.xxh3_64_intdigest, long)], dtype=np.uint64)
 
 
 class TextCounts:
-    """Counts the characters and lines of a corpus while it is written.
-
-    A line that is cut between two pieces of a document counts as two.
-    """
+    """Counts the characters and lines of a corpus while it is written."""
 
     def __init__(self) -> None:
         self.characters = 0
         self.lines = {split: LineCounts() for split in SPLITS}
+        self.begun = dict.fromkeys(SPLITS, "")  # the start of a line that continues in the next batch
 
-    def add(self, split: Split, texts: list[str]) -> None:
-        """Count pieces of a split."""
-        self.characters += sum(map(len, texts))
-        self.lines[split].add(line_hashes("\n".join(texts)))
+    def add(self, batch: Batch) -> None:
+        """Count the next pieces of a split."""
+        self.characters += sum(map(len, batch.texts))
+        text, rest = self.begun[batch.split] + "\n".join(batch.texts), ""
+        if not batch.is_last:
+            text, _, rest = text.rpartition("\n")
+        self.begun[batch.split] = rest.lstrip()[:LONGEST_LINE]
+        self.lines[batch.split].add(line_hashes(text))
 
     def report(self, documents: DocumentList, tokens: int) -> TextReport:
         """The report on a corpus of these documents with this many tokens."""
