@@ -107,11 +107,10 @@ def encoding_rates(corpus: Corpus, rounds: int) -> dict[str, float]:
         folder = Path(name)
         for i, text in enumerate(texts):
             (folder / f"{i:03}.txt").write_text(text, encoding="utf-8")
-        documents = hold_out(find_documents([folder]), 0.05)
 
         def prepare() -> None:
             with tempfile.TemporaryDirectory() as out:
-                encode_corpus(documents, Path(out), tokenizer)
+                encode_corpus(hold_out(find_documents([folder]), 0.05), Path(out), tokenizer)
 
         def encode() -> None:
             for text in texts:
