@@ -58,14 +58,19 @@ class DataConfig:
     """The texts."""
 
     path: Text | Annotated[list[Part], MinLen(1)] = "corpora/novels"
-    """A corpus from `python -m mlm_dist.prepare`, or a text file or a folder of *.txt files, which is first prepared
-    into a cache. `sample` is a short text that comes with the package. A list is a mixture of corpora with the same
-    tokenizer: over any 1,000 steps, the rows of each are in proportion to its weight."""
+    """A corpus from `python -m mlm_dist.prepare`, or a file, folder or pattern of texts in any format that `prepare`
+    reads, which is first prepared into a cache. `sample` is a short text that comes with the package. A list is a
+    mixture of corpora with the same tokenizer: over any 1,000 steps, the rows of each are in proportion to its
+    weight."""
     tokenizer: Text = "gpt2"
     """If `data.path` is text: the name of a tiktoken encoding, or `bpe` to train a byte-level BPE with
     `model.vocab_size` entries on the text. A prepared corpus has its own tokenizer."""
     encoding: Text = "utf-8"
     """If `data.path` is text: its character encoding."""
+    text_key: Text = "text"
+    """If `data.path` has records (JSON Lines, CSV, TSV, Parquet, Arrow): the field that is the text."""
+    split: Literal["document", "line"] = "document"
+    """If `data.path` is plain text: whether a file is one document, or each of its lines that is not blank."""
     val_fraction: ProperFraction = 0.05
     """If `data.path` is text: the fraction that becomes the validation split: the ends of long documents, and whole
     short documents."""

@@ -12,10 +12,12 @@ import torch
 
 from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, Verify, token_dtype
+from mlm_dist.data.document_list import find_documents
+from mlm_dist.data.encoding import encode_in_order
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
-from mlm_dist.data.preparation import encode_in_order, find_or_prepare_all, read_all
+from mlm_dist.data.preparation import find_or_prepare_all
+from mlm_dist.data.reading import Reading
 from mlm_dist.data.sampler import Indices, Selection
-from mlm_dist.data.texts import find_documents
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
@@ -194,7 +196,7 @@ def evaluate_text(
         encoder: the model, the same on all ranks.
         config: the config of its run.
         tokenizer: the tokenizer of its run.
-        path: a prepared corpus, for its validation split, or a text file or a folder of *.txt files. None: the corpus
+        path: a prepared corpus, for its validation split, or texts in any format that `prepare` reads. None: the corpus
             of the run.
         processes: all ranks.
         batch_size: rows per forward pass of a rank.
@@ -218,7 +220,7 @@ def evaluate_text(
 def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> Tokens:
     """The token ids to evaluate on, as in `evaluate_text`; `verify` as in `Corpus.open`."""
     if path is not None and not (path / MANIFEST).exists():
-        return encode_texts(path, tokenizer)
+        return encode_texts(path, config.data.text_key, tokenizer)
     try:
         folder, *others = [path] if path else find_or_prepare_all(config.data, config.model.vocab_size)
     except UserError as error:
@@ -235,15 +237,11 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
     return whole_rows if len(whole_rows) else corpus.val
 
 
-def encode_texts(path: Path, tokenizer: Tokenizer) -> Tokens:
+def encode_texts(path: Path, text_key: str, tokenizer: Tokenizer) -> Tokens:
     """The token ids of texts, each followed by `<|endoftext|>`."""
-    end = np.array([tokenizer.end_id], dtype=np.uint32)
-    ids: list[Tokens] = []
-    last = 0
-    for index, _, piece in encode_in_order(read_all(find_documents([path]), "utf-8"), tokenizer):
-        ids += [end, piece] if index != last else [piece]
-        last = index
-    return np.concatenate([*ids, end]).astype(token_dtype(tokenizer.vocab_size))
+    documents = find_documents([path], reading=Reading(text_key=text_key))
+    ids = [encoded.ids for encoded in encode_in_order(documents.pieces(), tokenizer)]
+    return np.concatenate(ids).astype(token_dtype(tokenizer.vocab_size))
 
 
 def text_batches(

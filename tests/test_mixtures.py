@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus
-from mlm_dist.data.texts import find_documents
 from mlm_dist.run.metrics import Event, read_events
 from tests.conftest import tiny_flags, verb
 

@@ -15,7 +15,8 @@ from mlm_dist.benchmarks.peers import PeerName
 from mlm_dist.benchmarks.runner import Runner, Turn, running, take_turns
 from mlm_dist.config import Config, DataConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus
-from mlm_dist.data.preparation import find_or_prepare_all, usable_cores
+from mlm_dist.data.encoding import usable_cores
+from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.distributed import choose_device
 from mlm_dist.errors import UserError
 from mlm_dist.precision import choose_dtype

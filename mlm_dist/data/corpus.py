@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlm_dist.data.documents import ENDS, NAMES, DocumentIndex
-from mlm_dist.data.texts import Split
+from mlm_dist.data.texts import SPLITS, Split
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.verification import map_file, verify_file
 from mlm_dist.errors import UserError
@@ -34,7 +34,6 @@ LARGEST_NUMBER = 1 << 48  # exclusive bound of ids and of token counts: more tok
 MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
 SHORT_END_TOKENS = 64
-SPLITS: tuple[Split, ...] = ("train", "val")
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -50,6 +49,7 @@ class Manifest:
         sha256: the SHA-256 of the file of each split, and of the files of the document index.
         documents: the number of documents.
         tokenizer_sha256: the fingerprint of the tokenizer; None in corpora of format version 1.
+        texts: what the texts are like, as in `TextReport` (data/text_report.py); None in earlier corpora.
     """
 
     tokenizer: str
@@ -60,6 +60,7 @@ class Manifest:
     sha256: dict[str, str]
     documents: int
     tokenizer_sha256: str | None = None
+    texts: dict[str, Any] | None = None
     version: int = FORMAT_VERSION
 
     @property

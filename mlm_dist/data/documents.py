@@ -6,7 +6,10 @@ names.txt       their names, one a line, in UTF-8
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +24,7 @@ ENDS = "documents.bin"
 NAMES = "names.txt"
 DTYPE = np.dtype("<i8")
 COLUMNS = 3
-CHUNK_DOCUMENTS = 1 << 20
+CHUNK_DOCUMENTS = 1 << 16
 
 
 class IndexedDocument(NamedTuple):
@@ -107,26 +110,31 @@ class DocumentIndex:
             last = ends[-1:]
 
 
-class IndexWriter:
-    """Writes the index of a corpus, one document after the other."""
+def write_index(folder: Path, names: Iterable[str], lengths: npt.NDArray[np.int64]) -> dict[str, str]:
+    """Write the index of a corpus and return the SHA-256 of its files.
 
-    def __init__(self, folder: Path) -> None:
-        self.files = {name: (folder / name).open("wb") for name in (ENDS, NAMES)}
-        self.digests = {name: hashlib.sha256() for name in self.files}
-        self.count = 0
-        self.name_bytes = 0
-
-    def add(self, name: str, train_end: int, val_end: int) -> None:
-        """Add a document whose tokens end at these indices."""
-        line = encode_name(name)
-        self.count += 1
-        self.name_bytes += len(line)
-        self._write(ENDS, np.array([train_end, val_end, self.name_bytes], dtype=DTYPE).tobytes())
-        self._write(NAMES, line)
-
-    def _write(self, name: str, content: bytes) -> None:
-        self.files[name].write(content)
-        self.digests[name].update(content)
+    Args:
+        folder: the corpus folder.
+        names: the names of the documents.
+        lengths: (documents, 2) the tokens of each document in the two splits.
+    """
+    digests = {name: hashlib.sha256() for name in (ENDS, NAMES)}
+    last = np.zeros((1, COLUMNS), dtype=DTYPE)
+    with ExitStack() as stack:
+        files = {name: stack.enter_context((folder / name).open("wb")) for name in digests}
+        lines = map(encode_name, names)
+        for start in range(0, len(lengths), CHUNK_DOCUMENTS):
+            chunk = lengths[start : start + CHUNK_DOCUMENTS]
+            some = [*itertools.islice(lines, len(chunk))]
+            ends = np.column_stack([chunk, np.array([*map(len, some)], dtype=DTYPE)]).cumsum(axis=0) + last
+            last = ends[-1:]
+            for name, content in ((ENDS, ends.astype(DTYPE).tobytes()), (NAMES, b"".join(some))):
+                files[name].write(content)
+                digests[name].update(content)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
+    return {name: digest.hexdigest() for name, digest in digests.items()}
 
 
 def encode_name(name: str) -> bytes:

@@ -13,7 +13,8 @@ import torch
 
 from mlm_dist.config import Config
 from mlm_dist.config_reading import Setting, current_spelling
-from mlm_dist.data.corpus import SPLITS, Corpus
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.texts import SPLITS
 
 Values = Mapping[str, Any]
 

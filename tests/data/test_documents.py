@@ -1,5 +1,6 @@
 """The index of documents is read as written, costs nothing at the start of a run, and its damage is found."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -11,9 +12,9 @@ import pytest
 
 from mlm_dist.data import documents as documents_module
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.documents import DocumentIndex, IndexedDocument, IndexWriter
+from mlm_dist.data.document_list import find_documents
+from mlm_dist.data.documents import DocumentIndex, IndexedDocument
 from mlm_dist.data.preparation import prepare_corpus
-from mlm_dist.data.texts import Document
 from mlm_dist.errors import UserError
 from tests.conftest import convert_corpus, start
 
@@ -23,21 +24,17 @@ NAMES = ["one.txt", "日本語/ü.txt", "a name\nin two lines", "not UTF-8: \udc
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A corpus of three documents: in both splits, in one split, and in the other."""
-    documents = []
-    for name, val_start in (("both", 300), ("train", 600), ("val", 0)):
-        (tmp_path / name).write_text("some words " * 60, encoding="utf-8")
-        documents.append(Document(name, tmp_path / name, 660, val_start))
+    paths = [tmp_path / name for name in ("both", "train", "val")]
+    for path in paths:
+        path.write_text("some words " * 60, encoding="utf-8")
+    documents = dataclasses.replace(find_documents(paths), val_starts=np.array([300, 660, 0]))
     prepare_corpus(documents, tmp_path / "corpus", "bpe", vocab_size=270)
     return tmp_path / "corpus"
 
 
 def write_index(folder: Path, names: list[str], tokens: int = 1) -> DocumentIndex:
     """Write an index of documents with this many tokens in each split, and open it."""
-    writer = IndexWriter(folder)
-    for count, name in enumerate(names, start=1):
-        writer.add(name, count * tokens, count * tokens)
-    for file in writer.files.values():
-        file.close()
+    documents_module.write_index(folder, names, np.full((len(names), 2), tokens, dtype=np.int64))
     return DocumentIndex.open(folder, len(names), dict.fromkeys(("train", "val"), len(names) * tokens))
 
 
