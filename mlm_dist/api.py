@@ -49,19 +49,30 @@ def prepare(
     tokenizer: str = "gpt2",
     vocab_size: int | None = None,
     encoding: str = "utf-8",
+    text_key: str = "text",
+    split: Literal["document", "line"] = "document",
+    skip_broken: bool = False,
+    drop_duplicates: bool = False,
+    near_duplicates: bool = False,
     gutenberg: Sequence[int] = (),
     mirror: str = "https://www.gutenberg.org",
 ) -> PreparedCorpus:
     """Encode texts into a corpus to train on.
 
     Args:
-        paths: text files, and folders of *.txt files.
+        paths: files (plain text, JSON Lines, CSV, TSV, Parquet or Arrow, each also as .gz or .zst), folders with such
+            files, patterns such as `data/*.jsonl`, and `-` for standard input.
         out: the folder to write, which must not exist.
         val: documents of the validation split.
         val_fraction: the fraction of the text in the validation split, unless `val` is given.
         tokenizer: a tiktoken encoding, or `bpe` to train a byte-level BPE on the texts.
         vocab_size: vocabulary size of this BPE, including special tokens.
         encoding: character encoding of the files.
+        text_key: the field of a record that is its text.
+        split: whether a plain text is one `document`, or each `line` of it that is not blank.
+        skip_broken: whether broken records are left out, and counted in a warning.
+        drop_duplicates: whether documents with the text of an earlier one are left out.
+        near_duplicates: whether documents that are nearly the same count as duplicates too. This needs `rensa`.
         gutenberg: numbers of books of Project Gutenberg, which are downloaded once.
         mirror: URL to download them from.
 
@@ -69,9 +80,12 @@ def prepare(
         UserError: a value is out of bounds, `paths` or `val` is not a list, a text cannot be read or downloaded, or
             `out` exists or cannot be written.
     """
+    from mlm_dist.data.document_list import list_documents  # noqa: PLC0415
+    from mlm_dist.data.near_duplicates import NearDuplicates  # noqa: PLC0415
     from mlm_dist.data.preparation import prepare_corpus  # noqa: PLC0415
+    from mlm_dist.data.reading import Reading  # noqa: PLC0415
     from mlm_dist.data.splitting import hold_out  # noqa: PLC0415
-    from mlm_dist.data.texts import find_documents  # noqa: PLC0415
+    from mlm_dist.data.texts import find_files  # noqa: PLC0415
     from mlm_dist.files import refuse_existing  # noqa: PLC0415
 
     refuse_single("paths", paths, "path")
@@ -81,15 +95,19 @@ def prepare(
     if not paths and not gutenberg:
         raise UserError("nothing to prepare: give the PATH of texts, book numbers after --gutenberg, or both")
     refuse_existing(Path(out))
-    documents = find_documents([*map(Path, paths)], [*map(Path, val)]) if paths or val else []
+    files = find_files([*map(Path, paths)], [*map(Path, val)]) if paths or val else []
     if gutenberg:
         from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (`requests` is slow to import)
 
-        documents += fetch_books(list(gutenberg), mirror, f"mlm_dist/{__version__}")
-    if not val:
+        files += fetch_books(list(gutenberg), mirror, f"mlm_dist/{__version__}")
+    near = NearDuplicates() if near_duplicates else None
+    documents = list_documents(files, Reading(encoding, text_key, split, skip_broken), near)
+    if drop_duplicates:
+        documents = documents.without_duplicates()
+    if not any(file.is_validation for file in files):
         documents = hold_out(documents, val_fraction)
-    manifest = prepare_corpus(documents, Path(out), tokenizer, vocab_size, encoding)
-    return PreparedCorpus(Path(out), manifest, len(documents), sum(document.size for document in documents))
+    manifest = prepare_corpus(documents, Path(out), tokenizer, vocab_size)
+    return PreparedCorpus(Path(out), manifest, len(documents), documents.size)
 
 
 def load(

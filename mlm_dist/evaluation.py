@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +12,12 @@ import torch
 
 from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, Verify, token_dtype
+from mlm_dist.data.document_list import find_documents
+from mlm_dist.data.encoding import encode_in_order
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
-from mlm_dist.data.preparation import encode_in_order, find_or_prepare, read_all
+from mlm_dist.data.preparation import find_or_prepare_all
+from mlm_dist.data.reading import Reading
 from mlm_dist.data.sampler import Indices, Selection
-from mlm_dist.data.texts import find_documents
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
@@ -104,6 +106,39 @@ class Validator:
         return result and {"val_loss": result.loss, "val_accuracy": result.accuracy}
 
 
+class MixtureValidator:
+    """Evaluates a model on the validation rows of every corpus of a run.
+
+    Raises:
+        UserError: as `Validator`, for any of the corpora.
+    """
+
+    def __init__(self, config: Config, corpora: Sequence[Corpus], processes: Processes, dtype: torch.dtype) -> None:
+        self.validators = [Validator(config, corpus, processes, dtype) for corpus in corpora]
+        self.parts = config.data.parts
+        self.interval = config.train.eval_interval
+        self.is_due = self.validators[0].is_due
+
+    def evaluate(self, encoder: MaskedModel, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Compute `val_loss` and `val_accuracy` as `Validator.evaluate`.
+
+        With several corpora, they are the means over the corpora by their weights, and `val_loss/PATH` and
+        `val_accuracy/PATH` are those of each.
+        """
+        results = []
+        for validator in self.validators:
+            result = validator.evaluate(encoder, stop)
+            if result is None:
+                return None
+            results.append(result)
+        if len(results) == 1:
+            return results[0]
+        total = sum(part["weight"] for part in self.parts)
+        parts = list(zip(self.parts, results, strict=True))
+        together = {key: sum(part["weight"] / total * r[key] for part, r in parts) for key in results[0]}
+        return together | {f"{key}/{part['path']}": value for part, r in parts for key, value in r.items()}
+
+
 @torch.no_grad()
 def evaluate_batches(
     encoder: MaskedModel,
@@ -135,7 +170,7 @@ def evaluate_batches(
             continue
         with autocast(processes.device, dtype):
             reached("evaluation batch begins")
-            hidden = encoder.encode(batch.inputs, batch.positions)
+            hidden = encoder.encode(batch.inputs, batch.positions, batch.documents)
             found = loss_and_hits(hidden, encoder.output, batch.targets, batch.loss_weights)
         sums += torch.stack([*found, batch.loss_weights.sum()])
     encoder.train(was_training)
@@ -161,7 +196,7 @@ def evaluate_text(
         encoder: the model, the same on all ranks.
         config: the config of its run.
         tokenizer: the tokenizer of its run.
-        path: a prepared corpus, for its validation split, or a text file or a folder of *.txt files. None: the corpus
+        path: a prepared corpus, for its validation split, or texts in any format that `prepare` reads. None: the corpus
             of the run.
         processes: all ranks.
         batch_size: rows per forward pass of a rank.
@@ -178,18 +213,20 @@ def evaluate_text(
     result = evaluate_batches(encoder, batches, processes, torch.float32)
     assert result is not None  # there is no `stop`
     if not result.tokens:
-        raise UserError(f"{path or config.data.path}: the text is too short: no token is masked; give a longer one")
+        raise UserError(f"{path or config.data.paths}: the text is too short: no token is masked; give a longer one")
     return result
 
 
 def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> Tokens:
     """The token ids to evaluate on, as in `evaluate_text`; `verify` as in `Corpus.open`."""
     if path is not None and not (path / MANIFEST).exists():
-        return encode_texts(path, tokenizer)
+        return encode_texts(path, config.data.text_key, tokenizer)
     try:
-        folder = path or find_or_prepare(config.data, config.model.vocab_size)
+        folder, *others = [path] if path else find_or_prepare_all(config.data, config.model.vocab_size)
     except UserError as error:
         raise UserError(f"the corpus of the run: {error}; or give another corpus or text with --data") from error
+    if others:
+        raise UserError(f"the run has several corpora: give one of them with --data: {config.data.paths}")
     corpus = Corpus.open(folder, verify)
     if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(f"{folder} was prepared with a different tokenizer: give the text itself")
@@ -200,15 +237,11 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
     return whole_rows if len(whole_rows) else corpus.val
 
 
-def encode_texts(path: Path, tokenizer: Tokenizer) -> Tokens:
+def encode_texts(path: Path, text_key: str, tokenizer: Tokenizer) -> Tokens:
     """The token ids of texts, each followed by `<|endoftext|>`."""
-    end = np.array([tokenizer.end_id], dtype=np.uint32)
-    ids: list[Tokens] = []
-    last = 0
-    for index, _, piece in encode_in_order(read_all(find_documents([path]), "utf-8"), tokenizer):
-        ids += [end, piece] if index != last else [piece]
-        last = index
-    return np.concatenate([*ids, end]).astype(token_dtype(tokenizer.vocab_size))
+    documents = find_documents([path], reading=Reading(text_key=text_key))
+    ids = [encoded.ids for encoded in encode_in_order(documents.pieces(), tokenizer)]
+    return np.concatenate(ids).astype(token_dtype(tokenizer.vocab_size))
 
 
 def text_batches(
@@ -241,4 +274,4 @@ def masked_batches(
     """
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
-        yield load_batch(matrix, Selection(last_step, EPOCH, rows[part], batch_indices[part]), masker)
+        yield load_batch(matrix, Selection.of_epoch(last_step, EPOCH, rows[part], batch_indices[part]), masker)

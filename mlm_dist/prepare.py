@@ -6,7 +6,9 @@ from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormat
 from mlm_dist import api
 from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.callable_module import make_callable
+from mlm_dist.data.documents import DocumentIndex
 from mlm_dist.data.splitting import describe_validation, plural
+from mlm_dist.data.text_report import TextReport
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.output import print_result
@@ -16,14 +18,21 @@ def build_parser() -> ArgumentParser:
     """Build the command-line parser."""
     parser = OneLineParser(
         prog=command_of("prepare"),
-        description="Encode text files and books of Project Gutenberg into a corpus to train on.",
+        description="Encode texts and books of Project Gutenberg into a corpus to train on.",
         epilog="examples:\n"
         f"  {command_of('prepare')} my_novels/ --out corpora/novels\n"
+        f"  {command_of('prepare')} 'articles/*.jsonl.gz' --text_key body --out corpora/articles\n"
         f"  {command_of('prepare')} --gutenberg 1342 2701 --out corpora/two",
         formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "paths", nargs="*", type=named_path, metavar="PATH", help="text files, and folders of *.txt files"
+        "paths",
+        nargs="*",
+        type=named_path,
+        metavar="PATH",
+        help="files (.txt, .md, .jsonl, .ndjson, .csv, .tsv, .parquet, .arrow, each also with .gz or .zst after it), "
+        "folders with such files, also those that `save_to_disk` of `datasets` wrote, patterns such as 'data/*.jsonl', "
+        "and - for standard input",
     )
     parser.add_argument(
         "--gutenberg",
@@ -70,6 +79,26 @@ def build_parser() -> ArgumentParser:
         "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"
     )
     parser.add_argument("--encoding", default="utf-8", help="character encoding of the files (default: %(default)s)")
+    parser.add_argument(
+        "--text_key", default="text", metavar="FIELD", help="the field of a record that is its text (default: text)"
+    )
+    parser.add_argument(
+        "--split",
+        choices=["document", "line"],
+        default="document",
+        help="of plain text: the whole file is a document, or each of its lines that is not blank (default: document)",
+    )
+    parser.add_argument(
+        "--skip_broken", action="store_true", help="leave out broken records and count them, instead of refusing them"
+    )
+    parser.add_argument(
+        "--drop_duplicates", action="store_true", help="leave out documents with the text of an earlier one"
+    )
+    parser.add_argument(
+        "--near_duplicates",
+        action="store_true",
+        help="look for documents that are nearly the same, too: count them, or leave them out with --drop_duplicates",
+    )
     return parser
 
 
@@ -106,12 +135,14 @@ def main(arguments: list[str]) -> None:
         if given.vocab_size is not None and manifest.vocab_size < given.vocab_size
         else ""
     )
-    validation = f" ({describe_validation(manifest)})" if manifest.tokens["val"] else ""
+    index = DocumentIndex.open(corpus.path, manifest.documents, manifest.tokens)
+    validation = f" ({describe_validation(index)})" if manifest.tokens["val"] else ""
     print_result(
         f"{given.out}: {plural(corpus.documents)}, {manifest.tokens['train']:,} training tokens, "
         f"{manifest.tokens['val']:,} validation tokens{validation}, "
         f"vocabulary {manifest.vocab_size}{why_smaller} ({manifest.tokenizer}, with [MASK]), "
-        f"{corpus.bytes / 1e6:.1f} MB in {seconds:.1f} s"
+        f"{corpus.bytes / 1e6:.1f} MB in {seconds:.1f} s",
+        str(TextReport(**manifest.texts or {})),
     )
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -16,9 +17,9 @@ import torch
 
 from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
+from mlm_dist.data.document_list import find_documents
+from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus, prepare_corpus
 from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import find_documents
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.training.stopping import SIGNALS
 
@@ -185,6 +186,37 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(corpus_folder: Path) -> Corpus:
     """The corpus in `corpus_folder`, open."""
     return Corpus.open(corpus_folder)
+
+
+@pytest.fixture(scope="session")
+def paragraphs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The paragraphs of the sample as documents, with the tokenizer of `corpus`."""
+    folder = tmp_path_factory.mktemp("paragraphs")
+    (folder / "texts").mkdir()
+    for index, text in enumerate(SAMPLE_TEXT.read_text(encoding="utf-8").split("\n\n")):
+        (folder / "texts" / f"{index:04}.txt").write_text(f"{text}\n", encoding="utf-8")
+    (folder / "corpus").mkdir()
+    encode_corpus(hold_out(find_documents([folder / "texts"]), 0.1), folder / "corpus", corpus.tokenizer)
+    return folder / "corpus"
+
+
+def convert_corpus(folder: Path, version: int) -> None:
+    """Convert a corpus to format version 1 or 2, with its documents in corpus.json."""
+    manifest = folder / "corpus.json"
+    content = json.loads(manifest.read_text(encoding="utf-8")) | {"version": version}
+    content["documents"] = [
+        {
+            "name": d.name,
+            **{split: [tokens.start, tokens.stop] for split, tokens in (("train", d.train), ("val", d.val))},
+        }
+        for d in Corpus.open(folder).documents()
+    ]
+    for name in ("documents.bin", "names.txt"):
+        del content["sha256"][name]
+        (folder / name).unlink()
+    if version == 1:
+        del content["tokenizer_sha256"]
+    manifest.write_text(json.dumps(content), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

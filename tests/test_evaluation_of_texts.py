@@ -11,9 +11,9 @@ import torch
 import mlm_dist
 from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import find_documents
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
 from mlm_dist.evaluation import Evaluation, encode_texts, evaluate_batches, evaluate_text, find_tokens, text_batches
@@ -36,9 +36,13 @@ def model(run_dir: Path) -> TrainedModel:
     return mlm_dist.load(run_dir, "cpu")
 
 
-def test_results_on_the_corpus_of_the_run_equal_those_of_the_run(corpus_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("documents", ["joined", "isolated"])
+def test_results_on_the_corpus_of_the_run_equal_those_of_the_run(
+    documents: str, paragraphs: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    result = verb("train", *tiny_flags(corpus_folder, run_dir, train__max_iters=3, train__eval_rows=100_000))
+    flags = tiny_flags(paragraphs, run_dir, train__max_iters=3, train__eval_rows=100_000, data__documents=documents)
+    result = verb("train", *flags)
     assert result.returncode == 0, result.stderr
     last_event = [event for event in read_events(run_dir / "metrics.jsonl") if "val_loss" in event][-1]
     found = evaluate(mlm_dist.load(run_dir, "cpu"), None, Processes("cpu"), 64)
@@ -60,7 +64,7 @@ def test_the_batch_size_does_not_change_the_results(model: TrainedModel, batch_s
 
 
 def test_ranks_share_all_rows_of_a_text_including_a_short_last_row(model: TrainedModel) -> None:
-    tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
+    tokens = encode_texts(SAMPLE_TEXT, "text", model.tokenizer)
     assert len(tokens) % 16
 
     def rows(rank: int, world_size: int) -> list[list[int]]:
@@ -92,7 +96,7 @@ def test_every_text_is_encoded_with_an_end_token(model: TrainedModel, tmp_path: 
         (tmp_path / name).write_text(TEXT)
     tokenizer = model.tokenizer
     expected = [*tokenizer.encode(TEXT), tokenizer.end_id] * 2
-    assert encode_texts(tmp_path, tokenizer).tolist() == expected
+    assert encode_texts(tmp_path, "text", tokenizer).tolist() == expected
 
 
 def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_path: Path) -> None:
@@ -165,7 +169,7 @@ def test_the_mask_rate_can_differ_from_that_of_the_run(model: TrainedModel) -> N
     processes = Processes("cpu")
     assert evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(0.15)) == evaluate(model, SAMPLE_TEXT, processes, 64)
     half, sampled = (evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(rate)) for rate in (0.5, [0.0, 1.0]))
-    tokens = encode_texts(SAMPLE_TEXT, model.tokenizer)
+    tokens = encode_texts(SAMPLE_TEXT, "text", model.tokenizer)
     maskable = int((tokens != model.tokenizer.end_id).sum())
     assert half.tokens == pytest.approx(maskable / 2, rel=0.01)
     assert sampled.tokens == maskable

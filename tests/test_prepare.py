@@ -1,12 +1,13 @@
 """`python -m mlm_dist.prepare` as a user runs it."""
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +72,11 @@ def check_user_error(result: Result, *message_parts: str) -> None:
 def test_a_folder_of_texts_becomes_a_corpus(texts: Path, tmp_path: Path) -> None:
     result = verb("prepare", texts, "--out", tmp_path / "out", "--val_fraction", 0.1, *BPE)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.count("\n") == 1
+    assert result.stdout.count("\n") == 2
     assert "2 documents" in result.stdout and "vocabulary 300" in result.stdout
     corpus = Corpus.open(tmp_path / "out")
-    assert [d["name"] for d in corpus.manifest.documents] == ["more/two.txt", "one.txt"]
-    assert corpus.tokenizer.decode(corpus.train[slice(*corpus.manifest.documents[1]["train"])]).startswith("The Keeper")
+    assert [d.name for d in corpus.documents()] == ["more/two.txt", "one.txt"]
+    assert corpus.tokenizer.decode(corpus.train[corpus.documents()[1].train]).startswith("The Keeper")
     assert 0.09 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.11
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
 
@@ -84,11 +85,10 @@ def test_validation_documents_can_be_named(texts: Path, tmp_path: Path) -> None:
     result = verb("prepare", texts / "one.txt", "--val", texts / "more", "--out", tmp_path / "out", *BPE)
     assert result.returncode == 0, result.stderr
     corpus = Corpus.open(tmp_path / "out")
-    documents = {d["name"]: (d["train"], d["val"]) for d in corpus.manifest.documents}
-    assert documents == {
-        "one.txt": ([0, len(corpus.train)], [0, 0]),
-        "two.txt": ([len(corpus.train)] * 2, [0, len(corpus.val)]),
-    }
+    assert list(corpus.documents()) == [
+        ("one.txt", slice(0, len(corpus.train)), slice(0, 0)),
+        ("two.txt", slice(len(corpus.train), len(corpus.train)), slice(0, len(corpus.val))),
+    ]
 
 
 def test_the_val_option_can_be_repeated(texts: Path, tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ def test_the_val_option_can_be_repeated(texts: Path, tmp_path: Path) -> None:
     val = ["--val", texts / "more", "--val", tmp_path / "three.txt"]
     result = verb("prepare", texts / "one.txt", *val, "--out", tmp_path / "out", *BPE)
     assert result.returncode == 0, result.stderr
-    documents = Corpus.open(tmp_path / "out").manifest.documents
-    assert [d["name"] for d in documents if d["val"][1] > d["val"][0]] == ["two.txt", "three.txt"]
+    documents = Corpus.open(tmp_path / "out").documents()
+    assert [d.name for d in documents if d.count("val")] == ["two.txt", "three.txt"]
 
 
 def test_the_same_texts_give_the_same_corpus_in_every_process(texts: Path, tmp_path: Path) -> None:
@@ -224,22 +224,47 @@ def peak_memory(path: Path, out: Path, *tokenizer: object) -> float:
     return int(result.stdout.split()[-1]) * 1024 / 1e6
 
 
-def check_memory(tmp_path: Path, megabytes: int, growth: float, *tokenizer: object) -> None:
+def repeated_line(path: Path, megabytes: int) -> Path:
+    """Write a file of about this many megabytes without a newline."""
+    line = SAMPLE_TEXT.read_bytes().replace(b"\n", b" ")
+    with path.open("wb") as file:
+        for _ in range(megabytes * 1_000_000 // len(line)):
+            file.write(line)
+    return path
+
+
+def repeated_records(path: Path, megabytes: int) -> Path:
+    """Write a compressed file of about this many megabytes of JSON Lines, 1 kB each."""
+    sample = SAMPLE_TEXT.read_text(encoding="utf-8")
+    records = [json.dumps({"text": sample[start : start + 950]}) for start in range(0, len(sample), 950)]
+    path = path.with_suffix(".jsonl.gz")
+    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as file:
+        for _ in range(megabytes * 1_000_000 // len(sample)):
+            file.write("\n".join(records) + "\n")
+    return path
+
+
+def check_memory(
+    tmp_path: Path, megabytes: int, growth: float, *tokenizer: object, write: Callable[[Path, int], Path]
+) -> None:
     """Check that a large file takes no more memory than a small one, except for the pieces in flight."""
-    small = peak_memory(repeated_sample(tmp_path / "small.txt", 1), tmp_path / "small", *tokenizer)
-    large = peak_memory(repeated_sample(tmp_path / "large.txt", megabytes), tmp_path / "large", *tokenizer)
+    small = peak_memory(write(tmp_path / "small.txt", 1), tmp_path / "small", *tokenizer)
+    large = peak_memory(write(tmp_path / "large.txt", megabytes), tmp_path / "large", *tokenizer)
     print(f"\npeak memory: {small:.0f} MB for 1 MB of text, {large:.0f} MB for {megabytes} MB")
     assert large - small < growth
 
 
 @linux_only
-def test_memory_does_not_grow_with_the_text(gpt2_vocabulary: None, tmp_path: Path) -> None:
-    check_memory(tmp_path, 64, 40, "--tokenizer", "gpt2")
+@pytest.mark.parametrize("write", [repeated_sample, repeated_line, repeated_records])
+def test_memory_does_not_grow_with_the_text(
+    write: Callable[[Path, int], Path], gpt2_vocabulary: None, tmp_path: Path
+) -> None:
+    check_memory(tmp_path, 40, 40, "--tokenizer", "gpt2", write=write)
 
 
 @linux_only
 def test_memory_does_not_grow_with_the_training_text_of_a_bpe(tmp_path: Path) -> None:
-    check_memory(tmp_path, 12, 20, *BPE)
+    check_memory(tmp_path, 12, 20, *BPE, write=repeated_sample)
 
 
 def start_preparing(*arguments: object, cores: int = 1, **environment: str) -> subprocess.Popen[str]:
@@ -321,9 +346,9 @@ def test_books_of_project_gutenberg_become_a_corpus(mirror: Mirror, tmp_path: Pa
         0,
         "mlm_dist: downloaded 11: Book Eleven\nmlm_dist: downloaded 12: Book Twelve\n",
     )
-    assert result.stdout.count("\n") == 1 and "2 documents" in result.stdout
+    assert result.stdout.count("\n") == 2 and "2 documents" in result.stdout
     corpus = Corpus.open(tmp_path / "one")
-    assert [d["name"] for d in corpus.manifest.documents] == ["Book Eleven", "Book Twelve"]
+    assert [d.name for d in corpus.documents()] == ["Book Eleven", "Book Twelve"]
     assert corpus.tokenizer.decode(corpus.train).startswith("Eleven came")
     assert 0.03 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.07
     first, second = mirror.requests
@@ -343,9 +368,9 @@ def test_files_and_books_become_one_corpus(mirror: Mirror, texts: Path, tmp_path
         "prepare", texts / "one.txt", *options, "--gutenberg", 11, *BPE, XDG_CACHE_HOME=str(tmp_path / "cache")
     )
     assert result.returncode == 0, result.stderr
-    documents = {d["name"]: d["val"] for d in Corpus.open(tmp_path / "out").manifest.documents}
-    assert [name for name, (start, end) in documents.items() if end > start] == ["two.txt"]
-    assert list(documents) == ["one.txt", "two.txt", "Book Eleven"]
+    documents = Corpus.open(tmp_path / "out").documents()
+    assert [d.name for d in documents if d.count("val")] == ["two.txt"]
+    assert [d.name for d in documents] == ["one.txt", "two.txt", "Book Eleven"]
 
 
 def test_a_missing_book_leaves_no_corpus_but_the_other_books_stay_cached(mirror: Mirror, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ class Passage(NamedTuple):
 def documents(corpus: Corpus, split: Split) -> list[Tokens]:
     """The tokens of each document in a split, without the end token after them."""
     tokens = corpus.train if split == "train" else corpus.val
-    ranges = [document[split] for document in corpus.manifest.documents]
-    return [tokens[start : end - 1] for start, end in ranges if end > start]
+    ranges = [getattr(document, split) for document in corpus.documents() if document.count(split)]
+    return [tokens[range_.start : range_.stop - 1] for range_ in ranges]
 
 
 def document_texts(corpus: Corpus, split: Split) -> list[str]:

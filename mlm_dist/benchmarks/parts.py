@@ -11,9 +11,10 @@ import torch
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import TOKENIZER, Corpus
+from mlm_dist.data.document_list import find_documents
+from mlm_dist.data.encoding import Batch, EncodedBatch
 from mlm_dist.data.preparation import SAMPLE_TEXT, CorpusWriter, encode_corpus
 from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import find_documents
 from mlm_dist.data.tokenizer import Tokenizer
 
 TEXT_BYTES = 16 << 20
@@ -73,16 +74,17 @@ def random_corpus(folder: Path, config: Config) -> None:
     tokenizer = Tokenizer.train_bpe([SAMPLE_TEXT.read_text(encoding="utf-8")], vocab_size)
     folder.mkdir()
     tokenizer.save(folder / TOKENIZER)
-    writer = CorpusWriter(folder, tokenizer)
+    writer = CorpusWriter(folder, tokenizer, documents=1)
     count = 4 * config.train.batch_size * config.model.block_size
     tokens = np.random.default_rng(0).integers(0, tokenizer.end_id, count, dtype=np.uint32)
-    writer.add(0, RANDOM_NAME, "train", tokens)
-    writer.finish().write(folder)
+    tokens[-1] = tokenizer.end_id
+    writer.add(EncodedBatch(Batch("train", [0], [""], is_last=True), tokens, np.array([count]), 0))
+    writer.finish([RANDOM_NAME]).write(folder)
 
 
 def is_random(corpus: Corpus) -> bool:
     """Whether a corpus consists of random tokens."""
-    return bool(corpus.manifest.documents[0]["name"] == RANDOM_NAME)
+    return corpus.documents()[0].name == RANDOM_NAME
 
 
 def texts_of(corpus: Corpus) -> list[str]:
@@ -105,11 +107,10 @@ def encoding_rates(corpus: Corpus, rounds: int) -> dict[str, float]:
         folder = Path(name)
         for i, text in enumerate(texts):
             (folder / f"{i:03}.txt").write_text(text, encoding="utf-8")
-        documents = hold_out(find_documents([folder]), 0.05)
 
         def prepare() -> None:
             with tempfile.TemporaryDirectory() as out:
-                encode_corpus(documents, Path(out), tokenizer)
+                encode_corpus(hold_out(find_documents([folder]), 0.05), Path(out), tokenizer)
 
         def encode() -> None:
             for text in texts:

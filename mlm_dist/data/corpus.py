@@ -1,16 +1,16 @@
 """A prepared corpus: memory-mapped token files, and the manifest that describes them.
 
-corpus.json   format version, tokenizer, vocabulary, token counts, SHA-256 of each file, documents
-train.bin     token ids, little-endian, uint16 if the vocabulary allows, else uint32
-val.bin       the validation split, in the same format
-tokenizer/    ranks.tiktoken, encoding.json
+corpus.json               format version, tokenizer, vocabulary, counts of tokens and documents, SHA-256 of each file
+train.bin                 token ids, little-endian, uint16 if the vocabulary allows, else uint32
+val.bin                   the validation split, in the same format
+documents.bin, names.txt  the index of the documents (data/documents.py)
+tokenizer/                ranks.tiktoken, encoding.json
 
 The files must be on a local or shared disk: `load_batch` in data/masking.py reads rows at random positions.
 """
 
 import json
 import math
-import os
 import reprlib
 import statistics
 from dataclasses import asdict, dataclass
@@ -20,20 +20,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.texts import Split
+from mlm_dist.data.documents import ENDS, NAMES, DocumentIndex
+from mlm_dist.data.texts import SPLITS, Split
 from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.data.verification import verify_tokens
+from mlm_dist.data.verification import map_file, verify_file
 from mlm_dist.errors import UserError
-from mlm_dist.files import LARGEST_JSON, open_regular, read_json
+from mlm_dist.files import LARGEST_JSON, read_json
 from mlm_dist.output import warn
 
-FORMAT_VERSION = 2
-EARLIER_VERSIONS = (1,)  # without the digest of the tokenizer
+FORMAT_VERSION = 3
+EARLIER_VERSIONS = (1, 2)  # with the documents in corpus.json; 1 without the digest of the tokenizer
 LARGEST_NUMBER = 1 << 48  # exclusive bound of ids and of token counts: more tokens than fit on a disk
 MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
 SHORT_END_TOKENS = 64
-SPLITS: tuple[Split, ...] = ("train", "val")
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -46,9 +46,10 @@ class Manifest:
 
     Attributes:
         tokens: the number of tokens in each split.
-        sha256: the SHA-256 of each split's file.
-        documents: for each document, its `name` and, for each split, the half-open range of its tokens.
+        sha256: the SHA-256 of the file of each split, and of the files of the document index.
+        documents: the number of documents.
         tokenizer_sha256: the fingerprint of the tokenizer; None in corpora of format version 1.
+        texts: what the texts are like, as in `TextReport` (data/text_report.py); None in earlier corpora.
     """
 
     tokenizer: str
@@ -56,9 +57,10 @@ class Manifest:
     mask_id: int
     end_id: int
     tokens: dict[Split, int]
-    sha256: dict[Split, str]
-    documents: list[dict[str, Any]]
+    sha256: dict[str, str]
+    documents: int
     tokenizer_sha256: str | None = None
+    texts: dict[str, Any] | None = None
     version: int = FORMAT_VERSION
 
     @property
@@ -67,9 +69,9 @@ class Manifest:
         return token_dtype(self.vocab_size)
 
     def write(self, folder: Path) -> None:
-        """Write `corpus.json`. The bytes of file names that are not UTF-8 become JSON escapes."""
+        """Write `corpus.json`."""
         content = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
-        (folder / MANIFEST).write_text(content, encoding="utf-8", errors="backslashreplace")
+        (folder / MANIFEST).write_text(content, encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
@@ -86,14 +88,18 @@ class Manifest:
                 raise UserError(
                     f"{path}: format version {version} instead of {FORMAT_VERSION}: prepare the corpus again"
                 )
+            files: tuple[str, ...] = (*SPLITS, ENDS, NAMES)
+            if content["version"] in EARLIER_VERSIONS:
+                if not all(map(is_document, content["documents"])):
+                    raise ValueError("a document must have a name and a token range for each split")
+                content["documents"], files = len(content["documents"]), SPLITS
             manifest = cls(**content)
-            numbers = [manifest.vocab_size, manifest.mask_id, manifest.end_id, *(manifest.tokens[s] for s in SPLITS)]
+            numbers = [manifest.vocab_size, manifest.mask_id, manifest.end_id, manifest.documents]
+            numbers += [manifest.tokens[split] for split in SPLITS]
             if not all(isinstance(number, int) and 0 <= number < LARGEST_NUMBER for number in numbers):
-                raise ValueError("sizes and ids must be integers from 0 to 2**48 - 1")
-            if not all(isinstance(manifest.sha256[split], str) for split in SPLITS):
+                raise ValueError("counts and ids must be integers from 0 to 2**48 - 1")
+            if not all(isinstance(manifest.sha256[file], str) for file in files):
                 raise ValueError("a digest must be a string")
-            if not all(is_document(document) for document in manifest.documents):
-                raise ValueError("a document must have a name and a token range for each split")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; was {folder} written by prepare?") from error
         except ValueError as error:
@@ -103,16 +109,9 @@ class Manifest:
             raise UserError(f"{path}: not a corpus description ({reason}); prepare the corpus again") from error
         return manifest
 
-    @property
-    def median_end(self) -> float:
-        """The median number of validation tokens of documents that are in both splits; infinity if there are none."""
-        ranges = [[document[split] for split in SPLITS] for document in self.documents]
-        ends = [val[1] - val[0] for train, val in ranges if train[1] > train[0] and val[1] > val[0]]
-        return statistics.median(ends) if ends else math.inf
-
 
 def is_document(value: Any) -> bool:
-    """Whether an entry of `corpus.json` describes a document."""
+    """Whether an entry of a `corpus.json` of version 1 or 2 describes a document."""
     numbers = [number for split in SPLITS for number in (*value[split], len(value[split]))]
     return isinstance(value["name"], str) and all(isinstance(n, int) for n in numbers) and numbers[2::3] == [2, 2]
 
@@ -152,18 +151,37 @@ class Corpus:
                 f"{folder / TOKENIZER}: it was changed after the corpus was prepared: restore a copy, or prepare the "
                 f"corpus again"
             )
-        if manifest.version in EARLIER_VERSIONS and manifest.median_end < SHORT_END_TOKENS:
+        corpus = cls(folder, manifest, tokenizer, *(map_tokens(folder, split, manifest) for split in SPLITS))
+        if manifest.version == FORMAT_VERSION:
+            DocumentIndex.open(folder, manifest.documents, manifest.tokens)  # checks the sizes
+        elif (median := corpus.median_end()) < SHORT_END_TOKENS:
             warn(
-                f"{folder}: its validation text is the ends of documents, half of them shorter than "
-                f"{manifest.median_end:g} tokens: the loss on such short ends is higher than on whole documents; "
-                f"prepare the corpus again to validate on whole documents"
+                f"{folder}: its validation text is the ends of documents, half of them shorter than {median:g} tokens: "
+                f"the loss on such short ends is higher than on whole documents; prepare the corpus again to validate "
+                f"on whole documents"
             )
-        train, val = (map_tokens(folder, split, manifest) for split in SPLITS)
         if verify != "never":
-            for split, tokens in zip(SPLITS, (train, val), strict=True):
+            for split, tokens in zip(SPLITS, (corpus.train, corpus.val), strict=True):
                 digest, always = manifest.sha256[split], verify == "always"
-                verify_tokens(folder / f"{split}.bin", tokens, digest, manifest.vocab_size, always)
-        return cls(folder, manifest, tokenizer, train, val)
+                verify_file(folder / f"{split}.bin", tokens, digest, manifest.vocab_size, always)
+        return corpus
+
+    def documents(self) -> DocumentIndex:
+        """The index of the documents, verified once per machine.
+
+        Raises:
+            UserError: its files are damaged, or were changed after they were prepared.
+        """
+        if self.manifest.version in EARLIER_VERSIONS:
+            return DocumentIndex.from_list(read_json(self.folder / MANIFEST, LARGEST_JSON)["documents"])
+        index = DocumentIndex.open(self.folder, self.manifest.documents, self.manifest.tokens)
+        index.verify(self.folder, self.manifest.sha256)
+        return index
+
+    def median_end(self) -> float:
+        """The median number of validation tokens of documents that are in both splits; infinity if there are none."""
+        ends = [val for counts in self.documents().counts() for train, val in counts.tolist() if train and val]
+        return statistics.median(ends) if ends else math.inf
 
     def rows(self, split: Split, block_size: int) -> Tokens:
         """The tokens of a split as rows, (rows, block_size). Tokens at the end that do not fill a row are dropped."""
@@ -178,20 +196,7 @@ def map_tokens(folder: Path, split: Split, manifest: Manifest) -> Tokens:
     Raises:
         UserError: it cannot be read, or its size is not the one in `corpus.json`.
     """
-    path = folder / f"{split}.bin"
-    expected = manifest.tokens[split] * manifest.dtype.itemsize
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            tokens = np.memmap(file, dtype=manifest.dtype, mode="r") if size == expected > 0 else None
-        if size != expected:
-            raise UserError(
-                f"{path}: {size} bytes, but {MANIFEST} says {expected}: the file was truncated or changed; delete "
-                f"{folder} and prepare it again"
-            )
-        return np.empty(0, dtype=manifest.dtype) if tokens is None else tokens  # an empty file cannot be mapped
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; prepare the corpus again") from error
+    return map_file(folder / f"{split}.bin", manifest.dtype, manifest.tokens[split])
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

@@ -17,7 +17,7 @@ from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry
 
-from mlm_dist.data.texts import Document
+from mlm_dist.data.texts import TextFile
 from mlm_dist.errors import UserError
 from mlm_dist.files import cache_folder, read_bytes, replacing
 from mlm_dist.output import print_error
@@ -56,7 +56,7 @@ class Contents(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Book(Document):
+class Book(TextFile):
     """A file of Project Gutenberg. Only its text, without the licence, is the document."""
 
     def open(self) -> BinaryIO:
@@ -64,7 +64,7 @@ class Book(Document):
         return io.BytesIO(read_book(self.path).text.encode())
 
 
-def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[Document]:
+def fetch_books(numbers: list[int], mirror: str, user_agent: str) -> list[TextFile]:
     """Return the books with these numbers, one document each. Books that are not cached are downloaded one by one.
 
     The cache is the folder `gutenberg` in `cache_folder()`. It holds the files as downloaded.

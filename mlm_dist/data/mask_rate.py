@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlm_dist.config import MaskingConfig
-from mlm_dist.data.randomness import BITS, GOLDEN, derive_key, hash32
+from mlm_dist.data.randomness import BITS, GOLDEN, hash32
 from mlm_dist.data.sampler import Selection
 
 Rates = npt.NDArray[np.float64]
@@ -48,7 +48,7 @@ class MaskRate:
     def __call__(self, selection: Selection) -> Rates:
         """The rate of each row, (B,)."""
         if self.is_sampled:
-            keys = hash32(selection.rows.astype(np.int32)) ^ np.int32(derive_key(self.seed, selection.epoch, "rate"))
+            keys = hash32(selection.rows.astype(np.int32)) ^ selection.keys(self.seed, "rate")
             jitter = ((hash32(keys + np.int32(GOLDEN)) >> (32 - BITS)) & ((1 << BITS) - 1)) + 1
             return self._rate((self.strata[selection.batch_indices] + jitter / (1 << BITS)) / len(self.strata))
         progress = min(1.0, selection.step / self.last_step)

@@ -26,7 +26,7 @@ the k masked ones with probability k / w exactly.
 `<|endoftext|>` is never masked.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -63,12 +63,14 @@ class MaskedBatch:
         targets: (B, K) int64, the original token ids at these positions.
         loss_weights: (B, K) float32: 0 for a slot that only pads the shape, else 1, or, with sampled rates, the inverse
             of the masked fraction of the row.
+        documents: (B, T) int64, the document of each token, counted from 0 in each row, if documents are isolated.
     """
 
     inputs: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
     loss_weights: torch.Tensor
+    documents: torch.Tensor | None = None
 
     def digest(self) -> torch.Tensor:
         """A hash of the batch, as an int64 scalar. The digests of parts of a batch add up to that of the batch.
@@ -83,8 +85,8 @@ class MaskedBatch:
 
     def micro_batches(self, size: int) -> list["MaskedBatch"]:
         """Split into batches of `size` rows; the last one may be smaller."""
-        parts = [getattr(self, item.name).split(size) for item in fields(self)]
-        return [MaskedBatch(*tensors) for tensors in zip(*parts, strict=True)]
+        parts = {name: tensor.split(size) for name, tensor in vars(self).items() if tensor is not None}
+        return [MaskedBatch(**dict(zip(parts, tensors, strict=True))) for tensors in zip(*parts.values(), strict=True)]
 
 
 class MaskInputs(NamedTuple):
@@ -96,12 +98,12 @@ class MaskInputs(NamedTuple):
     Attributes:
         rows: (B,) int32, the index of each row in the corpus.
         rates: (B,) float64, the mask rate of each row.
-        key: () int32, of the seed and the epoch.
+        keys: (B,) int32, of the seed and the epoch of each row.
     """
 
     rows: torch.Tensor
     rates: torch.Tensor
-    key: torch.Tensor
+    keys: torch.Tensor
 
 
 class Order(NamedTuple):
@@ -128,6 +130,12 @@ def find_maskable(tokens: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     return tokens != tokenizer.end_id
 
 
+def number_documents(tokens: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+    """The document of each token, (B, T) -> (B, T) int64, counted from 0. `<|endoftext|>` is the last token of one."""
+    is_end = tokens == tokenizer.end_id
+    return is_end.cumsum(1) - is_end.long()
+
+
 class Masker:
     """Masks tokens of rows.
 
@@ -140,6 +148,7 @@ class Masker:
         tokenizer: of the rows.
         seed: of the run.
         device: of the batches.
+        isolates_documents: whether a token attends to its own document alone.
 
     Attributes:
         slots: K, the largest number of masked tokens in a row.
@@ -154,7 +163,9 @@ class Masker:
         tokenizer: Tokenizer,
         seed: int,
         device: torch.device,
+        isolates_documents: bool = False,
     ) -> None:
+        self.isolates_documents = isolates_documents
         self.rate = rate
         self.replacement = replacement
         self.unit = unit
@@ -174,9 +185,9 @@ class Masker:
         cls, config: Config, block_size: int, tokenizer: Tokenizer, seed: int, batch_size: int, device: torch.device
     ) -> "Masker":
         """Build the masker of a config for rows of `block_size` tokens in global batches of `batch_size` rows."""
-        masking = config.masking
+        masking, isolates = config.masking, config.data.documents == "isolated"
         rate = MaskRate(masking, seed, batch_size, config.train.max_iters)
-        return cls(rate, masking.replacement, masking.unit, block_size, tokenizer, seed, device)
+        return cls(rate, masking.replacement, masking.unit, block_size, tokenizer, seed, device, isolates)
 
     def max_masked(self, micro_batch_size: int, world_size: int) -> int:
         """The largest number of masked tokens in a micro-batch of any rank.
@@ -202,13 +213,13 @@ class Masker:
         return MaskInputs(
             rows=copy_to(self.device, selection.rows.astype(np.int32)),
             rates=copy_to(self.device, self.rate(selection)),
-            key=copy_to(self.device, np.array(derive_key(self.seed, selection.epoch, "mask"), dtype=np.int32)),
+            keys=copy_to(self.device, selection.keys(self.seed, "mask")),
         )
 
     def mask(self, tokens: torch.Tensor, inputs: MaskInputs) -> MaskedBatch:
         """Mask tokens. No operation of this waits for the device, and all shapes are static."""
         maskable = find_maskable(tokens, self.tokenizer)  # (B, T)
-        row_hashes = hash32(hash32(inputs.rows) ^ inputs.key)[:, None]
+        row_hashes = hash32(hash32(inputs.rows) ^ inputs.keys)[:, None]
         # Distinct within a row: `hash32` is one to one, and so are multiples of an odd number.
         hashes = hash32(row_hashes + self.columns)  # (B, 1 + T)
         u = uniform(hashes[:, :1]).long()  # (B, 1)
@@ -222,6 +233,7 @@ class Masker:
             positions=positions.masked_fill(~is_masked, 0),
             targets=targets,
             loss_weights=loss_weights.float(),
+            documents=number_documents(tokens, self.tokenizer) if self.isolates_documents else None,
         )
 
     def _max_masked_by_index(self) -> npt.NDArray[np.int64]:
@@ -333,7 +345,12 @@ def load_batch(matrix: Tokens, selection: Selection, masker: Masker) -> MaskedBa
         selection: which rows to read, and when.
         masker: of rows of T tokens.
     """
-    return masker(copy_to(masker.device, matrix[selection.rows].astype(np.int64)), selection)
+    return mask_rows(matrix[selection.rows], selection, masker)
+
+
+def mask_rows(tokens: Tokens, selection: Selection, masker: Masker) -> MaskedBatch:
+    """Copy the tokens of the selected rows, (B, T), to the masker's device and mask them."""
+    return masker(copy_to(masker.device, tokens.astype(np.int64)), selection)
 
 
 def copy_to(device: torch.device, array: npt.NDArray[np.generic]) -> torch.Tensor:

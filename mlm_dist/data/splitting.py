@@ -1,14 +1,13 @@
 """Chooses the validation split (ends of long documents, whole short documents) and checks that it is usable."""
 
 import dataclasses
-import hashlib
 
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.corpus import Manifest
-from mlm_dist.data.texts import Document, Split
-from mlm_dist.errors import UserError
+from mlm_dist.data.document_list import DocumentList
+from mlm_dist.data.documents import DocumentIndex
+from mlm_dist.data.texts import Split
 from mlm_dist.output import warn
 
 # In bytes. A shorter end is a few sentences without context, on which the loss is higher than on whole documents.
@@ -25,7 +24,7 @@ CHUNK_TOKENS = 256
 SAMPLED_EVERY = 10
 
 
-def hold_out(documents: list[Document], fraction: float) -> list[Document]:
+def hold_out(documents: DocumentList, fraction: float) -> DocumentList:
     """Choose the validation split: a fraction of the bytes.
 
     The end of a document becomes validation text if it has at least `SHORTEST_END` bytes. Shorter documents are chosen
@@ -39,69 +38,51 @@ def hold_out(documents: list[Document], fraction: float) -> list[Document]:
 
     Returns:
         The same documents in the same order.
-
-    Raises:
-        UserError: a document cannot be read.
     """
-
-    def end_of(document: Document) -> int:
-        return document.size - round(document.size * (1 - fraction))
-
-    short = [document for document in documents if end_of(document) < SHORTEST_END]
-    whole = {document.path for document in choose_whole(short, fraction)}
-    long_ends = sum(end_of(document) for document in documents) - sum(map(end_of, short))
-    val_size = long_ends + sum(document.size for document in short if document.path in whole)
-    only_long = val_size >= fraction * sum(document.size for document in documents) / 2
-
-    def start_of(document: Document) -> int:
-        if document.path in whole:
-            return 0
-        end = end_of(document)
-        return document.size if only_long and end < SHORTEST_END else document.size - end
-
-    return [dataclasses.replace(document, val_start=start_of(document)) for document in documents]
+    sizes = np.where(documents.is_kept, documents.sizes, 0)
+    ends = sizes - np.rint(sizes * (1 - fraction)).astype(np.int64)
+    is_short = ends < SHORTEST_END
+    is_whole = choose_whole(documents.hashes, np.where(is_short, sizes, 0), fraction)
+    val_size = ends[~is_short].sum() + sizes[is_whole].sum()
+    if val_size >= fraction * sizes.sum() / 2:
+        ends[is_short] = 0
+    return dataclasses.replace(documents, val_starts=np.where(is_whole, 0, documents.sizes - ends))
 
 
-def choose_whole(documents: list[Document], fraction: float) -> list[Document]:
-    """Choose documents with about this fraction of the bytes, by a hash of their content. Copies stay together."""
-    if not fraction:
-        return []
-    copies: dict[bytes, list[Document]] = {}
-    for document in documents:
-        copies.setdefault(content_hash(document), []).append(document)
-    wanted = fraction * sum(document.size for document in documents)
-    chosen: list[Document] = []
-    size = 0
-    for _, group in sorted(copies.items()):
-        group_size = sum(document.size for document in group)
+def choose_whole(
+    hashes: npt.NDArray[np.uint64], sizes: npt.NDArray[np.int64], fraction: float
+) -> npt.NDArray[np.bool_]:
+    """Choose documents with about this fraction of the bytes, by the hashes of their content. Copies stay together.
+
+    Args:
+        hashes: (N,) a hash of each document.
+        sizes: (N,) its size in bytes; 0 if it is not to be chosen.
+        fraction: the fraction of the bytes.
+
+    Returns:
+        (N,) whether each document is chosen.
+    """
+    unique, groups = np.unique(hashes, return_inverse=True)
+    group_sizes = np.bincount(groups, sizes, len(unique))
+    wanted, size = fraction * float(sizes.sum()), 0.0
+    is_chosen = np.zeros(len(unique), dtype=bool)
+    for group, group_size in enumerate(group_sizes.tolist()):
         if abs(size + group_size - wanted) < abs(size - wanted):
-            chosen += group
+            is_chosen[group] = True
             size += group_size
-    return chosen
+    return is_chosen[groups] & (sizes > 0)
 
 
-def content_hash(document: Document) -> bytes:
-    """A hash of the bytes of a document."""
-    try:
-        with document.open() as file:
-            return hashlib.blake2b(file.read()).digest()
-    except OSError as error:
-        raise UserError(f"{document.path}: {error.strerror}") from error
-
-
-def describe_validation(manifest: Manifest) -> str:
+def describe_validation(documents: DocumentIndex) -> str:
     """The validation split in words: `the ends of 40 documents`."""
-    ends = sum(bool(count(document, "train") and count(document, "val")) for document in manifest.documents)
-    whole = sum(not count(document, "train") for document in manifest.documents)
+    ends = whole = 0
+    for counts in documents.counts():
+        has_train, has_val = (counts > 0).T
+        ends += int((has_train & has_val).sum())
+        whole += int((~has_train).sum())
     if ends and whole:
         return f"the ends of {plural(ends)} and {whole:,} whole {'one' if whole == 1 else 'ones'}"
     return f"the ends of {plural(ends)}" if ends else plural(whole, "whole ")
-
-
-def count(document: dict[str, list[int]], split: str) -> int:
-    """The number of tokens of a document (an entry of `corpus.json`) in a split."""
-    start, end = document[split]
-    return end - start
 
 
 def plural(number: int, kind: str = "") -> str:

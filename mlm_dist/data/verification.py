@@ -1,7 +1,11 @@
-"""Verifies token files: each is hashed once per machine, and afterwards recognized by size, times and inode."""
+"""Maps the files of a corpus and verifies them.
+
+Each is hashed once per machine, and afterwards recognized by size, times and inode.
+"""
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,25 +15,53 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from mlm_dist.errors import UserError
-from mlm_dist.files import cache_folder, read_json, replacing
+from mlm_dist.files import cache_folder, open_regular, read_json, replacing
 
-CHUNK_TOKENS = 1 << 22
+CHUNK_BYTES = 1 << 23
 PROGRESS_BAR_BYTES = 1 << 31  # smaller files have no progress bar
 
 
-def verify_tokens(
-    path: Path, tokens: npt.NDArray[np.unsignedinteger[Any]], sha256: str, vocab_size: int, always: bool = False
-) -> None:
-    """Verify the digest and the ids of a token file.
+Array = npt.NDArray[Any]
+
+
+def map_file(path: Path, dtype: np.dtype[Any], count: int, described_by: str = "corpus.json") -> Array:
+    """Memory-map a file of `count` numbers: (count,).
+
+    Args:
+        path: the file.
+        dtype: of the numbers.
+        count: their number.
+        described_by: the file that says how many there are, for the message.
+
+    Raises:
+        UserError: it cannot be read, or has another size.
+    """
+    expected = count * dtype.itemsize
+    try:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            content = np.memmap(file, dtype=dtype, mode="r") if size == expected > 0 else None
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; prepare the corpus again") from error
+    if size != expected:
+        raise UserError(
+            f"{path}: {size} bytes, but {described_by} says {expected}: the file was truncated or changed; delete "
+            f"{path.parent} and prepare it again"
+        )
+    return np.empty(0, dtype=dtype) if content is None else content  # an empty file cannot be mapped
+
+
+def verify_file(path: Path, content: Array, sha256: str, vocab_size: int | None = None, always: bool = False) -> None:
+    """Verify the digest of a file, and the ids in it if it is a token file.
 
     Hashing takes less than a second per gigabyte. If this machine has verified the file before, and its size, inode and
     times have not changed since, it is not hashed again.
 
     Args:
-        path: the token file.
-        tokens: its content, (N,).
+        path: the file.
+        content: the numbers in it, (N,).
         sha256: the expected digest.
-        vocab_size: every id must be below it.
+        vocab_size: of a token file: every id must be below it.
         always: hash the file even if this machine has verified it before.
 
     Raises:
@@ -48,13 +80,13 @@ def verify_tokens(
     }
     if not always and read_verification(record) == verified:
         return
-    digest, largest = scan(tokens, path.name)
+    digest, largest = scan(content, path.name)
     if digest != sha256:
         raise UserError(
             f"{path}: its SHA-256 is not the one in corpus.json: the file was changed after it was prepared; restore a "
             f"copy, or delete {path.parent} and prepare it again"
         )
-    if largest >= vocab_size:
+    if vocab_size is not None and largest >= vocab_size:
         raise UserError(
             f"{path}: it contains the token id {largest}, but the largest id of the vocabulary is {vocab_size - 1}: "
             f"prepare the corpus again"
@@ -62,15 +94,15 @@ def verify_tokens(
     write_verification(record, verified)
 
 
-def scan(tokens: npt.NDArray[np.unsignedinteger[Any]], name: str) -> tuple[str, int]:
-    """Compute the SHA-256 of tokens (N,) and the largest id in one pass. Without tokens, the largest id is -1."""
-    digest, largest = hashlib.sha256(), -1
-    disable = tokens.nbytes < PROGRESS_BAR_BYTES or None  # None: tqdm shows the bar only if stderr is a terminal
+def scan(content: Array, name: str) -> tuple[str, int]:
+    """Compute the SHA-256 of numbers (N,) and the largest one in one pass. Without numbers, the largest is -1."""
+    digest, largest, step = hashlib.sha256(), -1, CHUNK_BYTES // content.itemsize
+    disable = content.nbytes < PROGRESS_BAR_BYTES or None  # None: tqdm shows the bar only if stderr is a terminal
     with tqdm(
-        total=tokens.nbytes, desc=f"verify {name}", unit="B", unit_scale=True, disable=disable, leave=False
+        total=content.nbytes, desc=f"verify {name}", unit="B", unit_scale=True, disable=disable, leave=False
     ) as bar:
-        for start in range(0, len(tokens), CHUNK_TOKENS):
-            chunk = tokens[start : start + CHUNK_TOKENS]
+        for start in range(0, len(content), step):
+            chunk = content[start : start + step]
             digest.update(chunk.data)
             largest = max(largest, int(chunk.max()))
             bar.update(chunk.nbytes)

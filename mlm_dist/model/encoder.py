@@ -62,8 +62,13 @@ class MultiHeadAttention(nn.Module):
         self.projection = nn.Linear(embedding_dim, embedding_dim)
         self.dropout = dropout
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are queries -> (B, K, C)."""
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are queries -> (B, K, C).
+
+        `mask`, (B, T, T), is 0 where a position attends to another, else -infinity.
+        """
         length, width = x.shape[1:]
         if positions is None:
             query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, C / H) each
@@ -71,12 +76,16 @@ class MultiHeadAttention(nn.Module):
             weight = self.query_key_value.weight
             (query,) = self.split_heads(F.linear(gather_positions(x, positions), weight[:width]))  # (B, H, K, C / H)
             key, value = self.split_heads(F.linear(x, weight[width:]))
+            mask = None if mask is None else gather_positions(mask, positions)
+        mask = None if mask is None else mask[:, None]  # (B, 1, T or K, T)
         dropout = self.dropout if self.training else 0.0
         if x.device.type == "cpu" and length <= LONGEST_PLAIN:
-            attention = (query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)).softmax(-1)  # (B, H, T or K, T)
+            scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)  # (B, H, T or K, T)
+            attention = (scores if mask is None else scores.add_(mask)).softmax(-1)
             out = F.dropout(attention, dropout) @ value
         else:
-            out = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            mask = None if mask is None else mask == 0
+            out = F.scaled_dot_product_attention(query, key, value, mask, dropout)
         joined: torch.Tensor = self.projection(out.transpose(1, 2).flatten(2))
         return joined
 
@@ -125,9 +134,11 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(embedding_dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, positions: torch.Tensor | None = None, mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are computed -> (B, K, C)."""
-        attended = self.attention(self.attention_norm(x), positions)
+        attended = self.attention(self.attention_norm(x), positions, mask)
         x = (x if positions is None else gather_positions(x, positions)) + self.dropout(attended)
         out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
@@ -150,12 +161,14 @@ class Encoder(MaskedModel):
             self.output.weight = self.token_embedding.weight
         self.apply(initialize)
 
-    def encode(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def encode(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Compute the input of the output layer: (B, T, C), or (B, K, C) with `positions`.
 
         With `positions`, only these pass through the query, projection and feed-forward of the last block.
         """
-        normalised: torch.Tensor = self.final_norm(self.run_blocks(tokens, positions))
+        normalised: torch.Tensor = self.final_norm(self.run_blocks(tokens, positions, documents))
         return normalised
 
     def last_hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -166,17 +179,24 @@ class Encoder(MaskedModel):
         """
         return F.layer_norm(self.run_blocks(tokens), self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
 
-    def run_blocks(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def run_blocks(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Compute the output of the last block: (B, T, C), or (B, K, C) with `positions`."""
         batch, length = tokens.shape
         # Not by calling the layer: on a CPU, its backward pass takes five times as long.
         embedded = self.token_embedding.weight.index_select(0, tokens.flatten()).view(batch, length, -1)
-        x = embedded + self.position_embedding.weight[:length]
+        if documents is None:
+            mask, x = None, embedded + self.position_embedding.weight[:length]
+        else:
+            mask = same_document(documents)
+            columns = torch.arange(length, device=tokens.device) - torch.searchsorted(documents, documents)
+            x = embedded + self.position_embedding.weight.index_select(0, columns.flatten()).view_as(embedded)
         x = self.dropout(x)
         *earlier, last = self.blocks
         for block in earlier:
-            x = block(x)
-        out: torch.Tensor = last(x, positions)
+            x = block(x, mask=mask)
+        out: torch.Tensor = last(x, positions, mask)
         return out
 
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -210,6 +230,12 @@ def as_encoder(model: MaskedModel, purpose: str) -> Encoder:
     if not isinstance(model, Encoder):
         raise UserError(f"{purpose} needs model.name encoder, but this run has {model.config.name}")
     return model
+
+
+def same_document(documents: torch.Tensor) -> torch.Tensor:
+    """The attention mask of rows with several documents: (B, T) -> (B, T, T), 0 within a document, else -infinity."""
+    others = documents[:, :, None] != documents[:, None, :]
+    return torch.zeros(others.shape, device=others.device).masked_fill_(others, -torch.inf)
 
 
 def gather_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

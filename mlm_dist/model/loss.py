@@ -45,7 +45,12 @@ class MaskedLoss(nn.Module):
         self.max_masked = max_masked
 
     def forward(
-        self, inputs: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor, loss_weights: torch.Tensor
+        self,
+        inputs: torch.Tensor,
+        positions: torch.Tensor,
+        targets: torch.Tensor,
+        loss_weights: torch.Tensor,
+        documents: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Sum of the weighted cross-entropy over all predictions, in nats.
 
@@ -56,8 +61,9 @@ class MaskedLoss(nn.Module):
             positions: (B, K) positions at which tokens are predicted.
             targets: (B, K) original token ids at these positions.
             loss_weights: (B, K), 0 for unused slots.
+            documents: (B, T), the document of each token, if documents are isolated.
         """
-        hidden = self.encoder.encode(inputs, positions)  # (B, K, C)
+        hidden = self.encoder.encode(inputs, positions, documents)  # (B, K, C)
         if self.max_masked < targets.numel():
             used = (loss_weights.flatten() > 0).to(torch.uint8).argsort(descending=True, stable=True)[: self.max_masked]
             hidden = hidden.flatten(0, 1).index_select(0, used)[None]  # (1, max_masked, C)

@@ -22,12 +22,16 @@ class MaskedModel(nn.Module, ABC):
     output: nn.Linear
 
     @abstractmethod
-    def encode(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
+    def encode(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Compute the input of the output layer.
 
         Args:
             tokens: (B, T) ids, T at most `block_size`.
             positions: (B, K) positions to return. A model may compute all positions and gather these at the end.
+            documents: (B, T), ascending from 0: the document of each token. Each document is computed as if it were
+                alone in a row. None: each row is one document. A model that cannot do this raises `UserError`.
 
         Returns:
             (B, T, C), or (B, K, C) with `positions`.

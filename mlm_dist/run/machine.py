@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mlm_dist.data.preparation import usable_cores
+from mlm_dist.data.encoding import usable_cores
 from mlm_dist.files import read_json
 
 

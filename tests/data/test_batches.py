@@ -23,7 +23,7 @@ def masker(corpus: Corpus, device: torch.device = CPU, masking: MaskingConfig = 
 
 
 def select(*rows: int, epoch: int = 0) -> Selection:
-    return Selection(0, epoch, np.array(rows), np.arange(len(rows)))
+    return Selection.of_epoch(0, epoch, np.array(rows), np.arange(len(rows)))
 
 
 def parts(batch: MaskedBatch) -> list[torch.Tensor]:
@@ -110,7 +110,7 @@ def test_a_batch_contains_the_selected_rows_in_order(corpus: Corpus) -> None:
 def test_masks_depend_only_on_the_rows_and_the_epoch(corpus: Corpus) -> None:
     matrix, selection, mask = corpus.rows("train", T), select(5, 0, 77, 5, epoch=3), masker(corpus)
     tokens = torch.from_numpy(matrix[selection.rows].astype(np.int64))
-    expected = mask(tokens, Selection(7, 3, selection.rows, selection.batch_indices[::-1]))
+    expected = mask(tokens, Selection.of_epoch(7, 3, selection.rows, selection.batch_indices[::-1]))
     batch = load_batch(matrix, selection, mask)
     assert all(torch.equal(one, other) for one, other in zip(parts(batch), parts(expected), strict=True))
 

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, Corpus, Manifest, token_dtype
+from mlm_dist.data.rows import TrainingRows
+from mlm_dist.data.sampler import GlobalBatchSampler, Selection
 from mlm_dist.errors import UserError
 
 
@@ -100,10 +102,12 @@ def as_fifo(name: str) -> Callable[[Path], None]:
         (rewritten(MANIFEST, lambda content: content[:-20]), r"corpus\.json: not a corpus description"),
         (rewritten(MANIFEST, lambda content: b"\xff" + content), r"corpus\.json: not .* \(it is not UTF-8 at byte 0\)"),
         (rewritten(MANIFEST, lambda content: b"[]"), r"corpus\.json: not a corpus description"),
-        (edited(version=FORMAT_VERSION + 1), r"corpus\.json: format version 3 instead of 2"),
-        (edited(documents=[{"name": "a", "train": [0, 1]}]), r"corpus\.json: not a corpus description"),
-        (edited(documents=[{"name": "a", "train": [0, 1], "val": 3}]), r"corpus\.json: not a corpus description"),
-        (edited(documents=[{"name": 5, "train": [0, 1], "val": [0, 1]}]), r"corpus\.json: not a corpus description"),
+        (edited(version=FORMAT_VERSION + 1), r"corpus\.json: format version 4 instead of 3"),
+        (edited(documents=[{"name": "a", "train": [0, 1], "val": [0, 1]}]), r"corpus\.json: not a corpus description"),
+        (edited(documents=-1), r"corpus\.json: not a corpus description"),
+        (edited(documents=2), r"documents\.bin: 24 bytes, but corpus\.json says 48"),
+        (edited(documents=0), r"documents\.bin: 24 bytes, but corpus\.json says 0"),
+        (edited(sha256={"train": "a", "val": "b"}), r"corpus\.json: not a corpus description"),
         (edited(tokenizer_sha256="0"), r"tokenizer: it was changed after the corpus was prepared"),
         (edited(version=None), r"corpus\.json: not .* \(a value is missing, unknown or of the wrong type\)"),
         (edited(tokens=None), r"corpus\.json: not a corpus description"),
@@ -111,10 +115,8 @@ def as_fifo(name: str) -> Callable[[Path], None]:
         (edited(tokens={"train": None, "val": None}), r"corpus\.json: not a corpus description"),
         (rewritten(MANIFEST, lambda content: b"[" * 100_000), r"corpus\.json: not .* nested too deeply"),
         (rewritten(MANIFEST, lambda content: b'{"version": ' + b"9" * 5000), r"corpus\.json: not .* too many digits"),
-        (edited(version=[["x" * 10_000]]), r"corpus\.json: format version \[\['xxx.{1,30}'\]\] instead of 2"),
+        (edited(version=[["x" * 10_000]]), r"corpus\.json: format version \[\['xxx.{1,30}'\]\] instead of 3"),
         (edited(tokens={"train": 10**4299, "val": 1}), r"corpus\.json: not a corpus description"),
-        (edited(documents=[{}]), r"corpus\.json: not a corpus description"),
-        (edited(documents=["x"]), r"corpus\.json: not a corpus description"),
         (as_fifo(MANIFEST), r"corpus\.json: it is a FIFO, not a regular file"),
         (as_fifo("train.bin"), r"train\.bin: it is a FIFO, not a regular file"),
         (as_fifo("tokenizer/ranks.tiktoken"), r"ranks\.tiktoken: it is a FIFO, not a regular file"),
@@ -126,6 +128,13 @@ def as_fifo(name: str) -> Callable[[Path], None]:
         (rewritten("train.bin", lambda content: content[:-1]), r"train\.bin: \d+ bytes, but corpus\.json says \d+"),
         (rewritten("train.bin", lambda content: b""), r"train\.bin: 0 bytes, but corpus\.json says \d+"),
         (rewritten("val.bin", lambda content: content + b"\0\0"), r"val\.bin: \d+ bytes, but corpus\.json says \d+"),
+        (without("documents.bin"), r"documents\.bin: No such file"),
+        (without("names.txt"), r"names\.txt: No such file"),
+        (as_fifo("documents.bin"), r"documents\.bin: it is a FIFO, not a regular file"),
+        (rewritten("documents.bin", lambda content: content[:-1]), r"documents\.bin: 23 bytes, but .* says 24"),
+        (rewritten("documents.bin", lambda content: b"\1" + content[1:]), r"documents\.bin: it does not end where"),
+        (rewritten("documents.bin", lambda content: content[:-1] + b"\xff"), r"documents\.bin: it does not end where"),
+        (rewritten("names.txt", lambda content: content + b"a"), r"names\.txt: 12 bytes, but documents\.bin says 11"),
         (without("tokenizer/ranks.tiktoken"), r"ranks\.tiktoken: No such file or directory: prepare the corpus again"),
         (rewritten("tokenizer/ranks.tiktoken", lambda content: b"rubbish"), r"the tokenizer is damaged .*: prepare"),
         (rewritten("tokenizer/encoding.json", lambda content: b"{}"), r"the tokenizer is damaged"),
@@ -149,14 +158,40 @@ def test_a_missing_folder_is_a_user_error(tmp_path: Path) -> None:
 
 def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
     manifest = Manifest(
-        tokenizer="bpe",
+        tokenizer="日本語",
         vocab_size=300,
         mask_id=299,
         end_id=298,
         tokens={"train": 7, "val": 0},
-        sha256={"train": "a", "val": "b"},
-        documents=[{"name": "日本語/ü.txt", "train": [0, 7], "val": [0, 0]}],
+        sha256=dict.fromkeys(("train", "val", "documents.bin", "names.txt"), "a"),
+        documents=1,
     )
     manifest.write(tmp_path)
     assert Manifest.read(tmp_path) == manifest
-    assert "日本語/ü.txt" in (tmp_path / MANIFEST).read_text(encoding="utf-8")
+    assert "日本語" in (tmp_path / MANIFEST).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("tokens", [(1 << 31) + 100, (1 << 32) + 100])
+def test_rows_beyond_the_range_of_32_bits_are_those_at_their_place(
+    corpus_folder: Path, tmp_path: Path, tokens: int
+) -> None:
+    folder = Path(shutil.copytree(corpus_folder, tmp_path / "corpus"))
+    edited(tokens={"train": tokens, "val": 0})(folder)
+    with (folder / "train.bin").open("wb") as file:
+        file.truncate(2 * tokens)  # a sparse file
+        file.seek(2 * (tokens - 64))
+        file.write(np.arange(64, dtype="<u2").tobytes())
+    (folder / "val.bin").write_bytes(b"")
+    (folder / "documents.bin").write_bytes(np.array([tokens, 0, 11], dtype="<i8").tobytes())
+    corpus = Corpus.open(folder, verify="never")
+    rows = corpus.rows("train", 4)
+    assert len(rows) == tokens // 4
+    assert rows[np.arange(len(rows) - 16, len(rows))].ravel().tolist() == list(range(64))
+    shifted = TrainingRows([corpus.train], 4, seed=1, is_shifted=True)
+    [shift] = shifted.shifts(np.array([0]))
+    last = np.arange(len(rows) - 16, len(rows) - 1)
+    assert shifted.read(Selection.of_epoch(0, 0, last, last)).ravel().tolist() == list(range(shift, 60 + shift))
+    sampler = GlobalBatchSampler(len(rows), 1 << 16, seed=1)
+    selected = sampler.select(len(sampler) + 1).rows
+    assert selected.min() >= 0 and 0.99 * len(rows) < selected.max() < len(rows)
+    assert len(np.unique(selected)) == 1 << 16

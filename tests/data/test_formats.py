@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT
-from mlm_dist.data.texts import find_documents, read_pieces
+from mlm_dist.data.reading import Reading
 from mlm_dist.errors import UserError
 from tests.conftest import verb
 
@@ -51,27 +52,29 @@ CONTENTS = {
 }
 
 
+READABLE = {"gzip": "gz", "Zstandard": "zst", "Parquet": "parquet", "JSON Lines": "jsonl", "CSV": "csv", "TSV": "tsv"}
+
+
 @pytest.mark.parametrize("name", CONTENTS)
-def test_an_unsupported_format_is_detected_by_its_content(name: str, tmp_path: Path) -> None:
+def test_a_format_that_is_not_plain_text_is_detected_by_its_content(name: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_bytes(CONTENTS[name])
-    [document] = find_documents([tmp_path])
-    with pytest.raises(UserError, match=rf"novel\.txt: the format is {name}, but only plain text is supported: \w+"):
-        list(read_pieces(document))
+    advice = rf"its name says .*rename it to \*\.{READABLE[name]}" if name in READABLE else r"which is not read: \w+"
+    with pytest.raises(UserError, match=rf"novel\.txt: the format is {name}, (but )?{advice}"):
+        find_documents([tmp_path])
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
-def test_an_unsupported_format_is_detected_in_every_encoding(encoding: str, tmp_path: Path) -> None:
+def test_the_format_is_detected_in_every_encoding(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(CONTENTS["JSON Lines"].decode(), encoding=encoding)
-    [document] = find_documents([tmp_path])
     with pytest.raises(UserError, match="the format is JSON Lines"):
-        list(read_pieces(document, encoding))
+        find_documents([tmp_path], reading=Reading(encoding))
 
 
 @pytest.mark.parametrize(
     ("suffix", "name"),
-    [(".jsonl", "JSON Lines"), (".csv", "CSV"), (".HTML", "HTML"), (".txt.gz", "gzip"), (".docx", "Word")],
+    [(".json", "JSON"), (".json.gz", "JSON"), (".HTML", "HTML"), (".tar.gz", "tar"), (".docx", "Word")],
 )
-def test_an_unsupported_format_is_detected_by_the_suffix(suffix: str, name: str, tmp_path: Path) -> None:
+def test_a_format_that_is_not_read_is_detected_by_the_suffix(suffix: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / f"novel{suffix}"
     path.write_text(PROSE, encoding="utf-8")
     with pytest.raises(UserError, match=rf"novel{suffix}: the format is {name}, .*; if it is plain text, rename it"):
@@ -103,34 +106,31 @@ def test_an_unsupported_format_is_detected_by_the_suffix(suffix: str, name: str,
 def test_prose_with_any_beginning_is_read(beginning: str, tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(beginning + PROSE, encoding="utf-8")
     (tmp_path / "short.txt").write_text(beginning, encoding="utf-8")
-    novel, short = find_documents([tmp_path])
-    assert "".join(piece.text for piece in read_pieces(novel)) == beginning + PROSE
-    assert "".join(piece.text for piece in read_pieces(short)) == beginning
+    novel, short = (piece.text for _, piece in find_documents([tmp_path]).pieces())
+    assert (novel, short) == (beginning + PROSE, beginning)
 
 
 @pytest.mark.parametrize("rows", [40, 4000])
 def test_a_table_is_detected_by_its_complete_lines(rows: int, tmp_path: Path) -> None:
     lines = [f"{row},some words of the row,{'en' * (row % 3)}" for row in range(rows)]
     (tmp_path / "table.txt").write_text("\n".join(lines), encoding="utf-8")
-    [document] = find_documents([tmp_path])
     with pytest.raises(UserError, match="the format is CSV"):
-        list(read_pieces(document))
+        find_documents([tmp_path])
 
 
 def test_utf_16_is_detected_by_its_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "novel.txt").write_text(PROSE, encoding="utf-16")
-    [document] = find_documents([tmp_path])
     with pytest.raises(
         UserError, match=r"novel\.txt: its byte order mark shows that it is utf-16, not utf-8: .*--encoding utf-16, .*"
     ):
-        list(read_pieces(document))
-    assert "".join(piece.text for piece in read_pieces(document, "utf-16")) == PROSE
+        find_documents([tmp_path])
+    [piece] = find_documents([tmp_path], reading=Reading("utf-16")).pieces()
+    assert piece.piece.text == PROSE
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".txt"])
-def test_every_command_refuses_json_lines(suffix: str, run_dir: Path, tmp_path: Path) -> None:
-    path, out = tmp_path / f"records{suffix}", tmp_path / "out"
-    path.write_bytes(CONTENTS["JSON Lines"])
+def test_every_command_refuses_html(run_dir: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "page.txt", tmp_path / "out"
+    path.write_bytes(CONTENTS["HTML"])
     for arguments in (
         ("prepare", path, "--out", out, "--tokenizer", "bpe", "--vocab_size", 300),
         ("prepare", SAMPLE_TEXT, "--val", path, "--out", out, "--tokenizer", "bpe", "--vocab_size", 300),
@@ -139,5 +139,5 @@ def test_every_command_refuses_json_lines(suffix: str, run_dir: Path, tmp_path: 
     ):
         done = verb(*map(str, arguments), cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"records{suffix}: the format is JSON Lines, but only plain text is supported" in done.stderr
+        assert "page.txt: the format is HTML, which is not read: extract its text" in done.stderr
         assert list(tmp_path.iterdir()) == [path]

@@ -9,10 +9,12 @@ import pytest
 
 from mlm_dist.data import gutenberg
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.document_list import list_documents
 from mlm_dist.data.gutenberg import extract, fetch_books
 from mlm_dist.data.preparation import prepare_corpus
+from mlm_dist.data.reading import Reading
 from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import Document, read_pieces
+from mlm_dist.data.texts import TextFile
 from mlm_dist.errors import UserError
 from tests.data.mirror import Mirror, Response, file_of, no_response, page, truncated_page
 
@@ -37,12 +39,12 @@ def mirror() -> Iterator[Mirror]:
         yield running
 
 
-def fetch(mirror: Mirror, *numbers: int) -> list[Document]:
+def fetch(mirror: Mirror, *numbers: int) -> list[TextFile]:
     return fetch_books(list(numbers), mirror.url, "tests/1.0")
 
 
-def read(document: Document) -> str:
-    return "".join(piece.text for piece in read_pieces(document))
+def read(book: TextFile) -> str:
+    return "".join(piece.text for _, piece in list_documents([book], Reading()).pieces())
 
 
 def names(folder: Path) -> list[str]:
@@ -60,11 +62,11 @@ def test_the_ends_of_books_are_validation_text(mirror: Mirror, tmp_path: Path) -
     texts = ["".join(f"Line {line} of a café.\n" for line in range(300)), WHALE * 100]
     for number, text in enumerate(texts, start=1):
         mirror.add(number, file_of(text, f"Book {number}"))
-    prepare_corpus(hold_out(fetch(mirror, 2, 1), 0.25), tmp_path / "out", "bpe", 300)
+    prepare_corpus(hold_out(list_documents(fetch(mirror, 2, 1), Reading()), 0.25), tmp_path / "out", "bpe", 300)
     corpus = Corpus.open(tmp_path / "out")
-    assert [document["name"] for document in corpus.manifest.documents] == ["Book 2", "Book 1"]
-    for document, text in zip(corpus.manifest.documents, reversed(texts), strict=True):
-        tokens = (corpus.train[slice(*document["train"])], corpus.val[slice(*document["val"])])
+    assert [document.name for document in corpus.documents()] == ["Book 2", "Book 1"]
+    for document, text in zip(corpus.documents(), reversed(texts), strict=True):
+        tokens = (corpus.train[document.train], corpus.val[document.val])
         train, val = (corpus.tokenizer.decode(part).removesuffix("<|endoftext|>") for part in tokens)
         assert train + val == text
         assert 0.2 < len(val) / len(text) < 0.3

@@ -12,7 +12,9 @@ MAX_ITERS = 11
 
 def rates(mask_prob: Rate, step: int = 0, epoch: int = 0, size: int = 64, first: int = 0, seed: int = 1) -> np.ndarray:
     indices = np.arange(size)
-    return MaskRate(at_rate(mask_prob), seed, size, MAX_ITERS)(Selection(step, epoch, 10 * indices + first, indices))
+    return MaskRate(at_rate(mask_prob), seed, size, MAX_ITERS)(
+        Selection.of_epoch(step, epoch, 10 * indices + first, indices)
+    )
 
 
 def test_a_constant_rate_is_the_rate_of_every_row_at_every_step() -> None:
@@ -27,7 +29,7 @@ def test_a_schedule_is_linear_from_the_first_step_to_the_last(step: int, expecte
 def test_a_schedule_may_rise_and_a_run_may_have_one_step() -> None:
     assert rates((0.1, 0.5), 10) == pytest.approx(0.5)
     one_step = MaskRate(at_rate((0.1, 0.5)), 1, 4, max_iters=1)
-    assert one_step(Selection(0, 0, np.arange(4), np.arange(4))) == pytest.approx(0.1)
+    assert one_step(Selection.of_epoch(0, 0, np.arange(4), np.arange(4))) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100, 256])
@@ -56,7 +58,7 @@ def test_sampled_rates_depend_only_on_seed_epoch_row_and_batch_index() -> None:
     for other in (rates([0.0, 1.0], epoch=1), rates([0.0, 1.0], seed=2), rates([0.0, 1.0], first=1)):
         assert (other != sampled).mean() > 0.9
     rate, indices = MaskRate(at_rate([0.0, 1.0]), 1, 64, MAX_ITERS), np.arange(3, 64, 4)  # those of rank 3 of 4
-    assert (rate(Selection(0, 0, 10 * indices, indices)) == sampled[3::4]).all()
+    assert (rate(Selection.of_epoch(0, 0, 10 * indices, indices)) == sampled[3::4]).all()
 
 
 @pytest.mark.parametrize(("world_size", "rows"), [(1, 16), (4, 16), (2, 32), (8, 8)])

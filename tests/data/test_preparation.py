@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import struct
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -14,18 +15,21 @@ import tiktoken
 
 from mlm_dist.config import DataConfig
 from mlm_dist.data.corpus import Corpus, Manifest
+from mlm_dist.data.document_list import DocumentPiece, find_documents
+from mlm_dist.data.documents import DocumentIndex, IndexedDocument
+from mlm_dist.data.encoding import Batch, EncodedBatch, encode_in_order
+from mlm_dist.data.pieces import Piece
 from mlm_dist.data.preparation import (
     SAMPLE_TEXT,
     CorpusWriter,
-    encode_in_order,
     find_or_prepare,
     prepare_corpus,
 )
 from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import Document, Piece, find_documents
+from mlm_dist.data.texts import Split
 from mlm_dist.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
 from mlm_dist.errors import UserError
-from tests.data.test_texts import HARD_TEXTS, random_text
+from tests.data.test_pieces import HARD_TEXTS, random_text
 
 
 def byte_tokenizer(end_id: int = 256) -> Tokenizer:
@@ -47,11 +51,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def split_by_document(corpus: Corpus) -> list[tuple[str, list[int], list[int]]]:
-    """(name, training tokens, validation tokens) of each document, by the ranges in corpus.json."""
-    return [
-        (d["name"], corpus.train[slice(*d["train"])].tolist(), corpus.val[slice(*d["val"])].tolist())
-        for d in corpus.manifest.documents
-    ]
+    """(name, training tokens, validation tokens) of each document, by the index."""
+    return [(d.name, corpus.train[d.train].tolist(), corpus.val[d.val].tolist()) for d in corpus.documents()]
+
+
+def in_pieces_of(characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read and encode documents in pieces of this size."""
+    monkeypatch.setattr("mlm_dist.data.document_list.DocumentList.pieces.__defaults__", (characters,))
+    monkeypatch.setattr("mlm_dist.data.encoding.batches.__defaults__", (characters,))
 
 
 @pytest.mark.parametrize("val_fraction", [0.0, 0.1, 0.5])
@@ -59,7 +66,7 @@ def test_training_and_validation_tokens_of_a_document_concatenate_to_its_gpt2_to
     gpt2_vocabulary: None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val_fraction: float
 ) -> None:
     # The smallest pieces that split no token of these texts, for many cuts in every document.
-    monkeypatch.setattr("mlm_dist.data.texts.read_pieces.__defaults__", ("utf-8", 100))
+    in_pieces_of(100, monkeypatch)
     manifest = prepare_corpus(hold_out(find_documents([folder]), val_fraction), tmp_path / "out", "gpt2")
     assert (manifest.tokenizer, manifest.mask_id, manifest.vocab_size) == ("gpt2", 50257, 50258)
     corpus, gpt2 = Corpus.open(tmp_path / "out"), tiktoken.get_encoding("gpt2")
@@ -70,19 +77,19 @@ def test_training_and_validation_tokens_of_a_document_concatenate_to_its_gpt2_to
         assert train[:-1] + val[:-1] == gpt2.encode_ordinary(text)
 
 
-def test_the_manifest_describes_the_ranges_of_documents_and_each_ends_with_end_of_text(
+def test_the_index_describes_the_ranges_of_documents_and_each_ends_with_end_of_text(
     folder: Path, tmp_path: Path
 ) -> None:
     documents = hold_out(find_documents([folder]), 0.2)
     prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
     corpus = Corpus.open(tmp_path / "out")
     end = corpus.tokenizer.end_id
-    assert [d["name"] for d in corpus.manifest.documents] == [d.name for d in documents]
+    assert [d.name for d in corpus.documents()] == list(documents.names())
     # The ranges are contiguous, and the only end-of-text token of each is its last token.
     for split, tokens in (("train", corpus.train), ("val", corpus.val)):
-        ranges = [d[split] for d in corpus.manifest.documents]
-        assert [0, *(stop for _, stop in ranges)] == [*(start for start, _ in ranges), len(tokens)]
-        ends = [stop - 1 for start, stop in ranges if stop > start]
+        ranges = [getattr(d, split) for d in corpus.documents()]
+        assert [0, *(r.stop for r in ranges)] == [*(r.start for r in ranges), len(tokens)]
+        ends = [r.stop - 1 for r in ranges if r.stop > r.start]
         assert np.flatnonzero(tokens == end).tolist() == ends
     for name, train, val in split_by_document(corpus):
         text = corpus.tokenizer.decode(train[:-1]) + corpus.tokenizer.decode(val[:-1])
@@ -120,19 +127,25 @@ def test_named_validation_documents_train_neither_the_model_nor_the_vocabulary(t
 
 def test_the_manifest_describes_the_files(corpus_folder: Path) -> None:
     manifest = json.loads((corpus_folder / "corpus.json").read_text(encoding="utf-8"))
-    assert (manifest["version"], manifest["tokenizer"], manifest["vocab_size"]) == (2, "bpe", 300)
+    assert (manifest["version"], manifest["tokenizer"], manifest["vocab_size"]) == (3, "bpe", 300)
     assert (manifest["end_id"], manifest["mask_id"]) == (298, 299)
     for split in ("train", "val"):
         content = (corpus_folder / f"{split}.bin").read_bytes()
         assert manifest["sha256"][split] == hashlib.sha256(content).hexdigest()
         assert manifest["tokens"][split] * 2 == len(content)
-    [sample] = manifest["documents"]
-    assert sample == {"name": "sample.txt", **{s: [0, manifest["tokens"][s]] for s in ("train", "val")}}
+    assert manifest["documents"] == 1
+    ends, names = ((corpus_folder / name).read_bytes() for name in ("documents.bin", "names.txt"))
+    assert [manifest["sha256"][name] for name in ("documents.bin", "names.txt")] == [
+        hashlib.sha256(content).hexdigest() for content in (ends, names)
+    ]
+    assert names == b"sample.txt\n"
+    assert struct.unpack("<3q", ends) == (manifest["tokens"]["train"], manifest["tokens"]["val"], len(names))
 
 
 def test_a_corpus_consists_of_these_files_only(corpus_folder: Path) -> None:
     files = sorted(str(path.relative_to(corpus_folder)) for path in corpus_folder.rglob("*") if path.is_file())
-    assert files == ["corpus.json", "tokenizer/encoding.json", "tokenizer/ranks.tiktoken", "train.bin", "val.bin"]
+    tokenizer = ["tokenizer/encoding.json", "tokenizer/ranks.tiktoken"]
+    assert files == ["corpus.json", "documents.bin", "names.txt", *tokenizer, "train.bin", "val.bin"]
 
 
 def test_preparing_again_gives_the_same_bytes(corpus_folder: Path, tmp_path: Path) -> None:
@@ -142,44 +155,50 @@ def test_preparing_again_gives_the_same_bytes(corpus_folder: Path, tmp_path: Pat
             assert (tmp_path / "again" / path.relative_to(corpus_folder)).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.parametrize("piece_bytes", [50, 1000])
+@pytest.mark.parametrize("piece_characters", [50, 1000])
 def test_the_piece_size_does_not_change_the_corpus(
-    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_characters: int
 ) -> None:
-    monkeypatch.setattr("mlm_dist.data.texts.read_pieces.__defaults__", ("utf-8", piece_bytes))
+    in_pieces_of(piece_characters, monkeypatch)
     manifest = prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), tmp_path / "out", "bpe", vocab_size=300)
     assert manifest == Manifest.read(corpus_folder)
 
 
 @pytest.mark.parametrize(("end_id", "dtype"), [(256, "<u2"), (65534, "<u2"), (65535, "<u4"), (200_018, "<u4")])
 def test_large_vocabularies_are_written_in_32_bits(tmp_path: Path, end_id: int, dtype: str) -> None:
-    writer = CorpusWriter(tmp_path, byte_tokenizer(end_id))
-    writer.add(0, "a", "train", np.array([1, 2], dtype=np.uint32))
-    writer.add(1, "b", "train", np.array([3], dtype=np.uint32))
-    writer.add(1, "b", "val", np.array([4], dtype=np.uint32))
-    manifest = writer.finish()
+    writer = CorpusWriter(tmp_path, byte_tokenizer(end_id), documents=2)
+    batches: list[tuple[Split, list[int], list[int], list[int]]] = [
+        ("train", [0, 1], [1, 2, end_id, 3], [3, 1]),
+        ("train", [1], [end_id], [1]),
+        ("val", [1], [4, end_id], [2]),
+    ]
+    for split, documents, ids, lengths in batches:
+        batch = Batch(split, documents, ["", ""], is_last=True)
+        writer.add(EncodedBatch(batch, np.array(ids, dtype=np.uint32), np.array(lengths), size=0))
+    manifest = writer.finish(["a", "b"])
     assert manifest.dtype == np.dtype(dtype)
     assert np.fromfile(tmp_path / "train.bin", dtype=dtype).tolist() == [1, 2, end_id, 3, end_id]
     assert np.fromfile(tmp_path / "val.bin", dtype=dtype).tolist() == [4, end_id]
-    assert manifest.documents == [
-        {"name": "a", "train": [0, 3], "val": [0, 0]},
-        {"name": "b", "train": [3, 5], "val": [0, 2]},
+    assert list(DocumentIndex.open(tmp_path, manifest.documents, manifest.tokens)) == [
+        IndexedDocument("a", train=slice(0, 3), val=slice(0, 0)),
+        IndexedDocument("b", train=slice(3, 5), val=slice(0, 2)),
     ]
 
 
 def test_pieces_are_encoded_in_order_with_few_in_memory() -> None:
     tokenizer, taken = byte_tokenizer(), 0
 
-    def endless() -> Iterator[tuple[int, Piece]]:
+    def endless() -> Iterator[DocumentPiece]:
         nonlocal taken
         for taken in itertools.count(1):
-            yield taken, Piece("train", f"piece {taken}")
+            yield DocumentPiece(taken, Piece("train", f"piece {taken}", is_last=False))
 
     encoded = encode_in_order(endless(), tokenizer)
     assert isinstance(encoded, Generator)
-    for index, (document, piece, ids) in enumerate(itertools.islice(encoded, 500), start=1):
-        assert document == index
-        assert tokenizer.decode(ids) == piece.text == f"piece {index}"
+    for index, (batch, ids, lengths, size) in enumerate(itertools.islice(encoded, 500), start=1):
+        assert (batch.documents, batch.texts) == ([index], [f"piece {index}"])
+        assert tokenizer.decode(ids) == f"piece {index}"
+        assert lengths.tolist() == [len(ids)] == [size]
         assert taken - index <= 4 * (os.cpu_count() or 1) + 1
     encoded.close()
 
@@ -216,13 +235,11 @@ def test_the_name_of_a_file_need_not_be_utf_8(tmp_path: Path) -> None:
     assert [found for found, _, _ in split_by_document(Corpus.open(tmp_path / "out"))] == [name]
 
 
-@pytest.mark.parametrize("content", ["\ufeff", "validation text"])
-def test_a_corpus_without_training_text_is_a_user_error(tmp_path: Path, content: str) -> None:
+def test_a_corpus_without_training_text_is_a_user_error(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_text(content, encoding="utf-8")
-    document = Document("a.txt", path, path.stat().st_size, val_start=0)
+    path.write_text("validation text", encoding="utf-8")
     with pytest.raises(UserError, match="no training text"):
-        prepare_corpus([document], tmp_path / "out", "bpe", vocab_size=258)
+        prepare_corpus(find_documents([], [path]), tmp_path / "out", "bpe", vocab_size=258)
     assert not (tmp_path / "out").exists()
 
 
@@ -273,7 +290,7 @@ def test_changed_text_or_settings_are_prepared_again(tmp_path: Path, cache: Path
 def test_sample_is_the_text_in_the_package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     corpus = Corpus.open(find_or_prepare(DataConfig(path="sample", tokenizer="bpe", val_fraction=0.1), 300))
-    assert [d["name"] for d in corpus.manifest.documents] == ["sample.txt"]
+    assert [d.name for d in corpus.documents()] == ["sample.txt"]
 
 
 def test_a_missing_data_path_is_a_user_error(cache: Path, tmp_path: Path) -> None:

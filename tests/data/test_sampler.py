@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch.utils.data import DistributedSampler
 
-from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.data.sampler import GlobalBatchSampler, Selection
 from mlm_dist.errors import UserError
 
 ROWS, BATCH, SEED = 103, 8, 1337
@@ -16,7 +16,13 @@ STEPS_PER_EPOCH = ROWS // BATCH
 def steps(count: int, start_step: int = 0, seed: int = SEED) -> list[tuple[int, list[int]]]:
     """(epoch, rows) of some steps, as one rank reads them."""
     sampler = GlobalBatchSampler(ROWS, BATCH, seed, start_step=start_step)
-    return [(selection.epoch, selection.rows.tolist()) for selection in islice(sampler, count)]
+    return [(epoch_of(selection), selection.rows.tolist()) for selection in islice(sampler, count)]
+
+
+def epoch_of(selection: Selection) -> int:
+    """The epoch of all rows of a step."""
+    [epoch] = set(selection.epochs.tolist())
+    return int(epoch)
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
@@ -26,7 +32,7 @@ def test_a_step_reads_the_same_rows_with_any_number_of_ranks(world_size: int) ->
         for rank in range(world_size)
     ]
     for (epoch, alone), *parts in zip(steps(2 * STEPS_PER_EPOCH), *ranks, strict=True):
-        assert {part.epoch for part in parts} == {epoch}
+        assert {epoch_of(part) for part in parts} == {epoch}
         assert [len(part.rows) for part in parts] == [BATCH // world_size] * world_size
         # Rank r reads every world_size-th row from the r-th on, so the rows of all ranks interleave to the batch.
         assert np.stack([part.rows for part in parts], axis=1).ravel().tolist() == alone
@@ -64,7 +70,7 @@ def test_a_later_start_step_gives_the_remaining_steps(start_step: int) -> None:
 
 def test_a_distant_start_step_takes_no_time() -> None:
     selection = next(iter(GlobalBatchSampler(ROWS, BATCH, SEED, start_step=10**12)))
-    assert (selection.step, selection.epoch) == (10**12, 10**12 // STEPS_PER_EPOCH)
+    assert (selection.step, epoch_of(selection)) == (10**12, 10**12 // STEPS_PER_EPOCH)
     assert len(set(selection.rows.tolist())) == BATCH
 
 
@@ -98,3 +104,12 @@ def test_the_sampler_is_a_distributed_sampler() -> None:
 def test_fewer_rows_than_a_batch_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"7 rows .*train.batch_size 8"):
         GlobalBatchSampler(7, 8, SEED)
+
+
+@pytest.mark.parametrize("batch_size", [8, 13, ROWS])
+def test_an_epoch_that_is_not_cut_reads_every_row_once(batch_size: int) -> None:
+    selections = islice(GlobalBatchSampler(ROWS, batch_size, SEED, cuts_epochs=False), 20 * ROWS // batch_size)
+    read = [pair for s in selections for pair in zip(s.epochs.tolist(), s.rows.tolist(), strict=True)]
+    for epoch in range(5):
+        assert read[epoch * ROWS : (epoch + 1) * ROWS] != [(epoch, row) for row in range(ROWS)]
+        assert sorted(read[epoch * ROWS : (epoch + 1) * ROWS]) == [(epoch, row) for row in range(ROWS)]

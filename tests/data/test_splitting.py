@@ -1,6 +1,6 @@
 """The choice of the validation split, and the warnings about it."""
 
-import json
+import dataclasses
 import random
 import statistics
 from pathlib import Path
@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.document_list import DocumentList, find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import TokenCounts, describe_validation, hold_out
-from mlm_dist.data.texts import Document, find_documents
+from tests.conftest import convert_corpus
 
 PARAGRAPHS = [text.strip() for text in SAMPLE_TEXT.read_text(encoding="utf-8").split("\n\n") if text.strip()]
 
 
-def write_all(folder: Path, texts: list[str]) -> list[Document]:
+def write_all(folder: Path, texts: list[str]) -> DocumentList:
     """Write texts into a folder, one file each."""
     folder.mkdir(exist_ok=True)
     for index, text in enumerate(texts):
@@ -24,21 +25,26 @@ def write_all(folder: Path, texts: list[str]) -> list[Document]:
     return find_documents([folder])
 
 
-def validation_size(documents: list[Document]) -> int:
-    return sum(document.size - document.val_start for document in documents)
+def validation_size(documents: DocumentList) -> int:
+    return int((documents.sizes - documents.val_starts).sum())
 
 
-def whole_validation_texts(documents: list[Document]) -> set[str]:
+def whole_validation_texts(documents: DocumentList) -> set[str]:
     """The texts of the documents that are wholly in the validation split."""
-    return {document.path.read_text(encoding="utf-8") for document in documents if document.val_start == 0}
+    return texts_where(documents, documents.val_starts == 0)
+
+
+def texts_where(documents: DocumentList, is_chosen: np.ndarray) -> set[str]:
+    """The texts of some documents, each of which is a file."""
+    return {documents.files[index].path.read_text(encoding="utf-8") for index in np.flatnonzero(is_chosen)}
 
 
 @pytest.mark.parametrize("fraction", [0.02, 0.05, 0.3, 0.9])
 def test_short_documents_are_held_out_whole_up_to_the_fraction(tmp_path: Path, fraction: float) -> None:
     texts = [random.Random(n).choice(PARAGRAPHS)[: n % 300 + 20] for n in range(1000)]
     documents = hold_out(write_all(tmp_path / "texts", texts), fraction)
-    assert all(document.val_start in (0, document.size) for document in documents)
-    actual = validation_size(documents) / sum(document.size for document in documents)
+    assert ((documents.val_starts == 0) | (documents.val_starts == documents.sizes)).all()
+    actual = validation_size(documents) / documents.size
     assert abs(actual - fraction) < 0.002
 
 
@@ -48,7 +54,7 @@ def test_the_validation_split_does_not_depend_on_names_or_order(tmp_path: Path) 
     random.Random(1).shuffle(texts)
     again = hold_out(write_all(tmp_path / "two", texts), 0.1)
     assert whole_validation_texts(first) == whole_validation_texts(again) != set()
-    assert [document.name for document in again] == sorted(document.name for document in again)
+    assert list(again.names()) == sorted(again.names())
 
 
 def test_a_new_document_hardly_changes_the_validation_split(tmp_path: Path) -> None:
@@ -61,7 +67,7 @@ def test_a_new_document_hardly_changes_the_validation_split(tmp_path: Path) -> N
 def test_copies_of_a_document_are_in_the_same_split(tmp_path: Path) -> None:
     texts = [text for text in PARAGRAPHS for _ in range(3)]
     documents = hold_out(write_all(tmp_path / "texts", texts), 0.2)
-    trained = {document.path.read_text(encoding="utf-8") for document in documents if document.val_start}
+    trained = texts_where(documents, documents.val_starts > 0)
     assert whole_validation_texts(documents)
     assert not whole_validation_texts(documents) & trained
 
@@ -69,21 +75,22 @@ def test_copies_of_a_document_are_in_the_same_split(tmp_path: Path) -> None:
 def test_the_ends_of_long_documents_and_whole_short_ones_are_held_out(tmp_path: Path) -> None:
     long = SAMPLE_TEXT.read_text(encoding="utf-8")
     texts = [long, *PARAGRAPHS]
-    first, *others = hold_out(write_all(tmp_path / "texts", texts), 0.1)
-    assert first.val_start == round(first.size * 0.9)
-    assert {document.val_start == 0 for document in others} == {True, False}
-    assert all(document.val_start in (0, document.size) for document in others)
+    documents = hold_out(write_all(tmp_path / "texts", texts), 0.1)
+    assert documents.val_starts[0] == round(documents.sizes[0] * 0.9)
+    starts, sizes = documents.val_starts[1:], documents.sizes[1:]
+    assert 0 < (starts == 0).sum() < len(starts)
+    assert ((starts == 0) | (starts == sizes)).all()
 
 
 def test_a_short_document_among_long_ones_is_training_text(tmp_path: Path) -> None:
     long = SAMPLE_TEXT.read_text(encoding="utf-8")
-    *_, short = hold_out(write_all(tmp_path / "texts", [long, long + "more", "Short."]), 0.1)
-    assert short.val_start == short.size
+    documents = hold_out(write_all(tmp_path / "texts", [long, long + "more", "Short."]), 0.1)
+    assert documents.val_starts[2] == documents.sizes[2]
 
 
 def test_the_end_of_a_single_short_document_is_held_out(tmp_path: Path) -> None:
-    [alone] = hold_out(write_all(tmp_path / "texts", ["0123456789" * 10]), 0.25)
-    assert (alone.size, alone.val_start) == (100, 75)
+    alone = hold_out(write_all(tmp_path / "texts", ["0123456789" * 10]), 0.25)
+    assert (alone.sizes.tolist(), alone.val_starts.tolist()) == ([100], [75])
 
 
 def test_a_fraction_of_0_holds_out_nothing(tmp_path: Path) -> None:
@@ -92,33 +99,26 @@ def test_a_fraction_of_0_holds_out_nothing(tmp_path: Path) -> None:
 
 def test_validation_paragraphs_are_as_long_as_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     documents = hold_out(write_all(tmp_path / "texts", PARAGRAPHS), 0.1)
-    manifest = prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
-    val = [d["val"][1] - d["val"][0] for d in manifest.documents if d["val"][1] > d["val"][0]]
-    train = [d["train"][1] - d["train"][0] for d in manifest.documents if d["train"][1] > d["train"][0]]
+    prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
+    index = Corpus.open(tmp_path / "out").documents()
+    val, train = ([d.count(split) for d in index if d.count(split)] for split in ("val", "train"))
     assert statistics.median(val) > statistics.median(train) / 2
-    Corpus.open(tmp_path / "out")
     assert capsys.readouterr().err == ""
-
-
-def convert_to_version_1(folder: Path) -> None:
-    """Convert a corpus to format version 1."""
-    content = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
-    del content["tokenizer_sha256"]
-    (folder / "corpus.json").write_text(json.dumps(content | {"version": 1}), encoding="utf-8")
 
 
 def test_a_version_1_corpus_is_read_with_a_warning_about_short_ends(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tails = [Document(d.name, d.path, d.size, round(d.size * 0.95)) for d in write_all(tmp_path / "a", PARAGRAPHS)]
+    documents = write_all(tmp_path / "a", PARAGRAPHS)
+    tails = dataclasses.replace(documents, val_starts=np.rint(documents.sizes * 0.95).astype(np.int64))
     prepare_corpus(tails, tmp_path / "short", "bpe", vocab_size=300)
-    convert_to_version_1(tmp_path / "short")
+    convert_corpus(tmp_path / "short", version=1)
     assert Corpus.open(tmp_path / "short").manifest.version == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "short: its validation text is the ends of documents, half of them shorter than" in lines[0]
     prepare_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), tmp_path / "long", "bpe", vocab_size=300)
-    convert_to_version_1(tmp_path / "long")
+    convert_corpus(tmp_path / "long", version=1)
     Corpus.open(tmp_path / "long")
     assert capsys.readouterr().err == ""
 
@@ -136,11 +136,10 @@ def test_a_version_1_corpus_is_read_with_a_warning_about_short_ends(
 )
 def test_the_validation_split_is_described_in_words(tmp_path: Path, fractions: list[float], words: str) -> None:
     found = write_all(tmp_path / "texts", [f"{index} some words to read " * 9 for index in range(len(fractions))])
-    documents = [
-        Document(d.name, d.path, d.size, round(d.size * (1 - fraction)))
-        for d, fraction in zip(found, fractions, strict=True)
-    ]
-    assert describe_validation(prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)) == words
+    val_starts = np.rint(found.sizes * (1 - np.array(fractions))).astype(np.int64)
+    documents = dataclasses.replace(found, val_starts=val_starts)
+    prepare_corpus(documents, tmp_path / "out", "bpe", vocab_size=300)
+    assert describe_validation(Corpus.open(tmp_path / "out").documents()) == words
 
 
 def counts_of(train: np.ndarray, val: np.ndarray) -> TokenCounts:

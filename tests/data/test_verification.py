@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mlm_dist.data import verification
-from mlm_dist.data.verification import scan, verify_tokens
+from mlm_dist.data.verification import scan, verify_file
 from mlm_dist.errors import UserError
 
 Tokens = np.ndarray
@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 def verify(path: Path, always: bool = False, vocab_size: int = 100, digest: str = "") -> None:
     tokens = np.memmap(path, dtype="<u2", mode="r")
     expected = digest or hashlib.sha256(np.arange(100, dtype="<u2").tobytes()).hexdigest()
-    verify_tokens(path, tokens, expected, vocab_size, always)
+    verify_file(path, tokens, expected, vocab_size, always)
 
 
 def test_a_file_is_hashed_once(file: Path, scanned: list[str]) -> None:
@@ -106,7 +106,7 @@ def test_without_a_cache_folder_a_file_is_hashed_every_time(
 def test_scan_returns_the_digest_of_the_bytes_and_the_largest_id_at_any_position(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(verification, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(verification, "CHUNK_BYTES", 14)
     for dtype in ("<u2", "<u4"):
         for length in (0, 1, 6, 7, 8, 50):
             for position in range(length):

@@ -274,6 +274,8 @@ def all_cases(run: Path, corpus: Path) -> Iterator[Case]:
         "corpus/corpus.json": ["evaluate_corpus", "train_corpus"],
         "corpus/train.bin": ["evaluate_corpus"],
         "corpus/val.bin": ["evaluate_corpus"],
+        "corpus/documents.bin": ["evaluate_corpus"],
+        "corpus/names.txt": ["evaluate_corpus"],
         "corpus/tokenizer/ranks.tiktoken": ["evaluate_corpus"],
         "corpus/tokenizer/encoding.json": ["evaluate_corpus"],
     }
@@ -380,8 +382,9 @@ def update_digests(file: Path) -> None:
         (file.parent / MANIFEST).write_text(json.dumps(manifest))
     elif file.suffix == ".bin":
         manifest = json.loads((file.parent / "corpus.json").read_text())
-        manifest["sha256"][file.stem] = digest
-        manifest["tokens"][file.stem] = len(content) // 2
+        manifest["sha256"][file.name if file.name in manifest["sha256"] else file.stem] = digest
+        if file.stem in manifest["tokens"]:
+            manifest["tokens"][file.stem] = len(content) // 2
         (file.parent / "corpus.json").write_text(json.dumps(manifest))
     else:
         parts = json.loads((file.parent / "encoding.json").read_text())

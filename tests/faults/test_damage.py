@@ -217,9 +217,8 @@ def test_code_in_a_corpus_is_not_run_and_its_names_are_not_used_as_paths(corpus_
     corpus = Path(shutil.copytree(corpus_folder, tmp_path / "corpus"))
     manifest = json.loads((corpus / "corpus.json").read_text())
     manifest["tokenizer"] = str(marker)
-    for document in manifest["documents"]:
-        document["name"] = str(marker)
     (corpus / "corpus.json").write_text(json.dumps(manifest))
+    (corpus / "names.txt").write_text(f"{marker}\n")
     with (corpus / "val.bin").open("r+b") as file:
         torch.save(Malicious(marker), file)
     run_in_process(train_command(corpus, tmp_path / "run", train__max_iters=2))

@@ -9,11 +9,11 @@ import pytest
 import tokenizers
 
 from mlm_dist.data.preparation import SAMPLE_TEXT
-from mlm_dist.data.texts import find_documents
+from mlm_dist.data.texts import find_files
 from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, MASK, Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.huggingface.tokenizer_file import convert_tokenizer, find_merges
-from tests.data.test_texts import HARD_TEXTS, pattern_of, random_text, ranks_across_words
+from tests.data.test_pieces import HARD_TEXTS, pattern_of, random_text, ranks_across_words
 from tests.data.test_tokenizer import RUNS
 
 SAMPLE = SAMPLE_TEXT.read_text(encoding="utf-8")
@@ -105,8 +105,8 @@ def test_novels_have_tiktokens_ids(gpt2_vocabulary: None, tmp_path: Path) -> Non
     """Compare whole novels in the folder MLM_DIST_NOVELS, with GPT-2's vocabulary and with one trained on them."""
     if "MLM_DIST_NOVELS" not in os.environ:
         pytest.skip("needs MLM_DIST_NOVELS, a folder of *.txt files")
-    documents = find_documents([Path(os.environ["MLM_DIST_NOVELS"])])
-    novels = [document.path.read_text(encoding="utf-8") for document in documents]
+    files = find_files([Path(os.environ["MLM_DIST_NOVELS"])])
+    novels = [file.path.read_text(encoding="utf-8") for file in files]
     for tokenizer in (Tokenizer.from_tiktoken("gpt2"), Tokenizer.train_bpe(novels, 8000)):
         converted = save_and_load(tokenizer, tmp_path)
         tokens = 0

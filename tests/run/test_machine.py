@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mlm_dist.data.preparation import usable_cores
+from mlm_dist.data.encoding import usable_cores
 from mlm_dist.run.machine import describe_machine, processor
 
 

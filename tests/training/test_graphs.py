@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlm_dist.config import Config, ModelConfig, TrainConfig
+from mlm_dist.config import Config, DataConfig, ModelConfig, TrainConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.sampler import Selection
@@ -35,13 +35,15 @@ def compiler() -> Iterator[Any]:
 
 
 def selection(step: int, epoch: int) -> Selection:
-    return Selection(step, epoch, (np.arange(ROWS) + 3 * step) % 40, np.arange(ROWS))
+    return Selection.of_epoch(step, epoch, (np.arange(ROWS) + 3 * step) % 40, np.arange(ROWS))
 
 
-def make_masker(corpus: Corpus, rate: Rate = 0.15, unit: Any = "token", replacement: Any = "mask") -> Masker:
+def make_masker(
+    corpus: Corpus, rate: Rate = 0.15, unit: Any = "token", replacement: Any = "mask", documents: Any = "isolated"
+) -> Masker:
     masking = at_rate(rate)
     masking.unit, masking.replacement = unit, replacement
-    config = Config(masking=masking, train=TrainConfig(max_iters=50))
+    config = Config(masking=masking, train=TrainConfig(max_iters=50), data=DataConfig(documents=documents))
     return Masker.from_config(config, T, corpus.tokenizer, seed=1, batch_size=ROWS, device=CPU)
 
 
@@ -73,13 +75,13 @@ def test_compiled_masks_are_those_of_their_own_epoch_step_and_rate(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tied", "documents"), [(True, "joined"), (False, "joined"), (True, "isolated")])
 def test_the_compiled_loss_has_the_gradients_of_the_eager_one_over_50_steps(
-    dtype: torch.dtype, tied: bool, corpus: Corpus, compiler: Any
+    dtype: torch.dtype, tied: bool, documents: str, corpus: Corpus, compiler: Any
 ) -> None:
     torch.manual_seed(0)
     shape = ModelConfig(vocab_size=300, block_size=T, embedding_dim=16, heads=2, blocks=2, tie_embeddings=tied)
-    encoder, masker = Encoder(shape), make_masker(corpus, [0.0, 1.0])
+    encoder, masker = Encoder(shape), make_masker(corpus, [0.0, 1.0], documents=documents)
     loss = MaskedLoss(encoder, masker.max_masked(ROWS, 1))
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
     matrix = corpus.rows("train", T)
