@@ -15,6 +15,7 @@ from mlm_dist.fault_points import reached
 from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.output import warn
 from mlm_dist.precision import autocast
+from mlm_dist.training.compilation import compile_loss, should_compile
 from mlm_dist.training.inputs import InputReader, StepInputs
 from mlm_dist.training.optim import can_update_without_host, update, update_without_host
 from mlm_dist.training.state import TrainState
@@ -83,6 +84,17 @@ class Step:
         if not self.processes.is_distributed:
             return self.loss
         return DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
+
+    def compile(self, steps_left: int) -> None:
+        """Compile the loss, if that is worth it. All ranks call this.
+
+        Raises:
+            UserError: on all ranks: it must be compiled, and cannot.
+        """
+        if should_compile(self.config, self.device, self.processes.world_size, steps_left):
+            micro_batch = self.next_batch().micro_batches(self.micro_batch_size)[0]
+            with self.processes.raise_on_all_ranks():
+                compile_loss(self.loss, micro_batch, self.dtype, is_required=self.config.compile == "on")
 
     def __call__(self, lr: float) -> Outcome:
         """Take the next step."""

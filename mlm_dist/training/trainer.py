@@ -113,6 +113,7 @@ class Trainer:
             self.recorder = Recorder.open(self.run_dir, self.config, state.step, self.tokens, state.seconds)
         if self.lacks_evaluation():
             self.evaluate()
+        self.eager_step.compile(steps_left=settings.max_iters - state.step)
         stopwatch = Stopwatch(state.seconds)
         while state.step < settings.max_iters and not self.is_stopping():
             result = self.train_step()
