@@ -53,6 +53,7 @@ class MlmDist:
         keep_freed_memory()
         self.processes = Processes(config.device, config.train.hang_timeout)
         self.trainer = Trainer(config, corpus, self.processes, RunDir(folder), StopRequest())
+        self.trainer.eager_step.compile(steps_left=config.train.max_iters)
         self.saver = BackgroundSaver(folder / "checkpoints", keep=1)
         self.device = self.processes.device
 

@@ -184,6 +184,35 @@ def test_after_a_capture_that_fails_the_steps_go_on_eagerly(
     assert warnings[0].endswith("one by one: RuntimeError: operation not permitted when stream is capturing")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("on_device", [False, True])
+def test_steps_captured_on_a_gpu_are_those_of_the_eager_trainer(
+    on_device: bool,
+    corpus: Corpus,
+    corpus_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(inputs, "fits_on", lambda *_: on_device)
+    digests, losses = [], []
+    for is_captured in (True, False):
+        flags = tiny_flags(corpus_folder, tmp_path / "run", **CHANGING | {"device": "cuda", "train__batch_size": 192})
+        config = parse_config(flags, "train")
+        trainer = Trainer(config, corpus, Processes("cuda"), RunDir(tmp_path / "run"), StopRequest())
+        assert isinstance(trainer.step, GraphStep)
+        if not is_captured:
+            trainer.step = trainer.eager_step
+        results = [trainer.train_step() for _ in range(30)]
+        losses.append([result.loss.item() for result in results])
+        digests.append([int(trainer.train_step().batch.digest()) for _ in range(20)])
+    assert digests[0] == digests[1]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert "cannot be captured" not in capsys.readouterr().err
+
+
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("failing_rank", [-1, 1])
 def test_with_ddp_all_ranks_replay_or_none_of_them(failing_rank: int, corpus_folder: Path, tmp_path: Path) -> None:
