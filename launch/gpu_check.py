@@ -114,9 +114,15 @@ def machine(check: Check) -> Figures:
 
 
 def step(check: Check) -> Figures:
-    """A step of the recipe on random tokens."""
+    """A step of the recipe on random tokens, replayed from a graph. Its parts are timed without one."""
     results = check.benchmark("step", "--config", "novels", "--data.path", "corpora/novels", "--against", "naive")
     return figures_of_step(results["step"])
+
+
+def compiled(check: Check) -> Figures:
+    """The same, compiled."""
+    flags = ("--config", "novels", "--data.path", "corpora/novels", "--against", "naive", "--compile", "on")
+    return figures_of_step(check.benchmark("compiled", *flags)["step"])
 
 
 def figures_of_step(measured: Figures) -> Figures:
@@ -168,7 +174,7 @@ def resume(check: Check) -> Figures:
 
 
 def tests(check: Check) -> Figures:
-    """The tests that need a GPU, and those of the loss kernel, which run on a GPU if there is one."""
+    """The tests that need a GPU, such as that of the captured step, and those of the loss kernel."""
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header")
     needs_gpu = check.run(*pytest, "-m", "gpu")
     kernel = check.run(*pytest, "tests/model/test_loss_kernel.py")
@@ -212,6 +218,7 @@ STAGES: list[tuple[str, Callable[[Check], Figures], float]] = [
     ("resume", resume, 90),
     ("tests", tests, 90),
     ("bert", bert, 90),
+    ("compiled", compiled, 150),
     ("recipe", recipe, 120),
     ("verbs", verbs, 60),
 ]

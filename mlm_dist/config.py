@@ -53,6 +53,11 @@ class Part(TypedDict):
     weight: PositiveFloat
 
 
+def on_or_off(value: object) -> object:
+    """Turn true and false, as which YAML reads them, into on and off; other values are returned as they are."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 @dataclass(config=VALIDATED)
 class DataConfig:
     """The texts."""
@@ -290,6 +295,9 @@ class Config:
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Dtype of the matrix products. auto: bf16 if the device computes in it, else fp16 on a GPU and fp32 on a CPU.
     Parameters and optimizer state are always fp32."""
+    compile: Annotated[Literal["auto", "on", "off"], BeforeValidator(on_or_off)] = "auto"
+    """Compile the encoder and its loss at the start, in about a minute, so that a step needs fewer passes over memory.
+    It rounds differently. auto: on a GPU, if the run is long enough. Never in debug mode."""
     report_to: Annotated[list[Text], BeforeValidator(split_names)] = field(default_factory=list)
     """Experiment trackers that show the metrics of the run, in addition to metrics.jsonl: `tensorboard`, `wandb`,
     `mlflow`. A list, or names separated by commas."""

@@ -109,7 +109,8 @@ def help_parser(verb: str) -> argparse.ArgumentParser:
         section = key.rpartition(".")[0]
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
-        choices = typing.get_args(leaf_types()[key]) if typing.get_origin(leaf_types()[key]) is Literal else None
+        kind, _ = split_bounds(leaf_types()[key])
+        choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else None
         groups[section].add_argument(
             f"--{key}",
             metavar=None if choices else key.rsplit(".", maxsplit=1)[-1].upper(),

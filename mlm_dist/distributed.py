@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -51,6 +52,7 @@ class Processes:
     Args:
         device: the kind of device to compute on.
         timeout: timeout of collectives, in minutes.
+        records: folder for NCCL's record of the last collectives of each rank, which it writes on a timeout.
 
     Attributes:
         rank: 0 to world_size - 1; rank 0 prints and writes.
@@ -61,7 +63,9 @@ class Processes:
         UserError: the processes cannot connect; or, on all ranks: a rank has no such device, or devices differ.
     """
 
-    def __init__(self, device: Literal["auto", "cpu", "cuda"], timeout: float = 10.0) -> None:
+    def __init__(
+        self, device: Literal["auto", "cpu", "cuda"], timeout: float = 10.0, records: str | None = None
+    ) -> None:
         self.rank, self.world_size = 0, 1
         self._store: Store | None = None
         self._gathers = itertools.count()
@@ -76,9 +80,8 @@ class Processes:
         if on_gpu:
             torch.cuda.set_device(self.device)
         if self._store is not None:
-            if on_gpu:  # NCCL then records the collectives of each rank and dumps them on a timeout
-                os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
-                os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+            if on_gpu:
+                record_collectives(records)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
                 timeout=timedelta(minutes=timeout),
@@ -331,6 +334,14 @@ def join() -> tuple[Store, int, int]:
     return PrefixStore(f"attempt {attempt}, group {next(JOINED)}", store), rank, world_size
 
 
+def record_collectives(folder: str | None) -> None:
+    """Let NCCL record the last collectives of each rank, and write them on a timeout to FOLDER/nccl-rank-N."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+    os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
+    if folder:  # the default is a file in /tmp of each machine
+        os.environ.setdefault("TORCH_FR_DUMP_TEMP_FILE", str(Path(folder).resolve() / "nccl-rank-"))
+
+
 def maybe_no_sync(model: torch.nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Accumulate gradients locally, and all-reduce them only in the last micro-batch of a step."""
     if isinstance(model, DistributedDataParallel) and not is_last:
@@ -354,6 +365,8 @@ def connect() -> tuple[Store, int, int]:
 def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
     """Choose the device of the process with this local rank.
 
+    With `srun --gpus-per-task=1`, each process sees its own GPU only, as device 0.
+
     Raises:
         UserError: `device` is `cuda` and there is no GPU, or there are fewer GPUs than processes.
     """
@@ -362,6 +375,8 @@ def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
         return torch.device("cpu")
     if gpus == 0:
         raise UserError("device: cuda, but torch finds no CUDA device here: use device: cpu or auto")
+    if gpus == 1 and "SLURM_GPUS_PER_TASK" in os.environ:
+        local_rank = 0
     if local_rank >= gpus:
         raise UserError(f"there is no GPU for local rank {local_rank}, only {gpus} in all: start one process per GPU")
     return torch.device("cuda", local_rank)

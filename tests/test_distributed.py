@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch._C._distributed_c10d import HashStore, Store
 
-from mlm_dist.distributed import Processes, join
+from mlm_dist.distributed import Processes, choose_device, join, record_collectives
 from mlm_dist.errors import UserError
 from tests.conftest import start
 
@@ -132,3 +132,24 @@ def test_a_gather_takes_one_request_per_rank_on_rank_0_and_a_constant_number_on_
     assert all(gathered[rank] == [f"value {rank}" for rank in range(world_size)] for rank in range(world_size))
     assert requests["0"] <= 2 * world_size + 8
     assert max(requests[str(rank)] for rank in range(1, world_size)) <= 6
+
+
+def test_the_record_of_collectives_goes_into_the_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_DUMP_ON_TIMEOUT", "TORCH_FR_DUMP_TEMP_FILE"):
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    record_collectives("runs/mine")
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == str(tmp_path / "runs/mine/nccl-rank-")
+    record_collectives("runs/other")  # what the user has set stays
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == str(tmp_path / "runs/mine/nccl-rank-")
+
+
+def test_a_slurm_task_with_a_gpu_of_its_own_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("SLURM_GPUS_PER_TASK", raising=False)
+    with pytest.raises(UserError, match="no GPU for local rank 3"):
+        choose_device("auto", local_rank=3)
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
+    assert choose_device("auto", local_rank=3) == torch.device("cuda", 0)

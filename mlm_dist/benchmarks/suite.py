@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mlm_dist.benchmarks.parts import encoding_rates, matrix_ceiling, random_corpus, step_flops
+from mlm_dist.benchmarks.parts import encoding_rates, matrix_ceiling, random_corpus
 from mlm_dist.benchmarks.peers import PeerName
 from mlm_dist.benchmarks.runner import Runner, Turn, running, take_turns
 from mlm_dist.config import Config, DataConfig
@@ -19,6 +19,7 @@ from mlm_dist.data.encoding import usable_cores
 from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.distributed import choose_device
 from mlm_dist.errors import UserError
+from mlm_dist.model.flops import step_flops
 from mlm_dist.precision import choose_dtype
 from mlm_dist.run.machine import describe_machine
 

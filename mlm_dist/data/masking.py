@@ -90,7 +90,7 @@ class MaskedBatch:
 
 
 class MaskInputs(NamedTuple):
-    """What the masks of rows depend on besides their tokens, on the device.
+    """What the masks of rows depend on besides their tokens.
 
     All of it is tensors. In a captured graph, a Python number would keep the value that it had at the capture, and all
     epochs after it would get the masks of one.
@@ -206,14 +206,15 @@ class Masker:
             tokens: (B, T) int64, on `device`.
             selection: which rows these are, and when they are read: a row is masked anew in each epoch.
         """
-        return self.mask(tokens, self.inputs(selection))
+        inputs = (copy_to(self.device, part) for part in self.inputs(selection))
+        return self.mask(tokens, MaskInputs(*inputs))
 
     def inputs(self, selection: Selection) -> MaskInputs:
-        """What the masks of selected rows depend on, copied to the device."""
+        """What the masks of selected rows depend on, on the CPU."""
         return MaskInputs(
-            rows=copy_to(self.device, selection.rows.astype(np.int32)),
-            rates=copy_to(self.device, self.rate(selection)),
-            keys=copy_to(self.device, selection.keys(self.seed, "mask")),
+            rows=torch.from_numpy(selection.rows.astype(np.int32)),
+            rates=torch.from_numpy(self.rate(selection)),
+            keys=torch.from_numpy(selection.keys(self.seed, "mask")),
         )
 
     def mask(self, tokens: torch.Tensor, inputs: MaskInputs) -> MaskedBatch:
@@ -345,15 +346,10 @@ def load_batch(matrix: Tokens, selection: Selection, masker: Masker) -> MaskedBa
         selection: which rows to read, and when.
         masker: of rows of T tokens.
     """
-    return mask_rows(matrix[selection.rows], selection, masker)
+    tokens = torch.from_numpy(matrix[selection.rows].astype(np.int64))
+    return masker(copy_to(masker.device, tokens), selection)
 
 
-def mask_rows(tokens: Tokens, selection: Selection, masker: Masker) -> MaskedBatch:
-    """Copy the tokens of the selected rows, (B, T), to the masker's device and mask them."""
-    return masker(copy_to(masker.device, tokens.astype(np.int64)), selection)
-
-
-def copy_to(device: torch.device, array: npt.NDArray[np.generic]) -> torch.Tensor:
-    """Copy an array to a device. To a GPU it is copied from pinned memory, while the previous step still runs."""
-    tensor = torch.from_numpy(array)
+def copy_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor from the CPU to a device: to a GPU from pinned memory, while its previous work still runs."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

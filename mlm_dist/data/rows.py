@@ -35,11 +35,14 @@ class TrainingRows:
         self.columns = np.arange(block_size)
         self.counts = [len(tokens) // block_size for tokens in corpora]
 
+    def starts(self, selection: Selection) -> Indices:
+        """The index of the first token of each selected row in its corpus, (B,)."""
+        starts = selection.rows * self.block_size
+        return starts + self.shifts(selection.epochs) if self.is_shifted else starts
+
     def read(self, selection: Selection) -> Tokens:
         """The tokens of the selected rows, (B, T)."""
-        starts = selection.rows * self.block_size
-        if self.is_shifted:
-            starts += self.shifts(selection.epochs)
+        starts = self.starts(selection)
         rows = np.empty((len(starts), self.block_size), dtype=self.corpora[0].dtype)
         for corpus in np.unique(selection.corpora).tolist():
             chosen = selection.corpora == corpus

@@ -119,8 +119,9 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: torch.Tensor = self.contract(self.expand(x).relu_())  # in place: it is the largest activation of a block
-        return out
+        rows = x.flatten(0, -2)  # the output of a layer on more dimensions is a view, and in place that costs copies
+        out: torch.Tensor = self.contract(self.expand(rows).relu_())  # in place: the largest activation of a block
+        return out.view(x.shape)
 
 
 class Block(nn.Module):

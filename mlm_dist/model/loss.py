@@ -184,8 +184,10 @@ def gradients_on_gpu(
         weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
         bias_gradient = sums if bias_gradient is None else bias_gradient.add_(sums)
     assert weight_gradient is not None and bias_gradient is not None
-    used = slice(len(weight))
-    return losses, hidden_gradient, weight_gradient[used].div_(scale), bias_gradient[used].div_(scale)
+    weight_gradient, bias_gradient = weight_gradient[: len(weight)], bias_gradient[: len(weight)]
+    if scale != 1:
+        weight_gradient, bias_gradient = weight_gradient.div_(scale), bias_gradient.div_(scale)
+    return losses, hidden_gradient, weight_gradient, bias_gradient
 
 
 def replace_by_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

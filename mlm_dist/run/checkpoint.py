@@ -174,22 +174,31 @@ def read_record(path: Path) -> dict[str, dict[str, Any]] | None:
         return None
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
     """Read the state of a checkpoint that `find_newest` has verified, onto the CPU.
+
+    Args:
+        path: the checkpoint path.
+        mapped: as in `load_tensors`.
 
     Raises:
         UserError: the file cannot be read.
     """
     try:
-        return load_tensors(path / STATE)
+        return load_tensors(path / STATE, mapped)
     except OSError as error:
         raise UserError(f"{path / STATE}: {error.strerror}; every machine must be able to read run_dir") from error
     except ValueError as error:
         raise UserError(f"{path / STATE} contains something other than tensors and plain values") from error
 
 
-def load_tensors(file: Path) -> dict[str, Any]:
+def load_tensors(file: Path, mapped: bool = False) -> dict[str, Any]:
     """Read a dict of tensors and plain values that `torch.save` wrote, onto the CPU. No code in the file runs.
+
+    Args:
+        file: the file.
+        mapped: leave the tensors in the file, which is mapped into memory: for a caller that copies them to a GPU. The
+            processes of a machine then share one copy, and it may be larger than the memory.
 
     Raises:
         OSError: it cannot be read, or is not a regular file.
@@ -203,7 +212,8 @@ def load_tensors(file: Path) -> dict[str, Any]:
                 raise ValueError("it is compressed")
             content.seek(0)
             with warnings.catch_warnings(action="ignore"):
-                state: Any = torch.load(content, map_location="cpu", weights_only=True)
+                source = file if mapped else content
+                state: Any = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
         except OSError:
             raise
         except Exception as error:  # torch has no exception type of its own for a file that it cannot parse

@@ -38,7 +38,7 @@ def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None]) -
         RunError: the run cannot continue.
     """
     keep_freed_memory()
-    processes = Processes(config.device, config.train.hang_timeout)
+    processes = Processes(config.device, config.train.hang_timeout, config.run_dir)
     run_dir = RunDir(Path(config.run_dir))
     check(config, run_dir, processes)
     corpora, config = open_corpora(config, run_dir, processes)

@@ -27,7 +27,8 @@ def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.opti
         {"params": [parameter for parameter in rest if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     # The fused implementation updates all parameters in one kernel instead of a dozen kernels per parameter.
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, fused=True)]
+    adamw = torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=parameters[0].is_cuda)
+    optimizers: list[torch.optim.Optimizer] = [adamw]
     if hidden:
         # Updates of any shape have the same size as AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982).
         muon = torch.optim.Muon(
@@ -63,11 +64,12 @@ def can_update_without_host(optimizers: list[torch.optim.Optimizer], scaler: tor
 
 
 def update_without_host(
-    parameters: list[nn.Parameter], optimizers: list[torch.optim.Optimizer], lr: float, grad_clip: float
+    parameters: list[nn.Parameter], optimizers: list[torch.optim.Optimizer], lr: torch.Tensor, grad_clip: float
 ) -> torch.Tensor:
     """Update like `update`, but let the device clip the gradient and skip the step, so that the host waits for nothing.
 
     The fused AdamW divides the gradient by its `grad_scale` and does nothing if its `found_inf` is 1, as with a scaler.
+    `lr` is a float32 scalar, because a captured graph would keep a Python number.
     """
     norm = get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
     set_learning_rate(optimizers, lr)
@@ -112,7 +114,7 @@ def update(
     return norm
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], lr: float | torch.Tensor) -> None:
     """Set the learning rate of every parameter group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:

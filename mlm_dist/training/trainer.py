@@ -3,31 +3,30 @@
 from collections.abc import Sequence
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.masking import MaskedBatch, Masker, mask_rows
+from mlm_dist.data.masking import Masker
 from mlm_dist.data.mixture import Shares
-from mlm_dist.data.randomness import derive_key
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
-from mlm_dist.distributed import Processes, maybe_no_sync
+from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError
 from mlm_dist.evaluation import MixtureValidator
 from mlm_dist.fault_points import reached
-from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.model.registry import build_model
-from mlm_dist.precision import autocast, choose_dtype
+from mlm_dist.precision import choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
 from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import RunDir
+from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
-from mlm_dist.training.optim import build_optimizers, can_update_without_host, update, update_without_host
+from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
 from mlm_dist.training.state import StepResult, TrainState
+from mlm_dist.training.step import CUDAGraph, GraphStep, Step, leave_default_stream
 from mlm_dist.training.stopping import StopFile, StopRequest
 
 MAKE_ROOM = "make room on the disk; the same command continues from the last checkpoint"
@@ -38,7 +37,8 @@ class Trainer:
 
     Attributes:
         state: what a checkpoint stores.
-        model: the encoder with its loss, wrapped by DDP in a process group.
+        step: takes the next optimizer step with a learning rate.
+        eager_step: the same, operation by operation.
         stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
 
     Raises:
@@ -56,7 +56,7 @@ class Trainer:
         self.stop = stop
         self.stop_file = StopFile(run_dir.stop)
         self.device = processes.device
-        self.micro_batch_size = config.micro_batch_size(processes.world_size)
+        leave_default_stream(self.device)
         with processes.raise_on_all_ranks():
             config.check_vocab_size(self.tokenizer.vocab_size, corpora[0].folder)
             check_memory(config, self.device, processes.world_size)
@@ -65,9 +65,9 @@ class Trainer:
         block_size, batch_size = config.model.block_size, config.train.batch_size
         with processes.raise_on_all_ranks():
             is_shifted, is_mixture = bool(config.data.shift_rows), len(corpora) > 1
-            self.rows = TrainingRows([corpus.train for corpus in corpora], block_size, config.seed, is_shifted)
+            rows = TrainingRows([corpus.train for corpus in corpora], block_size, config.seed, is_shifted)
             self.sampler = GlobalBatchSampler(
-                self.rows.counts,
+                rows.counts,
                 batch_size,
                 config.seed,
                 processes.rank,
@@ -76,20 +76,21 @@ class Trainer:
                 shares=Shares(config.data.weights, batch_size, config.seed) if is_mixture else None,
             )
             self.validator = MixtureValidator(config, corpora, processes, self.dtype)
-        self.masker = Masker.from_config(config, block_size, self.tokenizer, config.seed, batch_size, self.device)
 
         torch.manual_seed(config.seed)
         with processes.raise_on_all_ranks(), user_error_if_out_of_memory():
             encoder = build_model(config.model).to(self.device)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler)
-        max_masked = self.masker.max_masked(self.micro_batch_size, processes.world_size)
-        self.model: MaskedLoss | DistributedDataParallel = MaskedLoss(encoder, max_masked)
-        if processes.is_distributed:
-            self.model = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+        masker = Masker.from_config(config, block_size, self.tokenizer, config.seed, batch_size, self.device)
+        reader = InputReader(rows, self.sampler, masker)
+        self.eager_step = Step(config, self.state, reader, processes, self.dtype)
+        can_be_captured = self.eager_step.can_be_captured
+        self.step = GraphStep(self.eager_step, CUDAGraph()) if can_be_captured else self.eager_step
 
-        late = self.device.type == "cuda" and can_update_without_host(self.state.optimizers, scaler)
-        self.skipped_steps = SkippedSteps(self.state, processes, self.sampler, config.train.max_bad_steps, late)
+        self.skipped_steps = SkippedSteps(
+            self.state, processes, self.sampler, config.train.max_bad_steps, self.eager_step.without_host
+        )
         self.record = describe_run(config, corpora, self.dtype)
         self.recorder = Recorder([])  # rank 0 replaces it in `loop`
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
@@ -126,6 +127,7 @@ class Trainer:
             self.recorder = Recorder.open(self.run_dir, self.config, state.step, self.tokens, state.seconds)
         if self.lacks_evaluation():
             self.evaluate()
+        self.eager_step.compile(steps_left=settings.max_iters - state.step)
         stopwatch = Stopwatch(state.seconds)
         while state.step < settings.max_iters and not self.is_stopping():
             result = self.train_step()
@@ -157,9 +159,8 @@ class Trainer:
     def train_step(self) -> StepResult:
         """Take the next optimizer step."""
         reached("step begins")
-        batch, lr = self.next_batch(), self.learning_rate()
-        loss = self.forward_backward(batch)
-        grad_norm = self.optimizer_step(lr)
+        lr = self.learning_rate()
+        batch, loss, grad_norm = self.step(lr)
         self.state.step += 1
         reached("step taken")
         return StepResult(self.state.step, batch, loss, grad_norm, lr)
@@ -167,39 +168,6 @@ class Trainer:
     def learning_rate(self) -> float:
         """The learning rate of the next step."""
         return learning_rate(self.state.step, self.config.train.max_iters, self.config.optim)
-
-    def next_batch(self) -> MaskedBatch:
-        """Read and mask this rank's part of the next step's global batch."""
-        if self.config.model.dropout:  # seeded at every step, the generator needs no state in the checkpoint
-            torch.manual_seed(derive_key(self.config.seed, self.state.step, self.processes.rank, "dropout"))
-        selection = self.sampler.select(self.state.step)
-        return mask_rows(self.rows.read(selection), selection, self.masker)
-
-    def forward_backward(self, batch: MaskedBatch) -> torch.Tensor:
-        """Compute the gradient of a batch, summed over the ranks, and return this rank's part of the loss.
-
-        The loss is the mean over the masked tokens of the global batch, so every micro-batch on every rank is divided
-        by their number.
-        """
-        count = self.processes.start_sum(batch.loss_weights.sum())
-        micro_batches = batch.micro_batches(self.micro_batch_size)
-        losses = []
-        for index, micro_batch in enumerate(micro_batches):
-            reached("micro-batch begins")
-            with maybe_no_sync(self.model, is_last=index + 1 == len(micro_batches)):
-                with autocast(self.device, self.dtype):
-                    loss = self.model(**vars(micro_batch)) / count().clamp(min=1)
-                # DDP averages the gradients over the ranks, but their sum is needed.
-                self.state.scaler.scale(loss * self.processes.world_size).backward()
-            losses.append(loss.detach())
-        return torch.stack(losses).sum()
-
-    def optimizer_step(self, lr: float) -> torch.Tensor:
-        """Update the parameters if the gradient is finite, clear the gradient, and return its norm before clipping."""
-        state, parameters = self.state, list(self.state.encoder.parameters())
-        if self.skipped_steps.reads_late:
-            return update_without_host(parameters, state.optimizers, lr, self.config.optim.grad_clip)
-        return update(parameters, state.optimizers, state.scaler, lr, self.config.optim.grad_clip)
 
     def log(self, result: StepResult, stopwatch: Stopwatch) -> None:
         """Record the step just taken."""

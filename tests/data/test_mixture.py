@@ -8,7 +8,7 @@ import torch
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.masking import MaskedBatch, Masker, mask_rows
+from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.mixture import Shares
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler, Selection
@@ -105,7 +105,10 @@ def test_the_masks_of_the_same_row_of_two_corpora_differ(corpus: Corpus) -> None
     rows, tokens = np.arange(8), np.ascontiguousarray(corpus.train[: 8 * T].reshape(8, T))
 
     def masked(of_corpus: int) -> MaskedBatch:
-        return mask_rows(tokens, Selection(0, np.zeros(8, dtype=np.int64), rows, rows, np.full(8, of_corpus)), masker)
+        return masker(
+            torch.from_numpy(tokens.astype(np.int64)),
+            Selection(0, np.zeros(8, dtype=np.int64), rows, rows, np.full(8, of_corpus)),
+        )
 
     first, again, second = masked(0), masked(0), masked(1)
     assert (first.digest() == again.digest()).all()

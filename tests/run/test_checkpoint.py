@@ -29,11 +29,20 @@ def save(folder: Path, step: int, keep: int = 3) -> Path:
     return folder / f"step-{step:08d}"
 
 
-def test_a_saved_state_is_loaded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_saved_state_is_loaded(mapped: bool, tmp_path: Path) -> None:
     path = save(tmp_path, 7)
-    state = load_checkpoint(path)
+    state = load_checkpoint(path, mapped)
     assert state["step"] == 7
     assert torch.equal(state["weight"], torch.full((50,), 7.0))
+
+
+def test_mapped_tensors_stay_in_the_file(tmp_path: Path) -> None:
+    path = save(tmp_path, 7)
+    weight = load_checkpoint(path, mapped=True)["weight"]
+    assert str(path / "state.pt") in Path("/proc/self/maps").read_text(encoding="utf-8")
+    weight.add_(1)
+    assert find_damage(path) is None
 
 
 def test_only_the_newest_checkpoints_are_kept_without_temporary_files(tmp_path: Path) -> None:
@@ -292,8 +301,9 @@ def compressed(content: bytes) -> bytes:
     ],
     ids=["empty", "junk", "pickle", "list", "integer key", "old format", "compressed"],
 )
-def test_a_file_that_is_not_a_saved_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_file_that_is_not_a_saved_mapping_is_refused(tmp_path: Path, content: bytes, mapped: bool) -> None:
     path = save(tmp_path, 1)
     (path / "state.pt").write_bytes(content)
     with pytest.raises(UserError, match=r"state.pt contains something other than tensors and plain values"):
-        load_checkpoint(path)
+        load_checkpoint(path, mapped)

@@ -39,8 +39,8 @@ def main(arguments: list[str]) -> None:
         all_reduces += bucket.is_last()
         return allreduce_hook(state, bucket)
 
-    if isinstance(trainer.model, DistributedDataParallel):
-        trainer.model.register_comm_hook(None, counted)
+    if isinstance(trainer.eager_step.model, DistributedDataParallel):
+        trainer.eager_step.model.register_comm_hook(None, counted)
     gradient: list[torch.Tensor] = []
 
     def keep(*_: object) -> None:

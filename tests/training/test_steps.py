@@ -69,11 +69,11 @@ def evaluated_steps(trainer: Trainer) -> list[int]:
 
 def test_a_step_starts_with_a_gradient_of_zero(make: Make) -> None:
     trainer = make()
-    batch = trainer.next_batch()
+    batch = trainer.eager_step.next_batch()
 
     def norm() -> float:
-        trainer.forward_backward(batch)
-        return trainer.optimizer_step(lr=0.0).item()
+        trainer.eager_step.forward_backward(batch)
+        return trainer.eager_step.update(lr=0.0).item()
 
     first, second = norm(), norm()
     assert second == pytest.approx(first, rel=1e-5)
@@ -132,7 +132,7 @@ def test_dropout_is_a_function_of_step_and_rank(make: Make) -> None:
     def random_number(step: int, rank: int = 0) -> float:
         trainer = make(model__dropout=0.1)
         trainer.state.step, trainer.processes.rank = step, rank
-        trainer.next_batch()
+        trainer.train_step()
         return torch.rand(()).item()
 
     assert random_number(3) == random_number(3)
@@ -297,7 +297,7 @@ def make_late(make: Make) -> Make:
 
     def late(**changes: object) -> Trainer:
         trainer = make(**changes)
-        trainer.skipped_steps.reads_late = True
+        trainer.eager_step.without_host = trainer.skipped_steps.reads_late = True
         return trainer
 
     return late
@@ -335,7 +335,7 @@ def test_the_update_without_the_host_is_the_same_update(clip: float, make: Make,
 
 def test_a_step_that_the_device_skips_changes_nothing_and_is_counted_later(make_late: Make) -> None:
     trainer = make_late(train__log_interval=4, train__eval_interval=0, train__max_iters=8)
-    forward_backward, changed = trainer.forward_backward, []
+    forward_backward, changed = trainer.eager_step.forward_backward, []
 
     def faulty(batch: MaskedBatch) -> torch.Tensor:
         loss = forward_backward(batch)
@@ -353,7 +353,7 @@ def test_a_step_that_the_device_skips_changes_nothing_and_is_counted_later(make_
         changed.append(not torch.equal(parameters_of(trainer), before))
         return result
 
-    trainer.forward_backward = faulty  # type: ignore[method-assign]
+    trainer.eager_step.forward_backward = faulty  # type: ignore[method-assign]
     trainer.train_step = watched  # type: ignore[method-assign]
     trainer.train()
     assert changed == [True, True, False, False, True, True, True, True]
