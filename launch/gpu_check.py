@@ -218,9 +218,9 @@ STAGES: list[tuple[str, Callable[[Check], Figures], float]] = [
     ("resume", resume, 90),
     ("tests", tests, 90),
     ("bert", bert, 90),
-    ("compiled", compiled, 150),
     ("recipe", recipe, 120),
     ("verbs", verbs, 60),
+    ("compiled", compiled, 200),
 ]
 
 
