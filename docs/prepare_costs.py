@@ -25,8 +25,8 @@ from mlm_dist.output import print_result
 RECORD_CHARACTERS = 1000
 REFERENCE_MEGABYTES = 10
 
-# Prints the seconds of prepare on one core, its CPU seconds, the peak memory in kB, and the CPU seconds of tiktoken alone
-# for the text of a file: in the same process, because the speed of a shared machine changes from one to the next.
+# Prints the seconds of prepare on one core, its CPU seconds, the peak memory in kB, and the CPU seconds of tiktoken
+# alone for the text of a file: in the same process, because the speed of a shared machine changes all the time.
 MEASURED = """
 import os, sys, time
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])

@@ -111,8 +111,8 @@ class TokenCounts:
         before = self.position % period
         after = -(before + len(ids)) % period
         chunks = np.pad(ids, (before, after), constant_values=none).reshape(-1, period)
-        for counts, part in ((self.train, chunks[:, :-CHUNK_TOKENS]), (self.sample, chunks[:, -CHUNK_TOKENS:])):
-            counts += np.bincount(part.ravel(), minlength=none + 1)[:none]
+        self.train += np.bincount(chunks[:, :-CHUNK_TOKENS].ravel(), minlength=none + 1)[:none]
+        self.sample += np.bincount(chunks[:, -CHUNK_TOKENS:].ravel(), minlength=none + 1)[:none]
         self.position += len(ids)
 
     def difference(self) -> float:
