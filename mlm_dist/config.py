@@ -20,8 +20,10 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     model_validator,
+    with_config,
 )
 from pydantic.dataclasses import dataclass
+from typing_extensions import TypedDict
 
 from mlm_dist.errors import UserError
 
@@ -43,13 +45,23 @@ def split_names(value: object) -> object:
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
+@with_config(VALIDATED)
+class Part(TypedDict):
+    """A corpus of a mixture."""
+
+    path: Text
+    weight: PositiveFloat
+
+
 @dataclass(config=VALIDATED)
 class DataConfig:
     """The texts."""
 
-    path: Text = "corpora/novels"
+    path: Text | Annotated[list[Part], MinLen(1)] = "corpora/novels"
     """A corpus from `python -m mlm_dist.prepare`, or a file, folder or pattern of texts in any format that `prepare`
-    reads, which is first prepared into a cache. `sample` is a short text that comes with the package."""
+    reads, which is first prepared into a cache. `sample` is a short text that comes with the package. A list is a
+    mixture of corpora with the same tokenizer: over any 1,000 steps, the rows of each are in proportion to its
+    weight."""
     tokenizer: Text = "gpt2"
     """If `data.path` is text: the name of a tiktoken encoding, or `bpe` to train a byte-level BPE with
     `model.vocab_size` entries on the text. A prepared corpus has its own tokenizer."""
@@ -65,12 +77,37 @@ class DataConfig:
     documents: Literal["joined", "isolated"] = "joined"
     """What a token attends to: joined: all tokens of its row; isolated: those of its own document, and positions begin
     anew with each document."""
-    shift_rows: bool = False
+    shift_rows: bool | None = None
     """Cut the training text into rows at other places in each epoch. An epoch then reads all tokens, but for less than
-    a row. false: the same rows in every epoch, which are cut to whole batches."""
+    a row. false: the same rows in every epoch, which are cut to whole batches. null: true in a new run, and as it was
+    in a run that resumes."""
     verify: bool = False
     """Verify the SHA-256 digests of the corpus at every start. false: once per machine, and again after a file has
     changed."""
+
+    @model_validator(mode="after")
+    def check_parts(self) -> Self:
+        """Refuse a mixture that has a corpus twice."""
+        paths = [part["path"] for part in self.parts]
+        for path in paths:
+            if paths.count(path) > 1:
+                raise ValueError(f"data.path has {path} twice: give it once, with the sum of the weights")
+        return self
+
+    @property
+    def paths(self) -> str:
+        """The paths of the corpora, for a message."""
+        return ", ".join(part["path"] for part in self.parts)
+
+    @property
+    def weights(self) -> list[float]:
+        """The weights of the corpora."""
+        return [part["weight"] for part in self.parts]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The corpora with their weights; a single path has the weight 1."""
+        return [Part(path=self.path, weight=1.0)] if isinstance(self.path, str) else self.path
 
 
 @dataclass(config=VALIDATED)

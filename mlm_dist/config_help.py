@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import annotated_types
+from typing_extensions import is_typeddict
 
 from mlm_dist import foreign_names
 from mlm_dist.config import Config
@@ -42,6 +43,11 @@ def is_text(kind: Any) -> bool:
     return bool(kind) and isinstance(split_bounds(kind)[0], type) and issubclass(split_bounds(kind)[0], str)
 
 
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; none of another type."""
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union else ()
+
+
 def split_bounds(kind: Any) -> tuple[Any, list[Any]]:
     """A type and its bounds."""
     if typing.get_origin(kind) is not Annotated:
@@ -58,6 +64,11 @@ def describe_type(kind: Any) -> str:
         return "one of " + ", ".join(choices)
     if types.NoneType in choices:
         return f"{describe_type(choices[0])}, or null"
+    if alternatives(bare):
+        return ", or ".join(map(describe_type, choices))
+    if is_typeddict(bare):
+        keys = typing.get_type_hints(bare, include_extras=True).items()
+        return f"{{{'; '.join(f'{key}: {describe_type(kind)}' for key, kind in keys)}}}"
     if typing.get_origin(bare) is list:
         count = "".join(f"{bound.min_length} " for bound in bounds if isinstance(bound, annotated_types.Len))
         return f"a list of {count}values, each {describe_type(choices[0])}"

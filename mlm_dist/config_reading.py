@@ -15,6 +15,7 @@ import yaml
 from mlm_dist.config import Config
 from mlm_dist.config_help import (
     LARGEST_NUMBER,
+    alternatives,
     describe_type,
     explain_key,
     help_parser,
@@ -143,8 +144,12 @@ def read_arguments(arguments: list[str], problems: Problems) -> Iterator[Setting
 
 
 def parse_flag(key: str, text: str) -> object:
-    """The value of a flag: text as it is for a key of type text, else parsed as YAML."""
-    if is_text(leaf_types().get(key)):
+    """The value of a flag: text as it is for a key of type text, else parsed as YAML.
+
+    For a key that is text or a list, a list begins with a bracket.
+    """
+    kind = leaf_types().get(key)
+    if is_text(kind) or (any(map(is_text, alternatives(kind))) and not text.startswith("[")):
         return text
     try:
         return yaml.load(text, Loader=StrictLoader)

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, Verify, token_dtype
 from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.encoding import encode_in_order
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
-from mlm_dist.data.preparation import find_or_prepare
+from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.data.reading import Reading
 from mlm_dist.data.sampler import Indices, Selection
 from mlm_dist.data.tokenizer import Tokenizer
@@ -106,6 +106,39 @@ class Validator:
         return result and {"val_loss": result.loss, "val_accuracy": result.accuracy}
 
 
+class MixtureValidator:
+    """Evaluates a model on the validation rows of every corpus of a run.
+
+    Raises:
+        UserError: as `Validator`, for any of the corpora.
+    """
+
+    def __init__(self, config: Config, corpora: Sequence[Corpus], processes: Processes, dtype: torch.dtype) -> None:
+        self.validators = [Validator(config, corpus, processes, dtype) for corpus in corpora]
+        self.parts = config.data.parts
+        self.interval = config.train.eval_interval
+        self.is_due = self.validators[0].is_due
+
+    def evaluate(self, encoder: MaskedModel, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """Compute `val_loss` and `val_accuracy` as `Validator.evaluate`.
+
+        With several corpora, they are the means over the corpora by their weights, and `val_loss/PATH` and
+        `val_accuracy/PATH` are those of each.
+        """
+        results = []
+        for validator in self.validators:
+            result = validator.evaluate(encoder, stop)
+            if result is None:
+                return None
+            results.append(result)
+        if len(results) == 1:
+            return results[0]
+        total = sum(part["weight"] for part in self.parts)
+        parts = list(zip(self.parts, results, strict=True))
+        together = {key: sum(part["weight"] / total * r[key] for part, r in parts) for key in results[0]}
+        return together | {f"{key}/{part['path']}": value for part, r in parts for key, value in r.items()}
+
+
 @torch.no_grad()
 def evaluate_batches(
     encoder: MaskedModel,
@@ -180,7 +213,7 @@ def evaluate_text(
     result = evaluate_batches(encoder, batches, processes, torch.float32)
     assert result is not None  # there is no `stop`
     if not result.tokens:
-        raise UserError(f"{path or config.data.path}: the text is too short: no token is masked; give a longer one")
+        raise UserError(f"{path or config.data.paths}: the text is too short: no token is masked; give a longer one")
     return result
 
 
@@ -189,9 +222,11 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
     if path is not None and not (path / MANIFEST).exists():
         return encode_texts(path, config.data.text_key, tokenizer)
     try:
-        folder = path or find_or_prepare(config.data, config.model.vocab_size)
+        folder, *others = [path] if path else find_or_prepare_all(config.data, config.model.vocab_size)
     except UserError as error:
         raise UserError(f"the corpus of the run: {error}; or give another corpus or text with --data") from error
+    if others:
+        raise UserError(f"the run has several corpora: give one of them with --data: {config.data.paths}")
     corpus = Corpus.open(folder, verify)
     if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(f"{folder} was prepared with a different tokenizer: give the text itself")

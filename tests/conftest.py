@@ -18,7 +18,7 @@ import torch
 from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.document_list import find_documents
-from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
+from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus, prepare_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.training.stopping import SIGNALS
@@ -186,6 +186,18 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def corpus(corpus_folder: Path) -> Corpus:
     """The corpus in `corpus_folder`, open."""
     return Corpus.open(corpus_folder)
+
+
+@pytest.fixture(scope="session")
+def paragraphs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The paragraphs of the sample as documents, with the tokenizer of `corpus`."""
+    folder = tmp_path_factory.mktemp("paragraphs")
+    (folder / "texts").mkdir()
+    for index, text in enumerate(SAMPLE_TEXT.read_text(encoding="utf-8").split("\n\n")):
+        (folder / "texts" / f"{index:04}.txt").write_text(f"{text}\n", encoding="utf-8")
+    (folder / "corpus").mkdir()
+    encode_corpus(hold_out(find_documents([folder / "texts"]), 0.1), folder / "corpus", corpus.tokenizer)
+    return folder / "corpus"
 
 
 def convert_corpus(folder: Path, version: int) -> None:

@@ -253,7 +253,7 @@ FIXED_KEYS: list[tuple[dict[str, object], str]] = [
 @pytest.mark.parametrize(("overrides", "words"), FIXED_KEYS)
 def test_keys_that_determine_parameters_and_data_cannot_change(overrides, words, run_dir):
     before = read_config(run_dir / "config.yaml")
-    now = parse_config(tiny_flags(Path(before.data.path), run_dir, **overrides), verb="train")
+    now = parse_config(tiny_flags(Path(before.data.paths), run_dir, **overrides), verb="train")
     with pytest.raises(UserError) as caught:
         check_same_run(fixed_values(before), fixed_values(now), run_dir)
     assert words in str(caught.value)
@@ -293,7 +293,7 @@ def test_a_run_with_another_validation_split_is_refused_and_not_changed(train, b
     before = contents(begun_run)
     old, new = (
         json.loads((folder / "corpus.json").read_text())["sha256"]["val"][:12]
-        for folder in (Path(read_config(begun_run / "config.yaml").data.path), corpus_copy)
+        for folder in (Path(read_config(begun_run / "config.yaml").data.paths), corpus_copy)
     )
     assert_refused(
         train(data__path=corpus_copy),

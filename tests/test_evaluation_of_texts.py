@@ -36,9 +36,13 @@ def model(run_dir: Path) -> TrainedModel:
     return mlm_dist.load(run_dir, "cpu")
 
 
-def test_results_on_the_corpus_of_the_run_equal_those_of_the_run(corpus_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("documents", ["joined", "isolated"])
+def test_results_on_the_corpus_of_the_run_equal_those_of_the_run(
+    documents: str, paragraphs: Path, tmp_path: Path
+) -> None:
     run_dir = tmp_path / "run"
-    result = verb("train", *tiny_flags(corpus_folder, run_dir, train__max_iters=3, train__eval_rows=100_000))
+    flags = tiny_flags(paragraphs, run_dir, train__max_iters=3, train__eval_rows=100_000, data__documents=documents)
+    result = verb("train", *flags)
     assert result.returncode == 0, result.stderr
     last_event = [event for event in read_events(run_dir / "metrics.jsonl") if "val_loss" in event][-1]
     found = evaluate(mlm_dist.load(run_dir, "cpu"), None, Processes("cpu"), 64)

@@ -52,7 +52,7 @@ class MlmDist:
     def __init__(self, config: Config, corpus: Corpus, folder: Path) -> None:
         keep_freed_memory()
         self.processes = Processes(config.device, config.train.hang_timeout)
-        self.trainer = Trainer(config, corpus, self.processes, RunDir(folder), StopRequest())
+        self.trainer = Trainer(config, [corpus], self.processes, RunDir(folder), StopRequest())
         self.saver = BackgroundSaver(folder / "checkpoints", keep=1)
         self.device = self.processes.device
 
@@ -166,7 +166,7 @@ def serve() -> None:
     os.dup2(2, 1)  # other output goes to stderr, so that stdout contains only JSON
     try:
         config = read_config(folder / "config.yaml")
-        corpus = Corpus.open(Path(config.data.path))
+        corpus = Corpus.open(Path(config.data.paths))
         candidate = MlmDist(config, corpus, folder) if name == "mlm_dist" else Peer(name, config, corpus)
         print(json.dumps("ready"), file=replies, flush=True)
         for line in sys.stdin:

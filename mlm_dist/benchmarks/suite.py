@@ -16,8 +16,9 @@ from mlm_dist.benchmarks.runner import Runner, Turn, running, take_turns
 from mlm_dist.config import Config, DataConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus
 from mlm_dist.data.encoding import usable_cores
-from mlm_dist.data.preparation import find_or_prepare
+from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.distributed import choose_device
+from mlm_dist.errors import UserError
 from mlm_dist.precision import choose_dtype
 from mlm_dist.run.machine import describe_machine
 
@@ -191,13 +192,15 @@ def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
     Raises:
         UserError: the corpus or text of the config does not exist, or cannot be prepared.
     """
-    path = Path(config.data.path)
+    path = Path(config.data.parts[0]["path"])
     if config.data.path == DataConfig().path and not (path / MANIFEST).exists():
         path = folder / "random"
         config = config.with_vocab_size(RANDOM_VOCAB_SIZE)
         random_corpus(path, config)
     else:
-        path = find_or_prepare(config.data, config.model.vocab_size)
+        path, *others = find_or_prepare_all(config.data, config.model.vocab_size)
+        if others:
+            raise UserError(f"benchmark measures one corpus: give one of {config.data.paths} as data.path")
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, path=str(path)),

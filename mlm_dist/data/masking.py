@@ -130,7 +130,7 @@ def find_maskable(tokens: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     return tokens != tokenizer.end_id
 
 
-def find_documents(tokens: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
+def number_documents(tokens: torch.Tensor, tokenizer: Tokenizer) -> torch.Tensor:
     """The document of each token, (B, T) -> (B, T) int64, counted from 0. `<|endoftext|>` is the last token of one."""
     is_end = tokens == tokenizer.end_id
     return is_end.cumsum(1) - is_end.long()
@@ -233,7 +233,7 @@ class Masker:
             positions=positions.masked_fill(~is_masked, 0),
             targets=targets,
             loss_weights=loss_weights.float(),
-            documents=find_documents(tokens, self.tokenizer) if self.isolates_documents else None,
+            documents=number_documents(tokens, self.tokenizer) if self.isolates_documents else None,
         )
 
     def _max_masked_by_index(self) -> npt.NDArray[np.int64]:

@@ -80,6 +80,11 @@ def encode_corpus(documents: DocumentList, folder: Path, tokenizer: Tokenizer) -
     return manifest
 
 
+def find_or_prepare_all(config: DataConfig, vocab_size: int | None) -> list[Path]:
+    """Return the corpus folder of each path of `data.path`, as `find_or_prepare`."""
+    return [find_or_prepare(dataclasses.replace(config, path=part["path"]), vocab_size) for part in config.parts]
+
+
 def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
     """Return the corpus folder of `data.path`. If the path is text, a corpus is first prepared in the user's cache.
 
@@ -92,7 +97,7 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
     Raises:
         UserError: there is no such corpus or text, or the text cannot be prepared.
     """
-    path = Path(config.path)
+    path = Path(config.paths)
     if (path / MANIFEST).exists():
         return path
     if config.path == SAMPLE and not path.exists():

@@ -1,4 +1,6 @@
-"""The rows of a corpus: its tokens, cut end to end into rows of T, from a place that may differ between epochs."""
+"""The rows of corpora: their tokens, cut end to end into rows of T, from a place that may differ between epochs."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +18,32 @@ class TrainingRows:
     follow those at the end. So each epoch cuts at other places, and reads all tokens but for less than a row.
 
     Args:
-        tokens: (N,) token ids.
+        corpora: (N,) token ids of each corpus, of the same type.
         block_size: tokens per row, T.
         seed: of the shifts.
         is_shifted: whether the rows are shifted.
+
+    Attributes:
+        counts: the number of rows of each corpus.
     """
 
-    def __init__(self, tokens: Tokens, block_size: int, seed: int, is_shifted: bool) -> None:
-        self.tokens = tokens
+    def __init__(self, corpora: Sequence[Tokens], block_size: int, seed: int, is_shifted: bool) -> None:
+        self.corpora = corpora
         self.block_size = block_size
         self.is_shifted = is_shifted
         self.key = derive_key(seed, "shift")
         self.columns = np.arange(block_size)
-
-    def __len__(self) -> int:
-        return len(self.tokens) // self.block_size
+        self.counts = [len(tokens) // block_size for tokens in corpora]
 
     def read(self, selection: Selection) -> Tokens:
         """The tokens of the selected rows, (B, T)."""
         starts = selection.rows * self.block_size
         if self.is_shifted:
             starts += self.shifts(selection.epochs)
-        rows: Tokens = self.tokens.take(starts[:, None] + self.columns, mode="wrap")
+        rows = np.empty((len(starts), self.block_size), dtype=self.corpora[0].dtype)
+        for corpus in np.unique(selection.corpora).tolist():
+            chosen = selection.corpora == corpus
+            rows[chosen] = self.corpora[corpus].take(starts[chosen, None] + self.columns, mode="wrap")
         return rows
 
     def shifts(self, epochs: Indices) -> npt.NDArray[np.int64]:

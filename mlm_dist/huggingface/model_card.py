@@ -146,8 +146,8 @@ def last_evaluation(model: TrainedModel) -> Event | None:
 
 
 def corpus_name(config: Config) -> str:
-    """The last part of the corpus's path. The rest depends on the machine."""
-    return Path(config.data.path).absolute().name
+    """The last part of the path of each corpus. The rest depends on the machine."""
+    return ", ".join(Path(part["path"]).absolute().name for part in config.data.parts)
 
 
 def table(rows: dict[str, str]) -> str:

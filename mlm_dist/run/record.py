@@ -6,7 +6,7 @@ different run. `adjustable` values may change, with a warning.
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from mlm_dist.config import Config
 from mlm_dist.config_reading import Setting, current_spelling
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.texts import SPLITS
 
 Values = Mapping[str, Any]
 
@@ -23,23 +24,26 @@ DIGESTS = {
     "corpus.val_sha256": "the validation text (SHA-256 of val.bin)",
     "corpus.tokenizer_sha256": "the tokenizer (SHA-256)",
 }
+NULL_FITS_ALL = ("model.vocab_size", "data.shift_rows")
 SHOWN_DIGITS = 12  # of a digest, in a message
 
 
-def describe_run(config: Config, corpus: Corpus, dtype: torch.dtype) -> dict[str, dict[str, Any]]:
+def describe_run(config: Config, corpora: Sequence[Corpus], dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     """The record of a run, as plain JSON values.
 
     Args:
         config: the run's config, with `model.vocab_size` set.
-        corpus: the run's corpus.
+        corpora: the run's corpora. The record of a single one has no lists, as in earlier versions.
         dtype: the dtype of matrix products.
     """
+    train, val = ([corpus.manifest.sha256[split] for corpus in corpora] for split in SPLITS)
+    is_mixture = len(corpora) > 1
     return {
         "fixed": {
             **fixed_values(config),
-            "corpus.train_sha256": corpus.manifest.sha256["train"],
-            "corpus.val_sha256": corpus.manifest.sha256["val"],
-            "corpus.tokenizer_sha256": corpus.tokenizer.fingerprint,
+            "corpus.train_sha256": train if is_mixture else train[0],
+            "corpus.val_sha256": val if is_mixture else val[0],
+            "corpus.tokenizer_sha256": corpora[0].tokenizer.fingerprint,
         },
         "adjustable": {
             **{f"optim.{key}": value for key, value in dataclasses.asdict(config.optim).items() if key != "name"},
@@ -50,10 +54,11 @@ def describe_run(config: Config, corpus: Corpus, dtype: torch.dtype) -> dict[str
 
 
 def fixed_values(config: Config) -> dict[str, Any]:
-    """The config keys that a run must not change, with their values. A `model.vocab_size` of null fits every run."""
+    """The config keys that a run must not change, with their values. A null that a run fills fits every run."""
     values = {
         "seed": config.seed,
         "data.documents": config.data.documents,
+        "data.weights": config.data.weights,
         "data.shift_rows": config.data.shift_rows,
         "train.batch_size": config.train.batch_size,
         "train.eval_rows": config.train.eval_rows,
@@ -61,9 +66,7 @@ def fixed_values(config: Config) -> dict[str, Any]:
         **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},
         **{f"masking.{key}": value for key, value in dataclasses.asdict(config.masking).items()},
     }
-    if config.model.vocab_size is None:
-        del values["model.vocab_size"]
-    return values
+    return {key: value for key, value in values.items() if key not in NULL_FITS_ALL or value is not None}
 
 
 def differences(values: Values, others: Values) -> str:

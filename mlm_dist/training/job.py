@@ -6,7 +6,8 @@ from pathlib import Path
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus, Verify
-from mlm_dist.data.preparation import find_or_prepare
+from mlm_dist.data.mixture import check_mixture
+from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.distributed import Processes
 from mlm_dist.fault_points import reached
 from mlm_dist.model.registry import model_class
@@ -40,9 +41,9 @@ def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None]) -
     processes = Processes(config.device, config.train.hang_timeout)
     run_dir = RunDir(Path(config.run_dir))
     check(config, run_dir, processes)
-    corpus, config = open_corpus(config, run_dir, processes)
+    corpora, config = open_corpora(config, run_dir, processes)
     with processes.report_missing_ranks("the same command continues from the last checkpoint"), closing(run_dir):
-        trainer = Trainer(config, corpus, processes, run_dir, stop)
+        trainer = Trainer(config, corpora, processes, run_dir, stop)
         lock(trainer)
         reached("resume begins")
         resume(trainer)
@@ -62,19 +63,20 @@ def check(config: Config, run_dir: RunDir, processes: Processes) -> None:
         run_dir.check(config)
 
 
-def open_corpus(config: Config, run_dir: RunDir, processes: Processes) -> tuple[Corpus, Config]:
-    """Open the corpus. Rank 0 prepares it first if `data.path` is text, and one rank of each host verifies it.
+def open_corpora(config: Config, run_dir: RunDir, processes: Processes) -> tuple[list[Corpus], Config]:
+    """Open the corpora. Rank 0 prepares one first if its path is text, and one rank of each host verifies them.
 
     Returns:
-        The corpus, and the config with the vocabulary size of the run.
+        The corpora, and the config with the vocabulary size and the rows of the run.
     """
     with processes.raise_on_all_ranks():
-        config = run_dir.fill_vocab_size(config)
-    folder = processes.on_rank_zero(lambda: find_or_prepare(config.data, config.model.vocab_size))
+        config = run_dir.fill_nulls(config)
+    folders = processes.on_rank_zero(lambda: find_or_prepare_all(config.data, config.model.vocab_size))
     with processes.raise_on_all_ranks():
         verify: Verify = "always" if config.data.verify else "once"
-        corpus = Corpus.open(folder, verify if processes.is_local_rank_zero else "never")
-    return corpus, config.with_vocab_size(corpus.tokenizer.vocab_size)
+        corpora = [Corpus.open(folder, verify if processes.is_local_rank_zero else "never") for folder in folders]
+        check_mixture(corpora, config.model.block_size)
+    return corpora, config.with_vocab_size(corpora[0].tokenizer.vocab_size)
 
 
 def lock(trainer: Trainer) -> None:
@@ -91,11 +93,11 @@ def begin(trainer: Trainer) -> None:
     with processes.raise_on_all_ranks():
         if not processes.is_rank_zero:
             return
-        run_dir.begin(trainer.config, trainer.corpus.tokenizer)
+        run_dir.begin(trainer.config, trainer.tokenizer)
         reached("run begun")
         run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
     print_log(describe(trainer))
-    for line in adjustments(trainer.corpus, trainer.config):
+    for line in adjustments(trainer.tokenizer.vocab_size, trainer.config):
         warn(line)
 
 

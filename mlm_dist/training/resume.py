@@ -43,7 +43,7 @@ def load(trainer: Trainer, path: Path, check_corpus: bool) -> None:
     Raises:
         UserError: it cannot be read, does not fit the run, or is beyond `max_iters`.
     """
-    content, corpus, max_iters = load_checkpoint(path), trainer.corpus, trainer.config.train.max_iters
+    content, corpus, max_iters = load_checkpoint(path), trainer.corpora[0], trainer.config.train.max_iters
     if check_corpus and content.get("corpus") != corpus.manifest.sha256["train"]:
         raise UserError(f"{path} was trained on a different corpus from {corpus.folder}: give another run_dir")
     if type(content.get("step")) is int and content["step"] > max_iters:

@@ -76,7 +76,7 @@ class SkippedSteps:
 
     def _count_one(self, outcome: Outcome, grad_norm: float, recorder: Recorder) -> None:
         state = self.state
-        own_rows: list[int] = self.sampler.select(outcome.step - 1).rows.tolist()
+        own_rows = self.sampler.select(outcome.step - 1).names()
         by_rank = self.processes.all_gather((outcome.loss.item(), own_rows))
         faulty = [rank for rank, (loss, _) in enumerate(by_rank) if not math.isfinite(loss)]
         if not faulty and state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_SCALE:

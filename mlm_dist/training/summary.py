@@ -1,7 +1,6 @@
 """The lines that are printed before and after training."""
 
 from mlm_dist.config import Config
-from mlm_dist.data.corpus import Corpus
 from mlm_dist.training.schedule import shortened_phases
 from mlm_dist.training.trainer import Trainer
 
@@ -17,14 +16,19 @@ def describe(trainer: Trainer) -> str:
     )
 
 
-def adjustments(corpus: Corpus, config: Config) -> list[str]:
-    """One line for each config value that does not fit the run or the corpus, with its consequence."""
+def adjustments(needed: int, config: Config) -> list[str]:
+    """One line for each config value that does not fit the run or its corpora, with its consequence.
+
+    Args:
+        needed: the vocabulary size of the corpora.
+        config: the run's config.
+    """
     lines = shortened_phases(config.train.max_iters, config.optim)
-    needed, size = corpus.tokenizer.vocab_size, config.model.entries
+    size = config.model.entries
     if size > needed:
         unused = "1 entry is" if size - needed == 1 else f"{size - needed} entries are"
         lines.append(
-            f"model.vocab_size {size} is larger than the vocabulary of {config.data.path} ({needed}): {unused} never "
+            f"model.vocab_size {size} is larger than the vocabulary of {config.data.paths} ({needed}): {unused} never "
             f"used"
         )
     return lines

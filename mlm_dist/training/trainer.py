@@ -1,17 +1,20 @@
 """The training loop. `python -m mlm_dist.benchmark` measures the parts of a step; most is the loss, model/loss.py."""
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker, mask_rows
+from mlm_dist.data.mixture import Shares
 from mlm_dist.data.randomness import derive_key
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes, maybe_no_sync
 from mlm_dist.errors import RunError
-from mlm_dist.evaluation import Validator
+from mlm_dist.evaluation import MixtureValidator
 from mlm_dist.fault_points import reached
 from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.model.registry import build_model
@@ -31,7 +34,7 @@ MAKE_ROOM = "make room on the disk; the same command continues from the last che
 
 
 class Trainer:
-    """Trains an encoder on a corpus, on one rank or as one of many.
+    """Trains an encoder on corpora with one tokenizer, on one rank or as one of many.
 
     Attributes:
         state: what a checkpoint stores.
@@ -39,14 +42,15 @@ class Trainer:
         stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
 
     Raises:
-        UserError: the config does not fit the corpus or the machine.
+        UserError: the config does not fit the corpora or the machine.
     """
 
     def __init__(
-        self, config: Config, corpus: Corpus, processes: Processes, run_dir: RunDir, stop: StopRequest
+        self, config: Config, corpora: Sequence[Corpus], processes: Processes, run_dir: RunDir, stop: StopRequest
     ) -> None:
         self.config = config
-        self.corpus = corpus
+        self.corpora = corpora
+        self.tokenizer = corpora[0].tokenizer
         self.processes = processes
         self.run_dir = run_dir
         self.stop = stop
@@ -54,23 +58,25 @@ class Trainer:
         self.device = processes.device
         self.micro_batch_size = config.micro_batch_size(processes.world_size)
         with processes.raise_on_all_ranks():
-            config.check_vocab_size(corpus.tokenizer.vocab_size, corpus.folder)
+            config.check_vocab_size(self.tokenizer.vocab_size, corpora[0].folder)
             check_memory(config, self.device, processes.world_size)
             self.dtype = choose_dtype(config.precision, self.device)
         processes.check_same("precision", str(self.dtype))
         block_size, batch_size = config.model.block_size, config.train.batch_size
         with processes.raise_on_all_ranks():
-            self.rows = TrainingRows(corpus.train, block_size, config.seed, config.data.shift_rows)
+            is_shifted, is_mixture = bool(config.data.shift_rows), len(corpora) > 1
+            self.rows = TrainingRows([corpus.train for corpus in corpora], block_size, config.seed, is_shifted)
             self.sampler = GlobalBatchSampler(
-                len(self.rows),
+                self.rows.counts,
                 batch_size,
                 config.seed,
                 processes.rank,
                 processes.world_size,
-                cuts_epochs=not config.data.shift_rows,
+                cuts_epochs=not (is_shifted or is_mixture),
+                shares=Shares(config.data.weights, batch_size, config.seed) if is_mixture else None,
             )
-            self.validator = Validator(config, corpus, processes, self.dtype)
-        self.masker = Masker.from_config(config, block_size, corpus.tokenizer, config.seed, batch_size, self.device)
+            self.validator = MixtureValidator(config, corpora, processes, self.dtype)
+        self.masker = Masker.from_config(config, block_size, self.tokenizer, config.seed, batch_size, self.device)
 
         torch.manual_seed(config.seed)
         with processes.raise_on_all_ranks(), user_error_if_out_of_memory():
@@ -84,7 +90,7 @@ class Trainer:
 
         late = self.device.type == "cuda" and can_update_without_host(self.state.optimizers, scaler)
         self.skipped_steps = SkippedSteps(self.state, processes, self.sampler, config.train.max_bad_steps, late)
-        self.record = describe_run(config, corpus, self.dtype)
+        self.record = describe_run(config, corpora, self.dtype)
         self.recorder = Recorder([])  # rank 0 replaces it in `loop`
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
         self.saved_step = 0

@@ -41,7 +41,7 @@ def test_without_texts_the_corpus_consists_of_random_tokens(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     config, corpus = open_corpus(small(), tmp_path)
     assert is_random(corpus)
-    assert Path(config.data.path) == corpus.folder
+    assert Path(config.data.paths) == corpus.folder
     assert len(corpus.rows("train", 16)) >= 12
     assert corpus.train[:-1].max() < corpus.tokenizer.end_id
     assert "Ferry" in texts_of(corpus)[0]

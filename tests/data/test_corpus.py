@@ -187,7 +187,7 @@ def test_rows_beyond_the_range_of_32_bits_are_those_at_their_place(
     rows = corpus.rows("train", 4)
     assert len(rows) == tokens // 4
     assert rows[np.arange(len(rows) - 16, len(rows))].ravel().tolist() == list(range(64))
-    shifted = TrainingRows(corpus.train, 4, seed=1, is_shifted=True)
+    shifted = TrainingRows([corpus.train], 4, seed=1, is_shifted=True)
     [shift] = shifted.shifts(np.array([0]))
     last = np.arange(len(rows) - 16, len(rows) - 1)
     assert shifted.read(Selection.of_epoch(0, 0, last, last)).ravel().tolist() == list(range(shift, 60 + shift))

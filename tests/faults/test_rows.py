@@ -1,5 +1,6 @@
-"""Shifted rows are the same with any number of processes, and after a kill."""
+"""The rows of every kind are the same with any number of processes, and after a kill."""
 
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,48 @@ from tests.faults.conftest import assert_same_run, history, run_to_end, train_co
 pytestmark = pytest.mark.slow
 
 DYING = Path(__file__).with_name("dying.py")
-# An epoch has 167 steps, so the run reads rows of two epochs.
-ROWS: dict[str, Any] = {"data__shift_rows": True, "train__max_iters": 180, "checkpoint__interval": 60}
+# An epoch of the sample alone has 167 steps; of its paragraphs, a quarter of the rows here, about 160.
+SETTINGS: dict[str, Any] = {"train__max_iters": 180, "checkpoint__interval": 60}
+KINDS = ["same rows", "shifted", "isolated", "mixture", "all"]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = verb("train", *train_command(corpus_folder, run_dir, **ROWS)[3:])
-    assert result.returncode == 0, result.stderr
-    return run_dir
-
-
-def test_a_killed_run_continues_with_the_same_rows(corpus_folder: Path, undisturbed: Path, tmp_path: Path) -> None:
-    command = train_command(corpus_folder, tmp_path / "run", **ROWS)
-    result = start(with_script(command, DYING, "step taken", 175, 0))
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    assert verb("train", *command[3:]).returncode == 0
-    assert_same_run(tmp_path / "run", undisturbed)
+def settings_of(kind: str, corpus: Path, paragraphs: Path) -> dict[str, Any]:
+    """The flags of a kind of rows."""
+    mixture = json.dumps([{"path": str(corpus), "weight": 3}, {"path": str(paragraphs), "weight": 1}])
+    return SETTINGS | {
+        "data__path": mixture if kind in ("mixture", "all") else paragraphs,
+        "data__documents": "isolated" if kind in ("isolated", "all") else "joined",
+        "data__shift_rows": kind in ("shifted", "all"),
+    }
 
 
 @pytest.mark.multiprocess
-def test_two_processes_read_the_rows_of_one(corpus_folder: Path, undisturbed: Path, tmp_path: Path) -> None:
-    run_to_end(train_command(corpus_folder, tmp_path / "run", processes=2, **ROWS))
-    digests = [[event.get("digest") for event in history(run)] for run in (tmp_path / "run", undisturbed)]
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_are_the_same_after_a_kill_and_with_two_processes(
+    kind: str, corpus_folder: Path, paragraphs: Path, tmp_path: Path
+) -> None:
+    settings = settings_of(kind, corpus_folder, paragraphs)
+    undisturbed, killed, split = (tmp_path / name for name in ("undisturbed", "killed", "split"))
+    result = verb("train", *train_command(corpus_folder, undisturbed, **settings)[3:])
+    assert result.returncode == 0, result.stderr
+
+    command = train_command(corpus_folder, killed, **settings)
+    result = start(with_script(command, DYING, "step taken", 175, 0))
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert verb("train", *command[3:]).returncode == 0
+    assert_same_run(killed, undisturbed)
+
+    run_to_end(train_command(corpus_folder, split, processes=2, **settings))
+    digests = [[event.get("digest") for event in history(run)] for run in (split, undisturbed)]
     assert digests[0] == digests[1]
     assert sum(digest is not None for digest in digests[0]) == 180
+
+
+def test_every_kind_of_rows_is_another_run(corpus_folder: Path, paragraphs: Path, tmp_path: Path) -> None:
+    losses = {}
+    for kind in KINDS:
+        settings = settings_of(kind, corpus_folder, paragraphs) | {"train__max_iters": 10}
+        result = verb("train", *train_command(corpus_folder, tmp_path / kind, **settings)[3:])
+        assert result.returncode == 0, result.stderr
+        losses[kind] = tuple(event["loss"] for event in history(tmp_path / kind) if "loss" in event)
+    assert len(set(losses.values())) == len(KINDS)

@@ -17,7 +17,13 @@ from tests.conftest import flags, verb
 
 FOLDER = Path(__file__).parent
 STEPS = 20
-OVERRIDES = {"device": "cpu", "precision": "fp32", "train.max_iters": STEPS, "train.log_interval": 1}
+OVERRIDES = {
+    "device": "cpu",
+    "precision": "fp32",
+    "data.shift_rows": False,
+    "train.max_iters": STEPS,
+    "train.log_interval": 1,
+}
 RUNS: dict[str, dict[str, Any]] = {
     "debug": {"config": "configs/debug.yaml", "train.eval_interval": 10},
     "novels": {

@@ -8,7 +8,7 @@ import torch
 
 from mlm_dist.config import Config, DataConfig, MaskingConfig, ModelConfig
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.masking import MaskedBatch, Masker, find_documents, load_batch
+from mlm_dist.data.masking import MaskedBatch, Masker, load_batch, number_documents
 from mlm_dist.data.sampler import Selection
 from mlm_dist.distributed import Processes
 from mlm_dist.evaluation import Validator
@@ -43,7 +43,7 @@ def packed_rows() -> torch.Tensor:
 
 
 def documents_of(tokens: torch.Tensor, corpus: Corpus) -> torch.Tensor:
-    return find_documents(tokens, corpus.tokenizer)
+    return number_documents(tokens, corpus.tokenizer)
 
 
 def gradients(loss: torch.Tensor, model: Encoder) -> dict[str, torch.Tensor]:

@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> None:
     out, *flags = arguments
     config = parse_config(flags, "train")
     processes = Processes(config.device)
-    corpus = Corpus.open(Path(config.data.path))
-    trainer = Trainer(config, corpus, processes, RunDir(Path(config.run_dir)), StopRequest())
+    corpus = Corpus.open(Path(config.data.paths))
+    trainer = Trainer(config, [corpus], processes, RunDir(Path(config.run_dir)), StopRequest())
     all_reduces = 0
 
     def counted(state: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> None:
             {
                 "epoch": selection.epochs.tolist(),
                 "rows": torch.from_numpy(selection.rows),
-                "batch": vars(result.batch),
+                "batch": {name: tensor for name, tensor in vars(result.batch).items() if tensor is not None},
                 "loss": processes.sum_(result.loss).item(),
                 "grad_norm": result.grad_norm.item(),
                 "gradient": torch.cat(gradient),

@@ -44,7 +44,7 @@ def make(corpus: Corpus, corpus_folder: Path, tmp_path: Path, monkeypatch: pytes
         config = parse_config(tiny_flags(corpus_folder, tmp_path / "run", **overrides), "train")
         run_dir = RunDir(Path(config.run_dir))
         run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
-        return Trainer(config, corpus, Processes("cpu"), run_dir, StopRequest())
+        return Trainer(config, [corpus], Processes("cpu"), run_dir, StopRequest())
 
     return make
 

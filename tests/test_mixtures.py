@@ -1,0 +1,98 @@
+"""A run on a mixture of corpora reports the loss of each, and a wrong mixture is refused in a line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.document_list import find_documents
+from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus
+from mlm_dist.run.metrics import Event, read_events
+from tests.conftest import tiny_flags, verb
+
+
+def mixture(*parts: tuple[Path, float]) -> str:
+    return json.dumps([{"path": str(path), "weight": weight} for path, weight in parts])
+
+
+@pytest.fixture(scope="module")
+def run(corpus_folder: Path, paragraphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two corpora, the first with three quarters of the rows."""
+    run_dir = tmp_path_factory.mktemp("mixture") / "run"
+    flags = tiny_flags(corpus_folder, run_dir, data__path=mixture((corpus_folder, 3), (paragraphs, 1)))
+    result = verb("train", *flags, "--report_to=tensorboard")
+    assert result.returncode == 0, result.stderr
+    return run_dir
+
+
+def evaluations(run_dir: Path) -> list[Event]:
+    return [event for event in read_events(run_dir / "metrics.jsonl") if "val_loss" in event]
+
+
+def test_the_validation_loss_is_reported_for_each_corpus_and_together(
+    run: Path, corpus_folder: Path, paragraphs: Path
+) -> None:
+    assert len(evaluations(run)) == 4
+    for event in evaluations(run):
+        for key in ("val_loss", "val_accuracy"):
+            first, second = event[f"{key}/{corpus_folder}"], event[f"{key}/{paragraphs}"]
+            assert key == "val_accuracy" or first != second
+            assert event[key] == pytest.approx(0.75 * first + 0.25 * second)
+
+
+def test_the_loss_of_each_corpus_is_that_of_a_run_on_it(run: Path, paragraphs: Path, tmp_path: Path) -> None:
+    result = verb("train", *tiny_flags(paragraphs, tmp_path / "run", train__max_iters=1))
+    assert result.returncode == 0, result.stderr
+    alone, together = evaluations(tmp_path / "run")[0], evaluations(run)[0]  # both before the first step
+    assert together[f"val_loss/{paragraphs}"] == alone["val_loss"]
+
+
+def test_the_verbs_read_a_run_on_a_mixture(run: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    assert verb("fill", "--run", run, "The [MASK].").returncode == 0
+    assert verb("export", "--run", run, "--out", tmp_path / "exported").returncode == 0
+    assert "sample, corpus" in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
+    assert verb("evaluate", "--run", run, "--data", corpus_folder).returncode == 0
+    result = verb("evaluate", "--run", run)
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert "the run has several corpora: give one of them with --data" in line
+
+
+@pytest.mark.parametrize("kind", ["other tokenizer", "missing", "twice", "no rows", "wrong"])
+def test_a_wrong_mixture_is_refused_in_a_line(
+    kind: str, corpus: Corpus, corpus_folder: Path, paragraphs: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    if kind == "other tokenizer":
+        assert verb("prepare", SAMPLE_TEXT, "--tokenizer", "bpe", "--vocab_size", 290, "--out", other).returncode == 0
+    if kind == "no rows":
+        (tmp_path / "short.txt").write_text("So short.", encoding="utf-8")
+        other.mkdir()
+        encode_corpus(find_documents([tmp_path / "short.txt"]), other, corpus.tokenizer)
+    values, words = {
+        "other tokenizer": (mixture((corpus_folder, 1), (other, 1)), "other has another tokenizer (bpe) than"),
+        "missing": (mixture((corpus_folder, 1), (other, 1)), "other: there is no such corpus or text"),
+        "twice": (mixture((paragraphs, 1), (paragraphs, 2)), "twice: give it once, with the sum of the weights"),
+        "no rows": (
+            mixture((corpus_folder, 1), (other, 1)),
+            "less than a row of model.block_size 16",
+        ),
+        "wrong": (mixture((corpus_folder, -1)), "--data.path is ["),
+    }[kind]
+    result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", data__path=values))
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert words in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_a_mixture_does_not_continue_with_other_weights(
+    run: Path, corpus_folder: Path, paragraphs: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    changed = mixture((corpus_folder, 1), (paragraphs, 1))
+    result = verb("train", *tiny_flags(corpus_folder, copy, data__path=changed, train__max_iters=40))
+    assert result.returncode == 2
+    assert "was trained with data.weights [3.0, 1.0], not [1.0, 1.0]" in result.stderr
