@@ -104,12 +104,15 @@ class TokenCounts:
     def add(self, split: Split, ids: npt.NDArray[np.uint32]) -> None:
         """Count the next ids of a split, (N,)."""
         if split == "val":
-            np.add.at(self.val, ids, 1)
+            self.val += np.bincount(ids, minlength=len(self.val))
             return
-        chunks = np.arange(self.position, self.position + len(ids)) // CHUNK_TOKENS
-        is_sampled = chunks % SAMPLED_EVERY == SAMPLED_EVERY - 1
-        np.add.at(self.train, ids[~is_sampled], 1)
-        np.add.at(self.sample, ids[is_sampled], 1)
+        period = CHUNK_TOKENS * SAMPLED_EVERY
+        none = len(self.train)  # an id that is not counted
+        before = self.position % period
+        after = -(before + len(ids)) % period
+        chunks = np.pad(ids, (before, after), constant_values=none).reshape(-1, period)
+        self.train += np.bincount(chunks[:, :-CHUNK_TOKENS].ravel(), minlength=none + 1)[:none]
+        self.sample += np.bincount(chunks[:, -CHUNK_TOKENS:].ravel(), minlength=none + 1)[:none]
         self.position += len(ids)
 
     def difference(self) -> float:
