@@ -1,7 +1,7 @@
 """Measure `prepare` on made-up inputs: `python docs/prepare_costs.py --megabytes 60 --files 5000`.
 
 Each input has the same amount of text, paragraphs of the sample text in random order, and each is prepared with GPT-2's
-tokenizer in a process of its own. The table in docs/performance.md is the output.
+tokenizer in a process of its own, on one core. The table in docs/performance.md is the output.
 """
 
 import argparse
@@ -25,10 +25,11 @@ from mlm_dist.output import print_result
 RECORD_CHARACTERS = 1000
 REFERENCE_MEGABYTES = 10
 
-# Prints the seconds of prepare, its CPU seconds, those of tiktoken alone for the text of a file, and the peak memory in
-# kB. The last two are measured in the same process, because the speed of a shared machine changes from one to the next.
+# Prints the seconds of prepare on one core, its CPU seconds, the peak memory in kB, and the CPU seconds of tiktoken
+# alone for the text of a file: in the same process, because the speed of a shared machine changes all the time.
 MEASURED = """
-import sys, time
+import os, sys, time
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 from pathlib import Path
 from mlm_dist import api
 from mlm_dist.data.tokenizer import Tokenizer

@@ -103,6 +103,22 @@ def named_path(text: str) -> Path:
     return Path(text)
 
 
+def mirror(text: str) -> str:
+    """Parse the URL of a mirror."""
+    if not text.startswith(("https://", "http://")):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a URL: it must start with https:// or http://")
+    return text
+
+
+def book_number(text: str) -> int:
+    """Parse the Project Gutenberg number of a book."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a book number: the number of https://www.gutenberg.org/ebooks/1342 is 1342"
+        )
+    return int(text)
+
+
 def read_stream(path: Path) -> bytes:
     """The content of a regular file, a FIFO or a terminal.
 

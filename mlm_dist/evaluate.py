@@ -29,7 +29,7 @@ def build_parser() -> ArgumentParser:
         "--data",
         type=named_path,
         metavar="PATH",
-        help="a prepared corpus, for its validation split, or a text file or a folder of texts, for all of its text "
+        help="a prepared corpus, for its validation split, or a file or folder of texts, for all of its text "
         "(default: the corpus of the run)",
     )
     parser.add_argument(

@@ -1,10 +1,10 @@
 """Prepare a corpus from texts: `python -m mlm_dist.prepare PATH... --gutenberg N... --out DIR`."""
 
 import time
-from argparse import ArgumentParser, ArgumentTypeError, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
 from mlm_dist import api
-from mlm_dist.arguments import OneLineParser, named_path
+from mlm_dist.arguments import OneLineParser, book_number, mirror, named_path
 from mlm_dist.callable_module import make_callable
 from mlm_dist.data.documents import DocumentIndex
 from mlm_dist.data.splitting import describe_validation, plural
@@ -78,6 +78,20 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"
     )
+    add_reading(parser)
+    parser.add_argument(
+        "--drop_duplicates", action="store_true", help="leave out documents with the text of an earlier one"
+    )
+    parser.add_argument(
+        "--near_duplicates",
+        action="store_true",
+        help="look for documents that are nearly the same, too: count them, or leave them out with --drop_duplicates",
+    )
+    return parser
+
+
+def add_reading(parser: ArgumentParser) -> None:
+    """Add the flags about how texts are read."""
     parser.add_argument("--encoding", default="utf-8", help="character encoding of the files (default: %(default)s)")
     parser.add_argument(
         "--text_key", default="text", metavar="FIELD", help="the field of a record that is its text (default: text)"
@@ -91,31 +105,6 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--skip_broken", action="store_true", help="leave out broken records and count them, instead of refusing them"
     )
-    parser.add_argument(
-        "--drop_duplicates", action="store_true", help="leave out documents with the text of an earlier one"
-    )
-    parser.add_argument(
-        "--near_duplicates",
-        action="store_true",
-        help="look for documents that are nearly the same, too: count them, or leave them out with --drop_duplicates",
-    )
-    return parser
-
-
-def mirror(text: str) -> str:
-    """Parse the URL of a mirror."""
-    if not text.startswith(("https://", "http://")):
-        raise ArgumentTypeError(f"'{text}' is not a URL: it must start with https:// or http://")
-    return text
-
-
-def book_number(text: str) -> int:
-    """Parse the Project Gutenberg number of a book."""
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise ArgumentTypeError(
-            f"'{text}' is not a book number: the number of https://www.gutenberg.org/ebooks/1342 is 1342"
-        )
-    return int(text)
 
 
 def main(arguments: list[str]) -> None:
@@ -124,9 +113,7 @@ def main(arguments: list[str]) -> None:
     if given.vocab_size is not None and given.tokenizer != "bpe":
         raise UserError(f"--vocab_size requires --tokenizer bpe: the vocabulary size of '{given.tokenizer}' is fixed")
     if given.gutenberg and given.encoding != "utf-8":
-        raise UserError(
-            f"--encoding {given.encoding} cannot be combined with --gutenberg, because its books are utf-8: remove one"
-        )
+        raise UserError(f"--encoding {given.encoding} cannot be combined with --gutenberg, which is utf-8: remove one")
     start = time.perf_counter()
     corpus = api.prepare(**vars(given))
     seconds, manifest = time.perf_counter() - start, corpus.manifest
@@ -135,11 +122,10 @@ def main(arguments: list[str]) -> None:
         if given.vocab_size is not None and manifest.vocab_size < given.vocab_size
         else ""
     )
-    index = DocumentIndex.open(corpus.path, manifest.documents, manifest.tokens)
-    validation = f" ({describe_validation(index)})" if manifest.tokens["val"] else ""
+    validation = describe_validation(DocumentIndex.open(corpus.path, manifest.documents, manifest.tokens))
     print_result(
         f"{given.out}: {plural(corpus.documents)}, {manifest.tokens['train']:,} training tokens, "
-        f"{manifest.tokens['val']:,} validation tokens{validation}, "
+        f"{manifest.tokens['val']:,} validation tokens{validation and f' ({validation})'}, "
         f"vocabulary {manifest.vocab_size}{why_smaller} ({manifest.tokenizer}, with [MASK]), "
         f"{corpus.bytes / 1e6:.1f} MB in {seconds:.1f} s",
         str(TextReport(**manifest.texts or {})),

@@ -145,9 +145,10 @@ def list_documents(files: list[TextFile], reading: Reading, near: NearDuplicates
     total = sum(file.size for file in files)
     disable = total < PROGRESS_BAR_BYTES or None  # None: tqdm shows the bar only if stderr is a terminal
     with tqdm(total=total, desc="read", unit="B", unit_scale=True, disable=disable, leave=False) as progress:
+        on_read = None if progress.disable else progress.update
         for file in files:
             before = len(numbers)
-            for number, parts in read_documents(file, reading, broken, progress.update):
+            for number, parts in read_documents(file, reading, broken, on_read):
                 size, digest = 0, hashlib.blake2b()
                 for text in parts:
                     content = text.encode()

@@ -73,7 +73,7 @@ def read_documents(
     file: TextFile,
     reading: Reading,
     broken: BrokenRecords,
-    on_read: Callable[[int], object] = lambda size: None,
+    on_read: Callable[[int], object] | None = None,
     check: bool = True,
 ) -> Iterator[tuple[int, Iterable[str]]]:
     """Read the documents of a file that have text, one after the other.
@@ -82,7 +82,7 @@ def read_documents(
         file: the file.
         reading: how to read it.
         broken: is told about broken records.
-        on_read: called with the number of bytes after each read.
+        on_read: called with the number of bytes after each read, if given.
         check: whether to refuse plain text that is in another format; false if it was read before.
 
     Yields:
@@ -108,13 +108,13 @@ def rest_of_document(parts: Iterator[Part]) -> Iterator[str]:
 
 
 def read_parts(
-    file: TextFile, reading: Reading, broken: BrokenRecords, on_read: Callable[[int], object], check: bool
+    file: TextFile, reading: Reading, broken: BrokenRecords, on_read: Callable[[int], object] | None, check: bool
 ) -> Iterator[Part]:
     """The parts of all documents of a file; arguments and errors as those of `read_documents`."""
     try:
         file = detect_format(file, reading)
         with file.open() as opened:
-            raw = cast(BinaryIO, CallbackIOWrapper(on_read, opened, "read"))
+            raw = cast(BinaryIO, CallbackIOWrapper(on_read, opened, "read")) if on_read else opened
             stream = decompress(file, raw)
             if file.format == "text":
                 yield from read_text(file, stream, reading, check)
@@ -190,10 +190,10 @@ def read_records(
     path, key = file.path, reading.text_key
     match file.format:
         case "Parquet":
-            yield from read_parquet(path, seekable(stream), key, broken)
+            yield from read_parquet(path, seekable(file, stream), key, broken)
         case "Arrow":
             can_map = not file.compression and path != STANDARD_INPUT
-            yield from read_arrow(path, None if can_map else seekable(stream), key, broken)
+            yield from read_arrow(path, None if can_map else seekable(file, stream), key, broken)
         case _:
             head = stream.read(HEAD_BYTES)
             refuse_encoding(path, head, reading.encoding)
@@ -219,9 +219,9 @@ def fault_of(text: str, encoding: str) -> str:
     return ""
 
 
-def seekable(stream: BinaryIO) -> BinaryIO:
+def seekable(file: TextFile, stream: BinaryIO) -> BinaryIO:
     """The stream, or a copy in a temporary file if it is decompressed, for formats not read from start to end."""
-    if isinstance(stream, CallbackIOWrapper):
+    if not file.compression:
         return stream
     copy = tempfile.TemporaryFile()  # noqa: SIM115 (it is read until it is garbage)
     shutil.copyfileobj(stream, copy)

@@ -74,7 +74,7 @@ def choose_whole(
 
 
 def describe_validation(documents: DocumentIndex) -> str:
-    """The validation split in words: `the ends of 40 documents`."""
+    """The validation split in words: `the ends of 40 documents`; nothing if there is none."""
     ends = whole = 0
     for counts in documents.counts():
         has_train, has_val = (counts > 0).T
@@ -82,7 +82,9 @@ def describe_validation(documents: DocumentIndex) -> str:
         whole += int((~has_train).sum())
     if ends and whole:
         return f"the ends of {plural(ends)} and {whole:,} whole {'one' if whole == 1 else 'ones'}"
-    return f"the ends of {plural(ends)}" if ends else plural(whole, "whole ")
+    if ends:
+        return f"the ends of {plural(ends)}"
+    return plural(whole, "whole ") if whole else ""
 
 
 def plural(number: int, kind: str = "") -> str:
@@ -104,12 +106,15 @@ class TokenCounts:
     def add(self, split: Split, ids: npt.NDArray[np.uint32]) -> None:
         """Count the next ids of a split, (N,)."""
         if split == "val":
-            np.add.at(self.val, ids, 1)
+            self.val += np.bincount(ids, minlength=len(self.val))
             return
-        chunks = np.arange(self.position, self.position + len(ids)) // CHUNK_TOKENS
-        is_sampled = chunks % SAMPLED_EVERY == SAMPLED_EVERY - 1
-        np.add.at(self.train, ids[~is_sampled], 1)
-        np.add.at(self.sample, ids[is_sampled], 1)
+        period = CHUNK_TOKENS * SAMPLED_EVERY
+        none = len(self.train)  # an id that is not counted
+        before = self.position % period
+        after = -(before + len(ids)) % period
+        chunks = np.pad(ids, (before, after), constant_values=none).reshape(-1, period)
+        self.train += np.bincount(chunks[:, :-CHUNK_TOKENS].ravel(), minlength=none + 1)[:none]
+        self.sample += np.bincount(chunks[:, -CHUNK_TOKENS:].ravel(), minlength=none + 1)[:none]
         self.position += len(ids)
 
     def difference(self) -> float:

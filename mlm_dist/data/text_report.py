@@ -13,7 +13,7 @@ from mlm_dist.data.document_list import DocumentList
 from mlm_dist.data.encoding import Batch
 from mlm_dist.data.texts import SPLITS
 
-# In characters. Shorter lines ("Yes.", "CHAPTER I") repeat in every text, and longer ones are compared up to there.
+# In bytes of UTF-8. Shorter lines ("Yes.", "CHAPTER I") repeat in every text, and longer ones are compared up to there.
 SHORTEST_LINE = 20
 LONGEST_LINE = 1 << 16
 MOST_LINES = 1 << 22  # distinct lines that are counted exactly
@@ -30,7 +30,7 @@ class TextReport:
         duplicate_documents: documents with the same text as an earlier one.
         near_duplicate_documents: documents that are nearly the same as an earlier one; None if that is not known.
         dropped_documents: duplicates that were left out of the corpus.
-        lines: lines of at least `SHORTEST_LINE` characters, over both splits.
+        lines: lines of at least `SHORTEST_LINE` bytes, over both splits.
         duplicate_lines: the fraction of these lines that repeat an earlier one of their split.
         validation_lines_in_training: the fraction of the validation lines that are training lines too.
     """
@@ -93,10 +93,11 @@ def in_sample(hashes: Hashes, level: int) -> Hashes:
 
 
 def line_hashes(text: str) -> Hashes:
-    """A hash of each line of a text that has at least `SHORTEST_LINE` characters without white space around it."""
-    lines = (line.strip() for line in text.split("\n"))
-    long = (line[:LONGEST_LINE].encode() for line in lines if len(line) >= SHORTEST_LINE)
-    return np.array([*map(xxhash.xxh3_64_intdigest, long)], dtype=np.uint64)
+    """A hash of each line of a text that has at least `SHORTEST_LINE` bytes without white space around it."""
+    lines = [line for line in map(bytes.strip, text.encode().split(b"\n")) if len(line) >= SHORTEST_LINE]
+    if max(map(len, lines), default=0) > LONGEST_LINE:
+        lines = [line[:LONGEST_LINE] for line in lines]
+    return np.array([*map(xxhash.xxh3_64_intdigest, lines)], dtype=np.uint64)
 
 
 class TextCounts:

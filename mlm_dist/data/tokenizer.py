@@ -201,16 +201,12 @@ class Tokenizer:
         Args:
             texts: the texts.
             is_last: whether `<|endoftext|>` follows the last text too.
-
-        Raises:
-            UserError: a text contains a lone surrogate.
         """
         if any(END_OF_TEXT in text for text in texts):
             end = np.array([self.end_id], dtype=np.uint32)
             ids = np.concatenate([part for text in texts for part in (self.encode(text), end)])
             return ids if is_last else ids[:-1]
         joined = END_OF_TEXT.join([*texts, ""] if is_last else texts)
-        check_characters(joined)
         return self.encoding.encode_to_numpy(joined, allowed_special={END_OF_TEXT}, disallowed_special=())
 
     def encode_words(self, text: str) -> list[list[int]]:

@@ -15,8 +15,10 @@ import pytest
 from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.pieces import Piece
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
-from mlm_dist.data.reading import Reading
+from mlm_dist.data.reading import Reading, read_documents
+from mlm_dist.data.records import BrokenRecords
 from mlm_dist.data.splitting import hold_out
+from mlm_dist.data.texts import find_files
 from mlm_dist.errors import UserError
 
 
@@ -240,6 +242,15 @@ def test_a_file_that_changes_while_it_is_read_is_a_user_error(tmp_path: Path) ->
         write(changed, tmp_path / "a.jsonl")
         with pytest.raises(UserError, match=r"a\.jsonl: it has changed while it was read"):
             list(documents.pieces())
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl.gz", "csv.zst"])
+def test_progress_is_counted_in_bytes_of_the_compressed_file(suffix: str, tmp_path: Path) -> None:
+    [file] = find_files([write([NOVEL], tmp_path / f"a.{suffix}")])
+    sizes: list[int] = []
+    for _, parts in read_documents(file, Reading(), BrokenRecords(), sizes.append):
+        assert "".join(parts) == NOVEL
+    assert sum(sizes) == file.size
 
 
 DAMAGED = {
