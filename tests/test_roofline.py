@@ -2,6 +2,7 @@
 
 import pytest
 import roofline
+import torch
 
 from mlm_dist.config import Config, MaskingConfig, ModelConfig, TrainConfig
 from mlm_dist.model.flops import step_flops
@@ -41,3 +42,19 @@ def test_fusing_keeps_what_others_read_and_drops_what_only_the_fused_kernel_read
     assert [kernel.name for kernel in rest] == ["mm", "sub"]  # a product stays alone, and so does another size
     first, *_ = roofline.fuse([*chain, kernel("mm", [2], [6])])
     assert first.writes == {2: 8.0, 3: 8.0}
+
+
+def test_every_operation_is_a_kernel_with_its_bytes_and_flops() -> None:
+    a, b, index = torch.ones(10, 20), torch.ones(20), torch.tensor([1, 3, 3])
+    trace = roofline.Trace()
+    with trace:
+        product = (a + b).bfloat16() @ torch.ones(20, 30, dtype=torch.bfloat16)
+        product.t().index_select(0, index)
+    found = [(kernel.name, kernel.bytes, kernel.flops) for kernel in trace.kernels]
+    assert found == [
+        ("add", 4 * (200 + 20 + 200), 0),
+        ("_to_copy", (4 + 2) * 200, 0),
+        ("ones", 2 * 600, 0),
+        ("mm", 2 * (200 + 600 + 300), 2 * 10 * 20 * 30),
+        ("index_select", 8 * 3 + 2 * (30 + 30), 0),
+    ]
