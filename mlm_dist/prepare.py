@@ -113,9 +113,7 @@ def main(arguments: list[str]) -> None:
     if given.vocab_size is not None and given.tokenizer != "bpe":
         raise UserError(f"--vocab_size requires --tokenizer bpe: the vocabulary size of '{given.tokenizer}' is fixed")
     if given.gutenberg and given.encoding != "utf-8":
-        raise UserError(
-            f"--encoding {given.encoding} cannot be combined with --gutenberg, because its books are utf-8: remove one"
-        )
+        raise UserError(f"--encoding {given.encoding} cannot be combined with --gutenberg, which is utf-8: remove one")
     start = time.perf_counter()
     corpus = api.prepare(**vars(given))
     seconds, manifest = time.perf_counter() - start, corpus.manifest
@@ -124,11 +122,10 @@ def main(arguments: list[str]) -> None:
         if given.vocab_size is not None and manifest.vocab_size < given.vocab_size
         else ""
     )
-    index = DocumentIndex.open(corpus.path, manifest.documents, manifest.tokens)
-    validation = f" ({describe_validation(index)})" if manifest.tokens["val"] else ""
+    validation = describe_validation(DocumentIndex.open(corpus.path, manifest.documents, manifest.tokens))
     print_result(
         f"{given.out}: {plural(corpus.documents)}, {manifest.tokens['train']:,} training tokens, "
-        f"{manifest.tokens['val']:,} validation tokens{validation}, "
+        f"{manifest.tokens['val']:,} validation tokens{validation and f' ({validation})'}, "
         f"vocabulary {manifest.vocab_size}{why_smaller} ({manifest.tokenizer}, with [MASK]), "
         f"{corpus.bytes / 1e6:.1f} MB in {seconds:.1f} s",
         str(TextReport(**manifest.texts or {})),

@@ -74,7 +74,7 @@ def choose_whole(
 
 
 def describe_validation(documents: DocumentIndex) -> str:
-    """The validation split in words: `the ends of 40 documents`."""
+    """The validation split in words: `the ends of 40 documents`; nothing if there is none."""
     ends = whole = 0
     for counts in documents.counts():
         has_train, has_val = (counts > 0).T
@@ -82,7 +82,9 @@ def describe_validation(documents: DocumentIndex) -> str:
         whole += int((~has_train).sum())
     if ends and whole:
         return f"the ends of {plural(ends)} and {whole:,} whole {'one' if whole == 1 else 'ones'}"
-    return f"the ends of {plural(ends)}" if ends else plural(whole, "whole ")
+    if ends:
+        return f"the ends of {plural(ends)}"
+    return plural(whole, "whole ") if whole else ""
 
 
 def plural(number: int, kind: str = "") -> str:

@@ -67,9 +67,9 @@ class MultiHeadAttention(nn.Module):
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are queries -> (B, K, C).
 
-        `mask`, (B, T, T), is 0 where a position attends to another, else -infinity.
+        `mask`, (B, T, T), is as `same_document` returns it.
         """
-        length, width = x.shape[1:]
+        width = x.shape[-1]
         if positions is None:
             query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, C / H) each
         else:
@@ -79,12 +79,11 @@ class MultiHeadAttention(nn.Module):
             mask = None if mask is None else gather_positions(mask, positions)
         mask = None if mask is None else mask[:, None]  # (B, 1, T or K, T)
         dropout = self.dropout if self.training else 0.0
-        if x.device.type == "cpu" and length <= LONGEST_PLAIN:
+        if uses_plain_products(x):
             scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)  # (B, H, T or K, T)
             attention = (scores if mask is None else scores.add_(mask)).softmax(-1)
             out = F.dropout(attention, dropout) @ value
         else:
-            mask = None if mask is None else mask == 0
             out = F.scaled_dot_product_attention(query, key, value, mask, dropout)
         joined: torch.Tensor = self.projection(out.transpose(1, 2).flatten(2))
         return joined
@@ -233,9 +232,16 @@ def as_encoder(model: MaskedModel, purpose: str) -> Encoder:
 
 
 def same_document(documents: torch.Tensor) -> torch.Tensor:
-    """The attention mask of rows with several documents: (B, T) -> (B, T, T), 0 within a document, else -infinity."""
-    others = documents[:, :, None] != documents[:, None, :]
-    return torch.zeros(others.shape, device=others.device).masked_fill_(others, -torch.inf)
+    """Which positions are of the same document, (B, T) -> (B, T, T): as booleans, or as 0 and -infinity to be added."""
+    same = documents[:, :, None] == documents[:, None, :]
+    if not uses_plain_products(documents):
+        return same
+    return torch.zeros(same.shape, device=same.device).masked_fill_(~same, -torch.inf)
+
+
+def uses_plain_products(rows: torch.Tensor) -> bool:
+    """Whether attention over rows (B, T, ...) is computed by plain products."""
+    return rows.device.type == "cpu" and rows.shape[1] <= LONGEST_PLAIN
 
 
 def gather_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from mlm_dist.run.lock import lock
 from mlm_dist.run.record import Values, differences, fixed_values
 
 SHIFT_ROWS = "data.shift_rows"
+EARLIER = {SHIFT_ROWS: False, "data.documents": "joined"}  # the values of runs from before there were these keys
 
 
 class RunDir:
@@ -76,13 +77,13 @@ class RunDir:
         """
         for path in list_checkpoints(self.checkpoints):
             if record := read_record(path):
-                return dict(record["fixed"])
+                return EARLIER | record["fixed"]
         if not self.config.exists():
             raise UserError(
                 f"run_dir {self.path} has checkpoints, but the config they were trained with is neither in them nor in "
                 f"{self.config.name}: restore {self.config.name}, or give another run_dir"
             )
-        return fixed_values(read_config(self.config))
+        return EARLIER | fixed_values(read_config(self.config))
 
     def fill_nulls(self, config: Config) -> Config:
         """The config, with the values of an existing run where it has null. Writes nothing.
@@ -90,8 +91,8 @@ class RunDir:
         A new run shifts its rows. The vocabulary size of one remains null.
         """
         recorded = self.recorded_values() if list_checkpoints(self.checkpoints) else {SHIFT_ROWS: True}
-        if config.data.shift_rows is None:  # a run of an earlier version did not shift them
-            data = dataclasses.replace(config.data, shift_rows=recorded.get(SHIFT_ROWS, False))
+        if config.data.shift_rows is None:
+            data = dataclasses.replace(config.data, shift_rows=recorded[SHIFT_ROWS])
             config = dataclasses.replace(config, data=data)
         return config.with_vocab_size(recorded.get("model.vocab_size"))
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlm_dist.config import Config, DataConfig, ModelConfig
+from mlm_dist.config_reading import read_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
 from mlm_dist.run.record import fixed_values
@@ -76,6 +78,12 @@ def test_a_new_run_shifts_its_rows_and_an_existing_one_continues_as_it_was(run_d
     earlier = Path(shutil.copytree(run_dir, tmp_path / "earlier"))
     for manifest in earlier.glob("checkpoints/*/manifest.json"):
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        del content["record"]["fixed"]["data.shift_rows"]
+        for key in ("data.shift_rows", "data.documents"):
+            del content["record"]["fixed"][key]
         manifest.write_text(json.dumps(content), encoding="utf-8")
     assert resolved(earlier) is False
+    config = read_config(run_dir / "config.yaml")
+    for data in (DataConfig(shift_rows=True), DataConfig(documents="isolated")):
+        with pytest.raises(UserError, match=r"was trained with data\.(shift_rows False|documents 'joined'), not"):
+            RunDir(earlier).check(dataclasses.replace(config, data=data))
+    RunDir(earlier).check(dataclasses.replace(config, data=DataConfig()))
