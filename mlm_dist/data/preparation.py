@@ -1,6 +1,7 @@
 """Prepares a corpus: reads documents in pieces, encodes them on all cores, and renames the folder once complete."""
 
 import dataclasses
+import glob
 import hashlib
 import json
 import os
@@ -102,7 +103,7 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
         return path
     if config.path == SAMPLE and not path.exists():
         path = SAMPLE_TEXT
-    if not path.exists():
+    if not path.exists() and not glob.has_magic(str(path)):
         raise UserError(
             f"data.path {path}: there is no such corpus or text; prepare one with "
             f"`python -m mlm_dist.prepare TEXTS --out {path}`"

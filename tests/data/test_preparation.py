@@ -1,5 +1,6 @@
 """Preparing a corpus keeps every token in order, and leaves nothing if it fails."""
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -285,6 +286,21 @@ def test_changed_text_or_settings_are_prepared_again(tmp_path: Path, cache: Path
     assert len(set(folders)) == 4
     corpus = Corpus.open(folders[-1])
     assert corpus.tokenizer.decode(corpus.train).startswith("more words")
+
+
+def test_records_that_a_pattern_names_are_prepared_into_the_cache(tmp_path: Path, cache: Path) -> None:
+    for name in "ab":
+        lines = [json.dumps({"text": f"{name} words {i}\n" * 20, "body": f"other {i}"}) for i in range(20)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    config = DataConfig(path=str(tmp_path / "*.jsonl"), tokenizer="bpe")
+    corpus = Corpus.open(find_or_prepare(config, 270))
+    assert len(corpus.documents()) == 40
+    assert corpus.documents()[20].name == "b.jsonl:1"
+    bodies = Corpus.open(find_or_prepare(dataclasses.replace(config, text_key="body"), 270))
+    assert bodies.folder != corpus.folder
+    assert bodies.tokenizer.decode(bodies.train).startswith("other 0")
+    with pytest.raises(UserError, match=r"there is no such file or folder"):
+        find_or_prepare(DataConfig(path=str(tmp_path / "*.csv"), tokenizer="bpe"), 270)
 
 
 def test_sample_is_the_text_in_the_package(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
