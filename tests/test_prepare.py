@@ -188,6 +188,37 @@ def test_a_user_error_is_one_line_and_leaves_no_files(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"text": "one"}\n{"text": "two"\n', "a.jsonl line 2: it is not JSON at column 15"),
+        ("a.jsonl", b'{"body": "one"}\n', "there is no 'text' among its fields body: name the one with the text"),
+        ("a.csv", b'text,id\n"one,1\n', "a.csv line 2: not a row of a table"),
+        ("a.txt.gz", b"\x1f\x8b\x08\x00", "a.txt.gz: the file is damaged or cut off"),
+        ("a.parquet", b"PAR1 and then nothing", "a.parquet: not Parquet, or damaged"),
+        ("a.jsonl", b'{"text": ""}\n', "there is no text in"),
+    ],
+)
+def test_broken_records_and_files_are_one_line_and_leave_no_files(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    check_user_error(verb("prepare", tmp_path / name, "--out", tmp_path / "out", *BPE), message)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_standard_input_and_flags_about_records(tmp_path: Path) -> None:
+    lines = [json.dumps({"body": f"{number} words to read, and some more\n" * 20}) for number in range(30)]
+    flags = ("--text_key", "body", "--skip_broken", "--val_fraction", 0, *BPE)
+    result = verb("prepare", "-", "--out", tmp_path / "out", *flags, stdin="\n".join([*lines, "broken", ""]))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == "mlm_dist: skipped 1 broken record in standard input line 31: it is not JSON at column 1\n"
+    assert "30 documents" in result.stdout
+    assert "repeated lines: 95.0%" in result.stdout
+    empty = verb("prepare", "-", "--out", tmp_path / "empty", *BPE)
+    check_user_error(empty, "standard input: the file is empty")
+
+
 def test_a_full_disk_is_one_line_and_leaves_no_files(texts: Path, tmp_path: Path) -> None:
     limited = 'ulimit -f 20; exec "$@"'  # blocks of 512 or 1024 bytes: more than the tokenizer, less than train.bin
     command = [sys.executable, "-m", "mlm_dist.prepare", texts, "--out", tmp_path / "out", *BPE]

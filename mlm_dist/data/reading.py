@@ -27,7 +27,7 @@ from mlm_dist.data.formats import (
 )
 from mlm_dist.data.records import BrokenRecords, bounded_lines, read_csv, read_json_lines
 from mlm_dist.data.tables import open_zstandard, read_arrow, read_parquet
-from mlm_dist.data.texts import STANDARD_INPUT, TextFile
+from mlm_dist.data.texts import StandardInput, TextFile
 from mlm_dist.errors import UserError
 
 BLOCK_BYTES = 1 << 18
@@ -192,7 +192,7 @@ def read_records(
         case "Parquet":
             yield from read_parquet(path, seekable(file, stream), key, broken)
         case "Arrow":
-            can_map = not file.compression and path != STANDARD_INPUT
+            can_map = not file.compression and not isinstance(file, StandardInput)
             yield from read_arrow(path, None if can_map else seekable(file, stream), key, broken)
         case _:
             head = stream.read(HEAD_BYTES)

@@ -110,7 +110,7 @@ def find_files(paths: Sequence[Path], val_paths: Sequence[Path] = ()) -> list[Te
         else:
             file, identity = describe(found)
         if not file.size:
-            if file.path in given:
+            if found.path in given:
                 raise UserError(f"{file.path}: the file is empty")
             warn(f"skipped {file.path}: it is empty")
         elif identity not in files:
@@ -146,7 +146,8 @@ def read_standard_input(is_validation: bool) -> TextFile:
         copy.flush()
     except OSError as error:
         raise UserError(f"standard input cannot be copied into {tempfile.gettempdir()}: {error.strerror}") from error
-    return StandardInput("standard input", STANDARD_INPUT, copy.tell(), is_validation, None, copy=copy)
+    name = "standard input"
+    return StandardInput(name, Path(name), copy.tell(), is_validation, None, copy=copy)
 
 
 def walk(paths: Sequence[Path], is_validation: bool) -> Iterator[Found]:

@@ -1,5 +1,7 @@
 """A record that is broken is named with its line, and refused or counted."""
 
+import csv
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,13 @@ BROKEN = [
 
 
 @pytest.fixture(autouse=True)
-def small_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_records(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Records of a few thousand characters are too large, and files are read in blocks smaller than that."""
     monkeypatch.setattr("mlm_dist.data.records.LARGEST_RECORD", 4000)
     monkeypatch.setattr("mlm_dist.data.reading.BLOCK_BYTES", 500)
+    limit = csv.field_size_limit()
+    yield
+    csv.field_size_limit(limit)  # which is the same for the whole process
 
 
 def texts(documents: DocumentList) -> list[str]:
