@@ -9,4 +9,5 @@ set -euo pipefail
 ruff check .
 ruff format --check .
 mypy
-python -m pytest --numprocesses=2 --dist=loadfile -m "not long" "$@"
+# Three workers on two cores: a worker often waits for other processes.
+python -m pytest --numprocesses=3 --dist=loadfile -m "not long" "$@"
