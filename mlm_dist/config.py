@@ -82,10 +82,9 @@ class DataConfig:
     documents: Literal["joined", "isolated"] = "joined"
     """What a token attends to: joined: all tokens of its row; isolated: those of its own document, and positions begin
     anew with each document."""
-    shift_rows: bool | None = None
+    shift_rows: bool = False
     """Cut the training text into rows at other places in each epoch. An epoch then reads all tokens, but for less than
-    a row. false: the same rows in every epoch, which are cut to whole batches. null: true in a new run, and as it was
-    in a run that resumes."""
+    a row. false: the same rows in every epoch, which are cut to whole batches."""
     verify: bool = False
     """Verify the SHA-256 digests of the corpus at every start. false: once per machine, and again after a file has
     changed."""

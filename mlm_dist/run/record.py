@@ -24,7 +24,6 @@ DIGESTS = {
     "corpus.val_sha256": "the validation text (SHA-256 of val.bin)",
     "corpus.tokenizer_sha256": "the tokenizer (SHA-256)",
 }
-NULL_FITS_ALL = ("model.vocab_size", "data.shift_rows")
 SHOWN_DIGITS = 12  # of a digest, in a message
 
 
@@ -54,7 +53,7 @@ def describe_run(config: Config, corpora: Sequence[Corpus], dtype: torch.dtype) 
 
 
 def fixed_values(config: Config) -> dict[str, Any]:
-    """The config keys that a run must not change, with their values. A null that a run fills fits every run."""
+    """The config keys that a run must not change, with their values. A `model.vocab_size` of null fits every run."""
     values = {
         "seed": config.seed,
         "data.documents": config.data.documents,
@@ -66,7 +65,9 @@ def fixed_values(config: Config) -> dict[str, Any]:
         **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},
         **{f"masking.{key}": value for key, value in dataclasses.asdict(config.masking).items()},
     }
-    return {key: value for key, value in values.items() if key not in NULL_FITS_ALL or value is not None}
+    if config.model.vocab_size is None:
+        del values["model.vocab_size"]
+    return values
 
 
 def differences(values: Values, others: Values) -> str:

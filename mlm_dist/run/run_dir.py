@@ -1,6 +1,5 @@
 """The run directory: the paths of its files, and which config may continue the run."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Iterator, Mapping
@@ -18,8 +17,7 @@ from mlm_dist.run.checkpoint import list_checkpoints, read_record, save_tensors
 from mlm_dist.run.lock import lock
 from mlm_dist.run.record import Values, differences, fixed_values
 
-SHIFT_ROWS = "data.shift_rows"
-EARLIER = {SHIFT_ROWS: False, "data.documents": "joined"}  # the values of runs from before there were these keys
+EARLIER = {"data.shift_rows": False, "data.documents": "joined"}  # the values of runs from before there were these keys
 
 
 class RunDir:
@@ -85,16 +83,11 @@ class RunDir:
             )
         return EARLIER | fixed_values(read_config(self.config))
 
-    def fill_nulls(self, config: Config) -> Config:
-        """The config, with the values of an existing run where it has null. Writes nothing.
-
-        A new run shifts its rows. The vocabulary size of one remains null.
-        """
-        recorded = self.recorded_values() if list_checkpoints(self.checkpoints) else {SHIFT_ROWS: True}
-        if config.data.shift_rows is None:
-            data = dataclasses.replace(config.data, shift_rows=recorded[SHIFT_ROWS])
-            config = dataclasses.replace(config, data=data)
-        return config.with_vocab_size(recorded.get("model.vocab_size"))
+    def fill_vocab_size(self, config: Config) -> Config:
+        """The config, with the vocabulary size of an existing run if `model.vocab_size` is null. Writes nothing."""
+        if config.model.vocab_size is None and list_checkpoints(self.checkpoints):
+            return config.with_vocab_size(self.recorded_values().get("model.vocab_size"))
+        return config
 
     def check_space(self, checkpoint_bytes: int, config: Config) -> None:
         """Raise `UserError` if the disk has no room for the checkpoints of the run. Writes nothing."""

@@ -67,10 +67,10 @@ def open_corpora(config: Config, run_dir: RunDir, processes: Processes) -> tuple
     """Open the corpora. Rank 0 prepares one first if its path is text, and one rank of each host verifies them.
 
     Returns:
-        The corpora, and the config with the vocabulary size and the rows of the run.
+        The corpora, and the config with the vocabulary size of the run.
     """
     with processes.raise_on_all_ranks():
-        config = run_dir.fill_nulls(config)
+        config = run_dir.fill_vocab_size(config)
     folders = processes.on_rank_zero(lambda: find_or_prepare_all(config.data, config.model.vocab_size))
     with processes.raise_on_all_ranks():
         verify: Verify = "always" if config.data.verify else "once"

@@ -64,7 +64,7 @@ class Trainer:
         processes.check_same("precision", str(self.dtype))
         block_size, batch_size = config.model.block_size, config.train.batch_size
         with processes.raise_on_all_ranks():
-            is_shifted, is_mixture = bool(config.data.shift_rows), len(corpora) > 1
+            is_shifted, is_mixture = config.data.shift_rows, len(corpora) > 1
             rows = TrainingRows([corpus.train for corpus in corpora], block_size, config.seed, is_shifted)
             self.sampler = GlobalBatchSampler(
                 rows.counts,

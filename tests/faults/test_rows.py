@@ -29,7 +29,7 @@ def settings_of(kind: str, corpus: Path, paragraphs: Path) -> dict[str, Any]:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["all", *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[:-1])])
 def test_rows_are_the_same_after_a_kill_and_with_two_processes(
     kind: str, corpus_folder: Path, paragraphs: Path, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ def assert_stopped(run_dir: Path, output: tuple[int, str, str], reason: str) -> 
         (signal.SIGUSR1, 33),
         pytest.param(signal.SIGUSR2, 101, marks=pytest.mark.long),
         (signal.SIGTERM, 66),
-        (signal.SIGINT, 150),
+        pytest.param(signal.SIGINT, 150, marks=pytest.mark.long),
     ],
     ids=["USR1", "USR2", "TERM", "INT"],
 )

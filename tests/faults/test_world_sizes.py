@@ -31,6 +31,7 @@ def loss_at(step: int, run_dir: Path) -> float:
     return float(loss)
 
 
+@pytest.mark.long
 @pytest.mark.multiprocess
 def test_a_run_resumes_with_two_then_one_then_four_then_two_processes(corpus_folder, tmp_path):
     run_dir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"

@@ -20,7 +20,6 @@ STEPS = 20
 OVERRIDES = {
     "device": "cpu",
     "precision": "fp32",
-    "data.shift_rows": False,
     "train.max_iters": STEPS,
     "train.log_interval": 1,
 }

@@ -63,25 +63,18 @@ def test_a_vocabulary_size_of_null_fits_every_run_and_another_size_does_not() ->
 
 
 def test_a_vocabulary_size_of_null_is_replaced_by_that_of_the_run(run_dir: Path, tmp_path: Path) -> None:
-    assert RunDir(run_dir).fill_nulls(Config()).model.vocab_size == 300
-    assert RunDir(run_dir).fill_nulls(Config(model=ModelConfig(vocab_size=310))).model.vocab_size == 310
-    assert RunDir(tmp_path / "new").fill_nulls(Config()).model.vocab_size is None
+    assert RunDir(run_dir).fill_vocab_size(Config()).model.vocab_size == 300
+    assert RunDir(run_dir).fill_vocab_size(Config(model=ModelConfig(vocab_size=310))).model.vocab_size == 310
+    assert RunDir(tmp_path / "new").fill_vocab_size(Config()).model.vocab_size is None
 
 
-def test_a_new_run_shifts_its_rows_and_an_existing_one_continues_as_it_was(run_dir: Path, tmp_path: Path) -> None:
-    def resolved(path: Path, shift_rows: bool | None = None) -> bool | None:
-        return RunDir(path).fill_nulls(Config(data=DataConfig(shift_rows=shift_rows))).data.shift_rows
-
-    assert resolved(tmp_path / "new") is True
-    assert resolved(tmp_path / "new", False) is False
-    assert resolved(run_dir) is True
+def test_a_run_from_before_rows_were_shifted_or_isolated_has_neither(run_dir: Path, tmp_path: Path) -> None:
     earlier = Path(shutil.copytree(run_dir, tmp_path / "earlier"))
     for manifest in earlier.glob("checkpoints/*/manifest.json"):
         content = json.loads(manifest.read_text(encoding="utf-8"))
         for key in ("data.shift_rows", "data.documents"):
             del content["record"]["fixed"][key]
         manifest.write_text(json.dumps(content), encoding="utf-8")
-    assert resolved(earlier) is False
     config = read_config(run_dir / "config.yaml")
     for data in (DataConfig(shift_rows=True), DataConfig(documents="isolated")):
         with pytest.raises(UserError, match=r"was trained with data\.(shift_rows False|documents 'joined'), not"):

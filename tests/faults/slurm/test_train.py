@@ -130,6 +130,7 @@ def test_two_nodes_train_one_model_and_the_log_reports_how_to_continue(
     assert set(continues[1].split()) >= set(tiny_flags(corpus_folder, job.run_dir, **SETTINGS))
 
 
+@pytest.mark.long
 def test_a_run_continues_after_its_time_limit_and_after_scancel(cluster, corpus_folder, two_rank_reference, tmp_path):
     run_dir = tmp_path / "run"
     first = Job(cluster, corpus_folder, run_dir, "--time=60", "--signal=B:USR1@110")
@@ -155,6 +156,7 @@ def test_a_run_continues_after_its_time_limit_and_after_scancel(cluster, corpus_
     assert_same_run(run_dir, two_rank_reference)
 
 
+@pytest.mark.long
 def test_a_preempted_job_is_requeued_even_before_its_first_step(cluster, corpus_folder, two_rank_reference, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
 
