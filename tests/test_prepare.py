@@ -481,3 +481,16 @@ def test_a_bpe_vocabulary_smaller_than_requested_is_explained(tmp_path: Path) ->
     assert size < 300
     assert f"vocabulary {size} instead of 1000, because every word of the texts is already a token" in result.stdout
     assert "instead of" not in verb(*trained, "--vocab_size", size, "--out", tmp_path / "as_many").stdout
+
+
+def test_the_tokenizer_of_a_corpus_or_run_can_be_used_again(run_dir: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("Quite another text, in which a bpe would find other words.\n" * 50)
+    expected = Corpus.open(corpus_folder).tokenizer.fingerprint
+    for source in (corpus_folder, run_dir):
+        out = tmp_path / source.name
+        result = verb("prepare", tmp_path / "other.txt", "--out", out, "--tokenizer", source)
+        assert result.returncode == 0, result.stderr
+        assert Corpus.open(out).tokenizer.fingerprint == expected
+    result = verb("prepare", tmp_path / "other.txt", "--out", tmp_path / "no", "--tokenizer", tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.endswith("bpe, or the folder of a corpus or run\n")

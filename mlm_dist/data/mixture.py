@@ -20,7 +20,8 @@ def check_mixture(corpora: Sequence[Corpus], block_size: int) -> None:
         if corpus.tokenizer.fingerprint != first.tokenizer.fingerprint:
             raise UserError(
                 f"{corpus.folder} has another tokenizer ({corpus.tokenizer.name}) than {first.folder} "
-                f"({first.tokenizer.name}): the corpora of a mixture need the same one"
+                f"({first.tokenizer.name}): the corpora of a mixture need the same one; prepare its texts again with "
+                f"--tokenizer {first.folder}"
             )
     for corpus in corpora if len(corpora) > 1 else []:
         if len(corpus.train) < block_size:

@@ -39,7 +39,8 @@ def prepare_corpus(documents: DocumentList, out: Path, tokenizer: str, vocab_siz
     Args:
         documents: the documents, in the order of the corpus.
         out: the corpus folder.
-        tokenizer: the name of a tiktoken encoding, or `bpe` to train one on the documents.
+        tokenizer: the name of a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to
+            train one on the documents.
         vocab_size: the vocabulary size of a `bpe` tokenizer.
 
     Raises:
@@ -50,6 +51,8 @@ def prepare_corpus(documents: DocumentList, out: Path, tokenizer: str, vocab_siz
             if vocab_size is None:
                 raise UserError("a bpe tokenizer needs --vocab_size: 8000 suits a few megabytes of text")
             encoder = Tokenizer.train_bpe(bpe_training_texts(documents), vocab_size)
+        elif (saved := Path(tokenizer) / TOKENIZER).is_dir():
+            encoder = Tokenizer.load(saved)
         else:
             encoder = Tokenizer.from_tiktoken(tokenizer)
         return encode_corpus(documents, folder, encoder)
@@ -112,7 +115,9 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
         raise UserError("data.tokenizer bpe needs model.vocab_size: 8000 suits a few megabytes of text")
     reading = Reading.from_config(config)
     files = find_files([path])
-    vocabulary = [config.tokenizer, config.tokenizer == "bpe" and vocab_size]
+    saved = Path(config.tokenizer) / TOKENIZER
+    tokenizer = Tokenizer.load(saved).fingerprint if saved.is_dir() else config.tokenizer
+    vocabulary = [tokenizer, config.tokenizer == "bpe" and vocab_size]
     settings = [FORMAT_VERSION, *vocabulary, config.val_fraction, dataclasses.astuple(reading)]
     contents = [[file.name, str(file.path.absolute()), file.size, file.modified] for file in files]
     digest = hashlib.sha256(json.dumps([settings, contents]).encode()).hexdigest()[:16]
