@@ -275,13 +275,16 @@ def repeated_records(path: Path, megabytes: int) -> Path:
     return path
 
 
+FILLS_PIPELINE = 6  # megabytes: more than all pieces in flight
+
+
 def check_memory(
     tmp_path: Path, megabytes: int, growth: float, *tokenizer: object, write: Callable[[Path, int], Path]
 ) -> None:
     """Check that a large file takes no more memory than a small one, except for the pieces in flight."""
-    small = peak_memory(write(tmp_path / "small.txt", 1), tmp_path / "small", *tokenizer)
-    large = peak_memory(write(tmp_path / "large.txt", megabytes), tmp_path / "large", *tokenizer)
-    print(f"\npeak memory: {small:.0f} MB for 1 MB of text, {large:.0f} MB for {megabytes} MB")
+    sizes = FILLS_PIPELINE, FILLS_PIPELINE + megabytes
+    small, large = (peak_memory(write(tmp_path / f"{n}.txt", n), tmp_path / str(n), *tokenizer) for n in sizes)
+    print(f"\npeak memory: {small:.0f} MB for {sizes[0]} MB of text, {large:.0f} MB for {sizes[1]} MB")
     assert large - small < growth
 
 
