@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mlm_dist.data.corpus import Manifest
     from mlm_dist.inference.model import TrainedModel
+    from mlm_dist.inference.parameters import Step
     from mlm_dist.run.metrics import Event
     from mlm_dist.run.run_dir import RunDir
 
@@ -105,8 +106,7 @@ def prepare(
     documents = list_documents(files, Reading(encoding, text_key, split, skip_broken), near)
     if drop_duplicates:
         documents = documents.without_duplicates()
-    if not any(file.is_validation for file in files):
-        documents = hold_out(documents, val_fraction)
+    documents = hold_out(documents, val_fraction)
     manifest = prepare_corpus(documents, Path(out), tokenizer, vocab_size)
     return PreparedCorpus(Path(out), manifest, len(documents), documents.size)
 
@@ -114,7 +114,7 @@ def prepare(
 def load(
     run_dir: "str | PathLike[str]",
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    step: int | Literal["best", "newest"] | None = None,
+    step: "Step | None" = None,
 ) -> "TrainedModel":
     """Load the model of a run.
 
@@ -160,7 +160,7 @@ class Run:
 
         return read_events(self.path / "metrics.jsonl")
 
-    def load(self, step: int | Literal["best", "newest"] | None = None) -> "TrainedModel":
+    def load(self, step: "Step | None" = None) -> "TrainedModel":
         """Load the trained model, as `mlm_dist.load` does."""
         return load(self.path, step=step)
 

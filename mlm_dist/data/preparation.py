@@ -124,9 +124,7 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
     folder = cache_folder() / digest
     if not (folder / MANIFEST).exists():
         try:
-            documents = list_documents(files, reading)
-            if not any(file.is_validation for file in files):
-                documents = hold_out(documents, config.val_fraction)
+            documents = hold_out(list_documents(files, reading), config.val_fraction)
             prepare_corpus(documents, folder, config.tokenizer, vocab_size)
         except UserError:
             if not (folder / MANIFEST).exists():  # otherwise, another run has just prepared the same corpus

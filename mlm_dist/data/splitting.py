@@ -25,7 +25,7 @@ SAMPLED_EVERY = 10
 
 
 def hold_out(documents: DocumentList, fraction: float) -> DocumentList:
-    """Choose the validation split: a fraction of the bytes.
+    """Choose the validation split: a fraction of the bytes, unless the user gave files for it.
 
     The end of a document becomes validation text if it has at least `SHORTEST_END` bytes. Shorter documents are chosen
     whole, by a hash of their content, so that the choice does not depend on names or order, and copies of a document
@@ -33,12 +33,14 @@ def hold_out(documents: DocumentList, fraction: float) -> DocumentList:
     the ends of the other short documents are added.
 
     Args:
-        documents: the documents, none of them with validation text yet.
+        documents: the documents.
         fraction: the fraction of the bytes, at least 0 and below 1.
 
     Returns:
         The same documents in the same order.
     """
+    if any(file.is_validation for file in documents.files):
+        return documents
     sizes = np.where(documents.is_kept, documents.sizes, 0)
     ends = sizes - np.rint(sizes * (1 - fraction)).astype(np.int64)
     is_short = ends < SHORTEST_END

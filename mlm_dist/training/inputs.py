@@ -30,7 +30,7 @@ class StepInputs(NamedTuple):
     Attributes:
         buffer: (bytes,) uint8, whose memory the others share.
         mask: what the masks depend on.
-        starts: (B,) int64, the index of the first token of each row in its corpus.
+        starts: (B,) int64, the index of the first token of each row in the corpus, if that is on the device.
         lr: () float32, the learning rate.
         tokens: (B, T) token ids, signed integers with the bits of the corpus; (B, 0) if the corpus is on the device.
     """
@@ -104,11 +104,12 @@ class InputReader:
         size = inputs_bytes(count, length, self.dtype)
         buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         inputs = StepInputs.in_buffer(buffer, count, self.dtype)
-        inputs.starts.copy_(torch.from_numpy(self.rows.starts(selection)))
         for view, value in zip(inputs.mask, self.masker.inputs(selection), strict=True):
             view.copy_(value)
-        if length:
+        if self.on_device is None:
             inputs.tokens.copy_(torch.from_numpy(as_signed(self.rows.read(selection))))
+        else:
+            inputs.starts.copy_(torch.from_numpy(self.rows.starts(selection)))
         return inputs
 
 

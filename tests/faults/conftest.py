@@ -1,5 +1,6 @@
 """Start, pause and kill real training processes, and compare their run with one that nothing happened to."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from mlm_dist.run.checkpoint import list_checkpoints, step_of
 from mlm_dist.run.metrics import read_events
 from tests.conftest import REPOSITORY, run_in_process, start, tiny_flags
+from tests.faults.dying import train_and_die
 
 # Checkpoints and evaluations fall on different steps, and every step draws dropout and is logged.
 SETTINGS: dict[str, object] = {
@@ -28,6 +30,8 @@ SETTINGS: dict[str, object] = {
 TIMINGS = ("seconds", "tokens_per_second")
 
 Popen = subprocess.Popen[str]
+FORKS = multiprocessing.get_context("forkserver")  # a new process without the seconds in which torch is imported
+FORKS.set_forkserver_preload(["mlm_dist.training.job", "mlm_dist.run.trackers", "tests.faults.dying"])
 
 
 def train_command(corpus: Path, run_dir: Path, processes: int = 1, **overrides: object) -> list[str]:
@@ -124,6 +128,16 @@ def assert_same_run(run_dir: Path, reference_run: Path) -> None:
     assert history(run_dir) == history(reference_run)
     assert (run_dir / "DONE").exists()
     assert not (run_dir / "STOPPED").exists()
+
+
+def kill_at(point: str, call: int, command: list[str], output: Path) -> None:
+    """Train in a process that dies when it reaches a fault point for the `call`-th time."""
+    process = FORKS.Process(target=train_and_die, args=(point, call, command[3:], output))
+    process.start()
+    process.join(120)
+    printed = output.read_text()
+    assert process.exitcode == -signal.SIGKILL, (point, process.exitcode, printed)
+    assert "Traceback" not in printed
 
 
 def run_to_end(command: list[str]) -> str:

@@ -1,9 +1,7 @@
 """A run that is killed at any moment resumes with the same command and ends in the same bits, each step logged once."""
 
 import contextlib
-import multiprocessing
 import random
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from tests.conftest import start
 from tests.faults.conftest import (
     assert_same_run,
     has_reached,
+    kill_at,
     newest_step,
     run_to_end,
     running,
@@ -21,7 +20,6 @@ from tests.faults.conftest import (
     wait_until,
     with_script,
 )
-from tests.faults.dying import train_and_die
 
 pytestmark = pytest.mark.slow
 
@@ -47,19 +45,7 @@ POINTS = {
     "checkpoint renamed": 2,
     "checkpoint saved": 2,
 }
-FORKS = multiprocessing.get_context("forkserver")  # a new process without the seconds in which torch is imported
-FORKS.set_forkserver_preload(["mlm_dist.training.job", "mlm_dist.run.trackers", "tests.faults.dying"])
 AT_THE_END = ["results begin", "model.pth written in half", "model.pth written", "plot begins", "plotted"]
-
-
-def die_at(point: str, call: int, command: list[str], output: Path) -> None:
-    """Train in a process that dies when it reaches a fault point for the `call`-th time."""
-    process = FORKS.Process(target=train_and_die, args=(point, call, command[3:], output))
-    process.start()
-    process.join(120)
-    printed = output.read_text()
-    assert process.exitcode == -signal.SIGKILL, (point, process.exitcode, printed)
-    assert "Traceback" not in printed
 
 
 def test_a_run_killed_at_any_fault_point_resumes(corpus_folder, reference_run, tmp_path):
@@ -67,7 +53,7 @@ def test_a_run_killed_at_any_fault_point_resumes(corpus_folder, reference_run, t
     command = train_command(corpus_folder, run_dir)
     rng = random.Random(1)
     for point in rng.sample(list(POINTS), len(POINTS)):
-        die_at(point, rng.randint(1, POINTS[point]), command, tmp_path / "output")
+        kill_at(point, rng.randint(1, POINTS[point]), command, tmp_path / "output")
     run_to_end(command)
     assert_same_run(run_dir, reference_run)
 
@@ -76,7 +62,7 @@ def test_a_run_killed_while_it_writes_its_results_resumes(corpus_folder, referen
     run_dir = tmp_path / "run"
     command = train_command(corpus_folder, run_dir)
     for point in AT_THE_END:
-        die_at(point, 1, command, tmp_path / "output")
+        kill_at(point, 1, command, tmp_path / "output")
         assert not (run_dir / "DONE").exists()
     run_to_end(command)
     assert_same_run(run_dir, reference_run)

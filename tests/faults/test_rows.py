@@ -1,18 +1,15 @@
 """The rows of every kind are the same with any number of processes, and after a kill."""
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import start, verb
-from tests.faults.conftest import assert_same_run, history, run_to_end, train_command, with_script
+from tests.faults.conftest import assert_same_run, history, kill_at, run_to_end, train_command
 
 pytestmark = pytest.mark.slow
 
-DYING = Path(__file__).with_name("dying.py")
 # An epoch of the sample alone has 167 steps; of its paragraphs, a quarter of the rows here, about 160.
 SETTINGS: dict[str, Any] = {"train__max_iters": 180, "checkpoint__interval": 60}
 KINDS = ["same rows", "shifted", "isolated", "mixture", "all"]
@@ -35,13 +32,10 @@ def test_rows_are_the_same_after_a_kill_and_with_two_processes(
 ) -> None:
     settings = settings_of(kind, corpus_folder, paragraphs)
     undisturbed, killed, split = (tmp_path / name for name in ("undisturbed", "killed", "split"))
-    result = verb("train", *train_command(corpus_folder, undisturbed, **settings)[3:])
-    assert result.returncode == 0, result.stderr
-
+    run_to_end(train_command(corpus_folder, undisturbed, **settings))
     command = train_command(corpus_folder, killed, **settings)
-    result = start(with_script(command, DYING, "step taken", 175, 0))
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    assert verb("train", *command[3:]).returncode == 0
+    kill_at("step taken", 175, command, tmp_path / "output")
+    run_to_end(command)
     assert_same_run(killed, undisturbed)
 
     run_to_end(train_command(corpus_folder, split, processes=2, **settings))
@@ -54,7 +48,6 @@ def test_every_kind_of_rows_is_another_run(corpus_folder: Path, paragraphs: Path
     losses = {}
     for kind in KINDS:
         settings = settings_of(kind, corpus_folder, paragraphs) | {"train__max_iters": 10}
-        result = verb("train", *train_command(corpus_folder, tmp_path / kind, **settings)[3:])
-        assert result.returncode == 0, result.stderr
+        run_to_end(train_command(corpus_folder, tmp_path / kind, **settings))
         losses[kind] = tuple(event["loss"] for event in history(tmp_path / kind) if "loss" in event)
     assert len(set(losses.values())) == len(KINDS)
