@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import shutil
 import struct
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -312,3 +313,19 @@ def test_sample_is_the_text_in_the_package(cache: Path, tmp_path: Path, monkeypa
 def test_a_missing_data_path_is_a_user_error(cache: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data\.path .*missing: there is no such corpus or text"):
         find_or_prepare(DataConfig(path=str(tmp_path / "missing")), 300)
+
+
+def test_text_is_prepared_again_if_the_tokenizer_in_a_folder_changes(
+    corpus_folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "a.txt").write_text("A lamp in the harbour. " * 200)
+    source = Path(shutil.copytree(corpus_folder, tmp_path / "source"))
+    config = DataConfig(path=str(tmp_path / "a.txt"), tokenizer=str(source))
+    first = find_or_prepare(config, None)
+    assert find_or_prepare(config, None) == first
+    assert first.parent == cache
+    other = Tokenizer.train_bpe(["Another text."], 260)
+    other.save(source / "tokenizer")
+    second = find_or_prepare(config, None)
+    assert second != first
+    assert Corpus.open(second).tokenizer.fingerprint == other.fingerprint
