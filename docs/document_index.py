@@ -56,7 +56,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "corpus"
             make_up(folder, count)
-            size = sum((folder / file).stat().st_size for file in ("documents.bin", "names.txt"))
+            size = sum((folder / file).stat().st_size for file in ("documents.bin", "documents.names"))
             command = [sys.executable, "-c", MEASURED, str(folder)]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         opened, peak, read = map(float, output.split())

@@ -211,7 +211,7 @@ def convert_corpus(folder: Path, version: int) -> None:
         }
         for d in Corpus.open(folder).documents()
     ]
-    for name in ("documents.bin", "names.txt"):
+    for name in ("documents.bin", "documents.names"):
         del content["sha256"][name]
         (folder / name).unlink()
     if version == 1:

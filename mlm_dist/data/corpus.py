@@ -3,7 +3,7 @@
 corpus.json               format version, tokenizer, vocabulary, counts of tokens and documents, SHA-256 of each file
 train.bin                 token ids, little-endian, uint16 if the vocabulary allows, else uint32
 val.bin                   the validation split, in the same format
-documents.bin, names.txt  the index of the documents (data/documents.py)
+documents.bin, .names     the index of the documents (data/documents.py)
 tokenizer/                ranks.tiktoken, encoding.json
 
 The files must be on a local or shared disk: `load_batch` in data/masking.py reads rows at random positions.

@@ -1,8 +1,9 @@
 """The index of a corpus's documents. Reports read it; training does not.
 
-documents.bin   three little-endian int64 a document: the ends of its tokens in train.bin and in val.bin, and of its
-                name in names.txt. A document starts where the one before it ends.
-names.txt       their names, one a line, in UTF-8
+documents.bin    three little-endian int64 a document: the ends of its tokens in train.bin and in val.bin, and of its
+                 name in documents.names. A document starts where the one before it ends.
+documents.names  their names, one a line, in UTF-8. The suffix is not that of a text, because a corpus without its
+                 corpus.json is taken for a folder of texts.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from mlm_dist.data.verification import map_file, verify_file
 from mlm_dist.errors import UserError
 
 ENDS = "documents.bin"
-NAMES = "names.txt"
+NAMES = "documents.names"
 DTYPE = np.dtype("<i8")
 COLUMNS = 3
 CHUNK_DOCUMENTS = 1 << 16
@@ -45,7 +46,7 @@ class DocumentIndex:
 
     Args:
         ends: (documents, 3) int64, as in `documents.bin`.
-        names: (bytes,) uint8, as in `names.txt`.
+        names: (bytes,) uint8, as in `documents.names`.
     """
 
     def __init__(self, ends: npt.NDArray[np.int64], names: npt.NDArray[np.uint8]) -> None:
@@ -138,10 +139,10 @@ def write_index(folder: Path, names: Iterable[str], lengths: npt.NDArray[np.int6
 
 
 def encode_name(name: str) -> bytes:
-    """A name as a line of `names.txt`. The bytes of a file name that is not UTF-8 are kept."""
+    """A name as a line of `documents.names`. The bytes of a file name that is not UTF-8 are kept."""
     return name.encode(errors="surrogateescape") + b"\n"
 
 
 def decode_name(line: bytes) -> str:
-    """The name in a line of `names.txt`."""
+    """The name in a line of `documents.names`."""
     return line.removesuffix(b"\n").decode(errors="surrogateescape")

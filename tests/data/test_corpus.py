@@ -129,12 +129,15 @@ def as_fifo(name: str) -> Callable[[Path], None]:
         (rewritten("train.bin", lambda content: b""), r"train\.bin: 0 bytes, but corpus\.json says \d+"),
         (rewritten("val.bin", lambda content: content + b"\0\0"), r"val\.bin: \d+ bytes, but corpus\.json says \d+"),
         (without("documents.bin"), r"documents\.bin: No such file"),
-        (without("names.txt"), r"names\.txt: No such file"),
+        (without("documents.names"), r"documents\.names: No such file"),
         (as_fifo("documents.bin"), r"documents\.bin: it is a FIFO, not a regular file"),
         (rewritten("documents.bin", lambda content: content[:-1]), r"documents\.bin: 23 bytes, but .* says 24"),
         (rewritten("documents.bin", lambda content: b"\1" + content[1:]), r"documents\.bin: it does not end where"),
         (rewritten("documents.bin", lambda content: content[:-1] + b"\xff"), r"documents\.bin: it does not end where"),
-        (rewritten("names.txt", lambda content: content + b"a"), r"names\.txt: 12 bytes, but documents\.bin says 11"),
+        (
+            rewritten("documents.names", lambda content: content + b"a"),
+            r"documents\.names: 12 bytes, but documents\.bin says 11",
+        ),
         (without("tokenizer/ranks.tiktoken"), r"ranks\.tiktoken: No such file or directory: prepare the corpus again"),
         (rewritten("tokenizer/ranks.tiktoken", lambda content: b"rubbish"), r"the tokenizer is damaged .*: prepare"),
         (rewritten("tokenizer/encoding.json", lambda content: b"{}"), r"the tokenizer is damaged"),
@@ -163,7 +166,7 @@ def test_a_manifest_is_read_as_written(tmp_path: Path) -> None:
         mask_id=299,
         end_id=298,
         tokens={"train": 7, "val": 0},
-        sha256=dict.fromkeys(("train", "val", "documents.bin", "names.txt"), "a"),
+        sha256=dict.fromkeys(("train", "val", "documents.bin", "documents.names"), "a"),
         documents=1,
     )
     manifest.write(tmp_path)

@@ -51,7 +51,7 @@ def test_documents_are_read_as_written(tmp_path: Path) -> None:
 
 def test_names_are_text_with_a_line_each(tmp_path: Path) -> None:
     write_index(tmp_path, ["a.txt", "ü.txt"])
-    assert (tmp_path / "names.txt").read_text(encoding="utf-8") == "a.txt\nü.txt\n"
+    assert (tmp_path / "documents.names").read_text(encoding="utf-8") == "a.txt\nü.txt\n"
 
 
 def test_an_index_without_documents_is_read(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_damaged_document_of_an_earlier_version_is_a_user_error(folder: Path, 
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("documents.bin", lambda content: b"\7" + content[1:]), ("names.txt", lambda content: b"x" + content[1:])],
+    [("documents.bin", lambda content: b"\7" + content[1:]), ("documents.names", lambda content: b"x" + content[1:])],
 )
 def test_damage_inside_the_index_is_found_by_who_reads_it(
     folder: Path, tmp_path: Path, name: str, change: Callable[[bytes], bytes]
@@ -107,7 +107,7 @@ def make_up_documents(folder: Path, count: int) -> None:
         file.truncate(count * 24)  # a sparse file
         file.seek((count - 1) * 24)
         file.write(np.array([*manifest["tokens"].values(), 2], dtype="<i8").tobytes())
-    (folder / "names.txt").write_bytes(b"a\n")
+    (folder / "documents.names").write_bytes(b"a\n")
 
 
 MEASURE = """

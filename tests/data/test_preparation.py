@@ -136,8 +136,8 @@ def test_the_manifest_describes_the_files(corpus_folder: Path) -> None:
         assert manifest["sha256"][split] == hashlib.sha256(content).hexdigest()
         assert manifest["tokens"][split] * 2 == len(content)
     assert manifest["documents"] == 1
-    ends, names = ((corpus_folder / name).read_bytes() for name in ("documents.bin", "names.txt"))
-    assert [manifest["sha256"][name] for name in ("documents.bin", "names.txt")] == [
+    ends, names = ((corpus_folder / name).read_bytes() for name in ("documents.bin", "documents.names"))
+    assert [manifest["sha256"][name] for name in ("documents.bin", "documents.names")] == [
         hashlib.sha256(content).hexdigest() for content in (ends, names)
     ]
     assert names == b"sample.txt\n"
@@ -147,7 +147,7 @@ def test_the_manifest_describes_the_files(corpus_folder: Path) -> None:
 def test_a_corpus_consists_of_these_files_only(corpus_folder: Path) -> None:
     files = sorted(str(path.relative_to(corpus_folder)) for path in corpus_folder.rglob("*") if path.is_file())
     tokenizer = ["tokenizer/encoding.json", "tokenizer/ranks.tiktoken"]
-    assert files == ["corpus.json", "documents.bin", "names.txt", *tokenizer, "train.bin", "val.bin"]
+    assert files == ["corpus.json", "documents.bin", "documents.names", *tokenizer, "train.bin", "val.bin"]
 
 
 def test_preparing_again_gives_the_same_bytes(corpus_folder: Path, tmp_path: Path) -> None:
@@ -329,3 +329,13 @@ def test_text_is_prepared_again_if_the_tokenizer_in_a_folder_changes(
     second = find_or_prepare(config, None)
     assert second != first
     assert Corpus.open(second).tokenizer.fingerprint == other.fingerprint
+
+
+def test_a_corpus_without_its_description_is_not_taken_for_texts(
+    corpus_folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    damaged = Path(shutil.copytree(corpus_folder, tmp_path / "corpus"))
+    (damaged / "corpus.json").unlink()
+    with pytest.raises(UserError, match=r"^no text in .*corpus: give files, or folders with files"):
+        find_or_prepare(DataConfig(path=str(damaged), tokenizer=str(damaged)), None)
+    assert not cache.exists()

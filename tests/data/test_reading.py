@@ -168,7 +168,7 @@ def test_the_same_texts_give_the_same_corpus_in_every_format(
 ) -> None:
     path = write(TEXTS, tmp_path / f"texts.{suffix}{compression}")
     assert digests([path], tmp_path / "out") == expected
-    names = (tmp_path / "out" / "names.txt").read_text(encoding="utf-8").splitlines()
+    names = (tmp_path / "out" / "documents.names").read_text(encoding="utf-8").splitlines()
     assert names[0] == f"texts.{suffix}{compression}:{2 if suffix in ('csv', 'tsv') else 1}"
 
 

@@ -276,7 +276,7 @@ def all_cases(run: Path, corpus: Path) -> Iterator[Case]:
         "corpus/train.bin": ["evaluate_corpus"],
         "corpus/val.bin": ["evaluate_corpus"],
         "corpus/documents.bin": ["evaluate_corpus"],
-        "corpus/names.txt": ["evaluate_corpus"],
+        "corpus/documents.names": ["evaluate_corpus"],
         "corpus/tokenizer/ranks.tiktoken": ["evaluate_corpus"],
         "corpus/tokenizer/encoding.json": ["evaluate_corpus"],
     }

@@ -218,7 +218,7 @@ def test_code_in_a_corpus_is_not_run_and_its_names_are_not_used_as_paths(corpus_
     manifest = json.loads((corpus / "corpus.json").read_text())
     manifest["tokenizer"] = str(marker)
     (corpus / "corpus.json").write_text(json.dumps(manifest))
-    (corpus / "names.txt").write_text(f"{marker}\n")
+    (corpus / "documents.names").write_text(f"{marker}\n")
     with (corpus / "val.bin").open("r+b") as file:
         torch.save(Malicious(marker), file)
     run_in_process(train_command(corpus, tmp_path / "run", train__max_iters=2))
