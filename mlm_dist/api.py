@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from mlm_dist.data.corpus import Manifest
     from mlm_dist.inference.model import TrainedModel
-    from mlm_dist.inference.parameters import Step
     from mlm_dist.run.metrics import Event
     from mlm_dist.run.run_dir import RunDir
+    from mlm_dist.source import Step
+    from mlm_dist.training.initialization import Weights
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,15 @@ def train(config: Config) -> Run:
         # Imported here, so that a signal during the import of torch is a stop request too.
         from mlm_dist.training.job import run_job  # noqa: PLC0415
 
-        return Run(Path(config.run_dir), run_job(config, stop, plot_curves))
+        return Run(Path(config.run_dir), run_job(config, stop, plot_curves, read_exported))
+
+
+def read_exported(folder: Path) -> "Weights":
+    """Read a folder that `export` wrote, for `init_from`. Raises `UserError`."""
+    from mlm_dist.huggingface.importing import read_exported  # noqa: PLC0415
+    from mlm_dist.training.initialization import Weights  # noqa: PLC0415
+
+    return Weights(*read_exported(folder), step=None)
 
 
 def plot_curves(run_dir: "RunDir") -> None:

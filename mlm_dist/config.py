@@ -290,6 +290,13 @@ class Config:
     """Seed of the initial parameters, the order of the rows and the masks."""
     run_dir: Text = "runs/novels"
     """Run directory. The same command continues the run that it finds there."""
+    init_from: Text | None = None
+    """Trained parameters to start from, instead of random ones: a run directory, `RUN@STEP`, `RUN@best`, a `model.pth`
+    in its run directory, or a folder that `export` wrote. Optimizer, schedule and step start anew. The shape of the
+    model is taken from there, unless `model.block_size` is another, and so is the tokenizer of a text."""
+    branch: bool = False
+    """Continue the run of `init_from` in another run directory, with its optimizer and step: to decay the learning rate
+    from a checkpoint of a long run with a constant rate."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute. auto: on a GPU if there is one, else on the CPU."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -309,6 +316,13 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @model_validator(mode="after")
+    def check_branch(self) -> Self:
+        """Refuse a branch of nothing."""
+        if self.branch and self.init_from is None:
+            raise ValueError("branch: true needs init_from RUN@STEP, the checkpoint to continue from")
+        return self
 
     def to_yaml(self) -> str:
         """The config as YAML, with every key."""

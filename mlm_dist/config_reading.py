@@ -25,13 +25,19 @@ from mlm_dist.config_help import (
     show,
 )
 from mlm_dist.errors import UserError
+from mlm_dist.exported_shape import read_exported_shape
 from mlm_dist.files import read_text
+from mlm_dist.source import CONFIG, Source, has_checkpoints
 
 T = TypeVar("T")
 
 LARGEST_CONFIG = 1 << 16  # bytes; the YAML parser takes seconds per megabyte
 FLAG = "--"
 CONFIGS = resources.files("mlm_dist") / "configs"
+
+# The keys that a run takes from the source of its parameters.
+SHAPE = {f"model.{key}" for key in ("name", "block_size", "embedding_dim", "heads", "blocks", "tie_embeddings")}
+INHERITED = {*SHAPE, "data.tokenizer"}
 
 # Part of the YAML parser's message -> the usual cause and what to do.
 YAML_HINTS = {
@@ -262,6 +268,7 @@ def build(settings: list[Setting], problems: Problems) -> Config:
         UserError: with the problems so far, and one line for each unknown key and each wrong value.
     """
     problems += find_unknown_keys(settings)
+    settings = [*inherited(settings, problems), *settings]
     given = {setting.key: setting for setting in settings if setting.key in leaf_types()}
     for key, setting in list(given.items()):
         if too_large(setting.value):
@@ -273,6 +280,30 @@ def build(settings: list[Setting], problems: Problems) -> Config:
             setattr(config, name, validate(typing.cast(type, kind), f"{name}.", given, problems))
     problems.raise_if_any()
     return config
+
+
+def inherited(settings: list[Setting], problems: Problems) -> list[Setting]:
+    """The shape and the tokenizer of the model that `init_from` names, for the keys that are not given.
+
+    They are taken from the run itself if it has begun, so that it does not need its source again.
+    """
+    given = {setting.key: setting.value for setting in settings}
+    init_from, run_dir = given.get("init_from"), given.get("run_dir", Config.run_dir)
+    missing = INHERITED - given.keys()
+    if not missing or not isinstance(init_from, str) or not isinstance(run_dir, str):
+        return []
+    try:
+        source = Source.parse(run_dir if has_checkpoints(run_dir) else init_from)
+        values = [Setting("data.tokenizer", str(source.folder), "")]
+        if source.is_exported:
+            shape = dataclasses.asdict(read_exported_shape(source.folder))
+            values += [Setting(f"model.{key}", value, "") for key, value in shape.items()]
+        else:
+            values += [setting for setting in read_file(source.folder / CONFIG, problems) if setting.key in SHAPE]
+    except UserError as error:
+        problems += error.args
+        return []
+    return [value for value in values if value.key in missing]
 
 
 def validate(section: type[T], prefix: str, given: dict[str, Setting], problems: Problems) -> T:

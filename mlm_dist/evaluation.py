@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,36 +108,45 @@ class Validator:
 
 
 class MixtureValidator:
-    """Evaluates a model on the validation rows of every corpus of a run.
+    """Evaluates a model on the validation rows of every corpus of a run, and of corpora that are only watched.
 
     Raises:
         UserError: as `Validator`, for any of the corpora.
     """
 
     def __init__(self, config: Config, corpora: Sequence[Corpus], processes: Processes, dtype: torch.dtype) -> None:
-        self.validators = [Validator(config, corpus, processes, dtype) for corpus in corpora]
+        self.build = partial(Validator, config, processes=processes, dtype=dtype)
+        self.validators = [self.build(corpus) for corpus in corpora]
+        self.watched: dict[str, Validator] = {}
         self.parts = config.data.parts
         self.interval = config.train.eval_interval
         self.is_due = self.validators[0].is_due
+
+    def watch(self, path: str, corpus: Corpus) -> None:
+        """Also evaluate on the validation rows of a corpus that the run is not trained on."""
+        self.watched[path] = self.build(corpus)
 
     def evaluate(self, encoder: MaskedModel, stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Compute `val_loss` and `val_accuracy` as `Validator.evaluate`.
 
         With several corpora, they are the means over the corpora by their weights, and `val_loss/PATH` and
-        `val_accuracy/PATH` are those of each.
+        `val_accuracy/PATH` are those of each, and of each that is watched.
         """
         results = []
-        for validator in self.validators:
+        for validator in [*self.validators, *self.watched.values()]:
             result = validator.evaluate(encoder, stop)
             if result is None:
                 return None
             results.append(result)
-        if len(results) == 1:
-            return results[0]
-        total = sum(part["weight"] for part in self.parts)
-        parts = list(zip(self.parts, results, strict=True))
-        together = {key: sum(part["weight"] / total * r[key] for part, r in parts) for key in results[0]}
-        return together | {f"{key}/{part['path']}": value for part, r in parts for key, value in r.items()}
+        trained, watched = results[: len(self.validators)], results[len(self.validators) :]
+        by_path = dict(zip(self.watched, watched, strict=True))
+        together = trained[0]
+        if len(trained) > 1:
+            total = sum(part["weight"] for part in self.parts)
+            parts = list(zip(self.parts, trained, strict=True))
+            together = {key: sum(part["weight"] / total * r[key] for part, r in parts) for key in trained[0]}
+            by_path = {part["path"]: r for part, r in parts} | by_path
+        return together | {f"{key}/{path}": value for path, r in by_path.items() for key, value in r.items()}
 
 
 @torch.no_grad()

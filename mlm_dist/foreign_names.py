@@ -66,6 +66,7 @@ ALIASES = {
     "train.time_limit": ["max_time", "exit_duration_in_mins", "stop_time_hours"],
     "train.hang_timeout": ["ddp_timeout", "dist_timeout", "distributed_timeout_minutes"],
     "checkpoint.interval": ["save_steps", "save_interval", "checkpointing_steps", "save_every", "checkpoint_interval"],
+    "init_from": ["model_name_or_path", "from_pretrained", "load_path", "restore_file", "finetune_from"],
     "checkpoint.keep": ["save_total_limit", "save_num_checkpoints_to_keep", "keep_last_epochs", "save_top_k"],
 }
 """The names in other trainers, by key."""
@@ -80,7 +81,6 @@ HINTS = {
     "num_train_epochs": LENGTH,
     "resume": RESUMES,
     "resume_from_checkpoint": RESUMES,
-    "init_from": RESUMES,
     "load": RESUMES,
 }
 """What to do instead, by names in other trainers that have no key here."""

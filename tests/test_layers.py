@@ -18,6 +18,7 @@ PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
     {"callable_module", "errors", "fault_points", "output", "version"},
     {"config", "exit_codes", "files", "foreign_names"},
+    {"exported_shape", "source"},
     {"config_help"},
     {"config_reading", "arguments", "precision"},
     {"data", "model", "distributed"},

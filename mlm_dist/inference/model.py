@@ -1,6 +1,5 @@
 """A trained model, loaded from its run directory."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,21 +7,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mlm_dist.config import Config
-from mlm_dist.config_reading import read_config
-from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.errors import UserError, refuse_single
+from mlm_dist.errors import refuse_single
 from mlm_dist.inference.embedding import embed
 from mlm_dist.inference.filling import Filling, fill
 from mlm_dist.inference.generation import Generation, Watch, generate
-from mlm_dist.inference.parameters import Step, load_parameters
 from mlm_dist.inference.predictor import Predictor
 from mlm_dist.inference.request import Order, Request
 from mlm_dist.inference.scoring import Score, score
-from mlm_dist.model.registry import build_model, check_parameters
-from mlm_dist.run.checkpoint import list_checkpoints, read_record
-from mlm_dist.run.record import differences
-from mlm_dist.run.run_dir import RunDir, not_a_run_directory
+from mlm_dist.model.registry import build_model
+from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.trained import read_trained
+from mlm_dist.source import Step
 
 
 class TrainedModel:
@@ -46,28 +41,11 @@ class TrainedModel:
     """
 
     def __init__(self, path: Path, device: torch.device, step: Step | None = None) -> None:
-        self.run_dir = run_dir = RunDir(path)
-        if not run_dir.config.exists():
-            raise not_a_run_directory(path, run_dir.config.name)
+        self.run_dir = RunDir(path)
         self.device = device
-        self.config = read_config(run_dir.config)
-        if self.config.model.vocab_size is None:
-            raise UserError(
-                f"{run_dir.config}: model.vocab_size is null: set it to the value that the run was trained with"
-            )
-        self.tokenizer = Tokenizer.load(run_dir.tokenizer)
-        check_record(run_dir, self.config, self.tokenizer)
-        parameters, self.step = load_parameters(run_dir, self.config, step)
-        try:
-            check_parameters(parameters, self.config.model)
-        except ValueError as error:
-            raise UserError(
-                f"the parameters in {path} do not fit the model in {run_dir.config}: restore the original files"
-            ) from error
+        self.config, self.tokenizer, parameters, self.step = read_trained(self.run_dir, step)
         self.encoder = build_model(self.config.model)
         self.encoder.load_state_dict(parameters)
-        if not all(parameter.isfinite().all() for parameter in self.encoder.parameters()):
-            raise UserError(f"the parameters in {path} contain NaN or infinity: the training diverged")
         self.encoder.to(device).eval()
         self._predictor = Predictor(self.encoder, self.tokenizer, device)
 
@@ -166,23 +144,3 @@ class TrainedModel:
         """
         refuse_single("texts", texts, "text")
         return embed(self._predictor, texts)
-
-
-def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
-    """Compare config.yaml and the tokenizer of a run with the record in its newest checkpoint that has a record.
-
-    Without this check, the parameters could be loaded with a different number of heads or different tokens, and
-    the predictions would be wrong without an error.
-
-    Raises:
-        UserError: they differ.
-    """
-    records = (read_record(checkpoint) for checkpoint in list_checkpoints(run_dir.checkpoints))
-    record = next(filter(None, records), None)
-    shape = {f"model.{key}": value for key, value in dataclasses.asdict(config.model).items() if key != "dropout"}
-    now = shape | {"corpus.tokenizer_sha256": tokenizer.fingerprint}
-    if record and (changes := differences(record["fixed"], now)):
-        raise UserError(
-            f"{run_dir.config} or {run_dir.tokenizer} was changed after the training, which used {changes}: "
-            f"restore the original file"
-        )

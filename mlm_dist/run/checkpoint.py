@@ -206,10 +206,12 @@ def load_tensors(file: Path, mapped: bool = False) -> dict[str, Any]:
     """
     with open_regular(file) as content:
         try:
-            parts = zipfile.ZipFile(content).infolist()
+            archive = zipfile.ZipFile(content)
             # torch.save does not compress. A compressed part could expand to any size in memory.
-            if sum(part.file_size for part in parts) > os.fstat(content.fileno()).st_size:
+            if sum(part.file_size for part in archive.infolist()) > os.fstat(content.fileno()).st_size:
                 raise ValueError("it is compressed")
+            if not mapped and archive.testzip():  # torch itself does not compare the checksums
+                raise ValueError("a checksum is wrong")
             content.seek(0)
             with warnings.catch_warnings(action="ignore"):
                 source = file if mapped else content

@@ -18,11 +18,14 @@ from mlm_dist.data.texts import SPLITS
 
 Values = Mapping[str, Any]
 
+ORIGIN_SHA256 = "init_from.sha256"
+
 # The keys of digests, with their names in messages.
 DIGESTS = {
     "corpus.train_sha256": "the training text (SHA-256 of train.bin)",
     "corpus.val_sha256": "the validation text (SHA-256 of val.bin)",
     "corpus.tokenizer_sha256": "the tokenizer (SHA-256)",
+    ORIGIN_SHA256: "the parameters of init_from (SHA-256)",
 }
 SHOWN_DIGITS = 12  # of a digest, in a message
 
@@ -56,6 +59,8 @@ def fixed_values(config: Config) -> dict[str, Any]:
     """The config keys that a run must not change, with their values. A `model.vocab_size` of null fits every run."""
     values = {
         "seed": config.seed,
+        "init_from": config.init_from,
+        "branch": config.branch,
         "data.documents": config.data.documents,
         "data.weights": config.data.weights,
         "data.shift_rows": config.data.shift_rows,

@@ -141,7 +141,11 @@ class Progress:
             )
         elif kind == "val":
             self.last_evaluation = f"  validation {event['val_loss']:.3f}"
-            self._print(f"{at}  validation loss {event['val_loss']:.4f}  accuracy {event['val_accuracy']:.1%}")
+            by_corpus = [
+                f"{key.partition('/')[2]} {value:.4f}" for key, value in event.items() if key.startswith("val_loss/")
+            ]
+            corpora = f" ({', '.join(by_corpus)})" if by_corpus else ""
+            self._print(f"{at}  validation loss {event['val_loss']:.4f}{corpora}  accuracy {event['val_accuracy']:.1%}")
         else:
             ranks = ", ".join(f"rank {rank}" for rank in event["ranks"]) or "all ranks"
             warn(

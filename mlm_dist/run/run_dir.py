@@ -15,9 +15,12 @@ from mlm_dist.fault_points import reached
 from mlm_dist.files import format_size, replacing
 from mlm_dist.run.checkpoint import list_checkpoints, read_record, save_tensors
 from mlm_dist.run.lock import lock
+from mlm_dist.run.origin import Origin
 from mlm_dist.run.record import Values, differences, fixed_values
+from mlm_dist.source import CHECKPOINTS, CONFIG, MODEL
 
-EARLIER = {"data.shift_rows": False, "data.documents": "joined"}  # the values of runs from before there were these keys
+# The values of runs from before there were these keys.
+EARLIER = {"data.shift_rows": False, "data.documents": "joined", "init_from": None, "branch": False}
 
 
 class RunDir:
@@ -27,6 +30,7 @@ class RunDir:
         path: the directory itself.
         config: config.yaml, with every key.
         machine: machine.json, which describes the machine of the last training process.
+        origin: origin.json, which describes what the run started from, if the config has `init_from`.
         metrics: metrics.jsonl, one line per event.
         checkpoints: the folder of step-00001000/ etc.
         model: model.pth, the final `state_dict`.
@@ -40,11 +44,12 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config = path / "config.yaml"
+        self.config = path / CONFIG
         self.machine = path / "machine.json"
+        self.origin = path / "origin.json"
         self.metrics = path / "metrics.jsonl"
-        self.checkpoints = path / "checkpoints"
-        self.model = path / "model.pth"
+        self.checkpoints = path / CHECKPOINTS
+        self.model = path / MODEL
         self.curves = path / "plots" / "curves.png"
         self.tokenizer = path / "tokenizer"
         self.done = path / "DONE"
@@ -121,8 +126,8 @@ class RunDir:
             self._lock.close()
         self._lock = None
 
-    def begin(self, config: Config, tokenizer: Tokenizer) -> None:
-        """Write the config and the tokenizer, and delete DONE and STOPPED.
+    def begin(self, config: Config, tokenizer: Tokenizer, origin: Origin | None = None) -> None:
+        """Write the config, the tokenizer and what the run started from, and delete DONE and STOPPED.
 
         Raises:
             UserError: the directory cannot be written.
@@ -130,6 +135,8 @@ class RunDir:
         with self.user_error_if_unwritable():
             tokenizer.save(self.tokenizer)
             reached("tokenizer saved")
+            if origin:
+                origin.write(self.origin)
             with replacing(self.config) as file:
                 file.write(config.to_yaml().encode())
             self.done.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ from mlm_dist.output import print_log, warn
 from mlm_dist.run.machine import describe_machine
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.run.trackers import check_trackers
+from mlm_dist.training.initialization import ReadExported, check_source, initialize, source_entries
 from mlm_dist.training.memory import keep_freed_memory
 from mlm_dist.training.resume import resume
 from mlm_dist.training.stopping import StopRequest
@@ -22,13 +23,14 @@ from mlm_dist.training.summary import adjustments, describe, summarize
 from mlm_dist.training.trainer import Trainer
 
 
-def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None]) -> str:
+def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None], read_exported: ReadExported) -> str:
     """Train, or resume the run in `config.run_dir`, until the last step or a stop request.
 
     Args:
         config: the run's config.
         stop: the stop request, which is checked between steps.
         plot: plots the curves of the finished run.
+        read_exported: reads an exported model, which the run may start from.
 
     Returns:
         The reason for an early stop; empty if the run is finished.
@@ -44,6 +46,7 @@ def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None]) -
     corpora, config = open_corpora(config, run_dir, processes)
     with processes.report_missing_ranks("the same command continues from the last checkpoint"), closing(run_dir):
         trainer = Trainer(config, corpora, processes, run_dir, stop)
+        initialize(trainer, read_exported)
         lock(trainer)
         reached("resume begins")
         resume(trainer)
@@ -61,6 +64,7 @@ def check(config: Config, run_dir: RunDir, processes: Processes) -> None:
         check_trackers(config.report_to)
         model_class(config.model)
         run_dir.check(config)
+        check_source(config, run_dir)
 
 
 def open_corpora(config: Config, run_dir: RunDir, processes: Processes) -> tuple[list[Corpus], Config]:
@@ -71,12 +75,13 @@ def open_corpora(config: Config, run_dir: RunDir, processes: Processes) -> tuple
     """
     with processes.raise_on_all_ranks():
         config = run_dir.fill_vocab_size(config)
+        entries = source_entries(config, run_dir)
     folders = processes.on_rank_zero(lambda: find_or_prepare_all(config.data, config.model.vocab_size))
     with processes.raise_on_all_ranks():
         verify: Verify = "always" if config.data.verify else "once"
         corpora = [Corpus.open(folder, verify if processes.is_local_rank_zero else "never") for folder in folders]
         check_mixture(corpora, config.model.block_size)
-    return corpora, config.with_vocab_size(corpora[0].tokenizer.vocab_size)
+    return corpora, config.with_vocab_size(max(entries, corpora[0].tokenizer.vocab_size))
 
 
 def lock(trainer: Trainer) -> None:
@@ -93,7 +98,7 @@ def begin(trainer: Trainer) -> None:
     with processes.raise_on_all_ranks():
         if not processes.is_rank_zero:
             return
-        run_dir.begin(trainer.config, trainer.tokenizer)
+        run_dir.begin(trainer.config, trainer.tokenizer, trainer.origin)
         reached("run begun")
         run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
     print_log(describe(trainer))

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlm_dist.errors import UserError
 from mlm_dist.output import warn
 from mlm_dist.run.checkpoint import find_newest, load_checkpoint, read_record
-from mlm_dist.run.record import differences
+from mlm_dist.run.record import ORIGIN_SHA256, differences
 from mlm_dist.run.run_dir import check_same_run
 from mlm_dist.training.trainer import Trainer
 
@@ -27,6 +27,7 @@ def resume(trainer: Trainer) -> None:
         record = read_record(path)
         if record:
             check_same_run(record["fixed"], trainer.record["fixed"], path)
+            trainer.record["fixed"].setdefault(ORIGIN_SHA256, record["fixed"].get(ORIGIN_SHA256))
         load(trainer, path, check_corpus=not record)
     if record and (changes := differences(trainer.record["adjustable"], record["adjustable"])):
         warn(f"{path}: the run continues with {changes}")

@@ -36,6 +36,11 @@ def fit_schedule(max_iters: int, config: OptimConfig) -> Schedule:
     return Schedule(warmup_iters, decay_iters if fits else rest)
 
 
+def decay_start(max_iters: int, config: OptimConfig) -> int:
+    """The last step whose learning rate is not below the peak; `max_iters` if the rate does not decay."""
+    return math.floor(max_iters - fit_schedule(max_iters, config).decay_iters)
+
+
 def shortened_phases(max_iters: int, config: OptimConfig) -> list[str]:
     """One line for each phase that `fit_schedule` has shortened."""
     warmup_iters, decay_iters = fit_schedule(max_iters, config)

@@ -1,6 +1,7 @@
 """The lines that are printed before and after training."""
 
 from mlm_dist.config import Config
+from mlm_dist.run.origin import Origin
 from mlm_dist.training.schedule import shortened_phases
 from mlm_dist.training.trainer import Trainer
 
@@ -12,8 +13,15 @@ def describe(trainer: Trainer) -> str:
     return (
         f"training {parameters / 1e6:.1f} M parameters in {precision} on {trainer.processes.world_size} x "
         f"{trainer.device.type}, step {trainer.state.step} to {trainer.config.train.max_iters} "
-        f"({len(trainer.sampler)} steps per epoch), in {trainer.run_dir.path}"
+        f"({len(trainer.sampler)} steps per epoch), in {trainer.run_dir.path}{describe_origin(trainer.origin)}"
     )
+
+
+def describe_origin(origin: Origin | None) -> str:
+    """What the run started from."""
+    if origin is None:
+        return ""
+    return f", started from {origin.name}{'' if origin.step is None else f' (step {origin.step})'}"
 
 
 def adjustments(needed: int, config: Config) -> list[str]:

@@ -17,6 +17,7 @@ from mlm_dist.fault_points import reached
 from mlm_dist.model.registry import build_model
 from mlm_dist.precision import choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
+from mlm_dist.run.origin import Origin
 from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import RunDir
@@ -39,6 +40,7 @@ class Trainer:
         state: what a checkpoint stores.
         step: takes the next optimizer step with a learning rate.
         eager_step: the same, operation by operation.
+        origin: what the run started from, if its config has `init_from`.
         stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
 
     Raises:
@@ -94,6 +96,7 @@ class Trainer:
         self.record = describe_run(config, corpora, self.dtype)
         self.recorder = Recorder([])  # rank 0 replaces it in `loop`
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
+        self.origin: Origin | None = None
         self.saved_step = 0
         self.stop_reason = ""
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Set
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from mlm_dist.config import Config
 from mlm_dist.errors import UserError
 from mlm_dist.run.checkpoint import find_damage, find_newest, list_checkpoints, load_checkpoint, load_tensors, step_of
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
-
-Step = int | Literal["best", "newest"]
-"""A checkpoint of a run: that of a step, the one with the lowest validation loss, or the newest undamaged one."""
+from mlm_dist.source import Step
 
 
 def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple[dict[str, Any], int | None]:
@@ -27,8 +25,17 @@ def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple
     if step is not None or unfinished or not run_dir.model.exists():
         checkpoint = find_checkpoint(run_dir, "newest" if step is None else step)
         return load_checkpoint(checkpoint).get("model", {}), step_of(checkpoint)
+    return load_final(run_dir), config.train.max_iters if run_dir.done.exists() else None
+
+
+def load_final(run_dir: RunDir) -> dict[str, Any]:
+    """Load `model.pth`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     try:
-        parameters = load_tensors(run_dir.model)
+        return load_tensors(run_dir.model)
     except OSError as error:
         raise UserError(f"{run_dir.model}: {error.strerror}") from error
     except ValueError as error:
@@ -36,7 +43,6 @@ def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple
             f"{run_dir.model} cannot be read as model parameters: it is damaged, or another program wrote it; "
             "restore a copy, or move it away to use the newest checkpoint"
         ) from error
-    return parameters, config.train.max_iters if run_dir.done.exists() else None
 
 
 def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
