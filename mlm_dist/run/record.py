@@ -28,6 +28,7 @@ DIGESTS = {
     ORIGIN_SHA256: "the parameters of init_from (SHA-256)",
 }
 SHOWN_DIGITS = 12  # of a digest, in a message
+SHORTENED = reprlib.Repr(maxstring=300)  # characters: a path should be whole
 
 
 def describe_run(config: Config, corpora: Sequence[Corpus], dtype: torch.dtype) -> dict[str, dict[str, Any]]:
@@ -90,4 +91,4 @@ def differences(values: Values, others: Values) -> str:
 
 def show(key: str, value: object) -> str:
     """A value as it appears in messages."""
-    return str(value)[:SHOWN_DIGITS] if key in DIGESTS and isinstance(value, str) else reprlib.repr(value)
+    return str(value)[:SHOWN_DIGITS] if key in DIGESTS and isinstance(value, str) else SHORTENED.repr(value)
