@@ -86,8 +86,8 @@ def prepare(
         mirror: URL to download them from.
 
     Raises:
-        UserError: a value is out of bounds or does not fit another, `paths` or `val` is not a list, a text cannot be read or downloaded, or
-            `out` exists or cannot be written.
+        UserError: a value is out of bounds or cannot be combined with another, `paths` or `val` is not a list, a text
+            cannot be read or downloaded, or `out` exists or cannot be written.
     """
     from mlm_dist.data.document_list import list_documents  # noqa: PLC0415
     from mlm_dist.data.near_duplicates import NearDuplicates  # noqa: PLC0415

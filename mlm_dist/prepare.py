@@ -22,6 +22,7 @@ def build_parser() -> ArgumentParser:
         epilog="examples:\n"
         f"  {command_of('prepare')} my_novels/ --out corpora/novels\n"
         f"  {command_of('prepare')} 'articles/*.jsonl.gz' --text_key body --out corpora/articles\n"
+        f"  {command_of('prepare')} letters/ --extend corpora/novels --add_tokens 1000 --out corpora/letters\n"
         f"  {command_of('prepare')} --gutenberg 1342 2701 --out corpora/two",
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -97,8 +98,8 @@ def add_vocabulary(parser: ArgumentParser) -> None:
         "--extend",
         type=named_path,
         metavar="RUN",
-        help="instead of --tokenizer: the folder of a corpus or run whose tokenizer is extended by tokens learned on the "
-        "texts; the ids of its own tokens stay",
+        help="instead of --tokenizer: the folder of a corpus or run whose tokenizer is extended by tokens that are "
+        "learned on the texts; its own tokens keep their ids",
     )
     parser.add_argument("--add_tokens", type=int, metavar="N", help="for --extend: the number of new tokens")
 

@@ -20,7 +20,7 @@ CACHED_WORDS = 1 << 20
 def extend_bpe(base: Tokenizer, texts: Iterable[str], count: int) -> Tokenizer:
     """Extend a tokenizer by the most frequent merges of its tokens in other texts.
 
-    All its ids stay, and the new tokens have the ids after the last one. tiktoken merges the lowest rank first: in every
+    All its ids stay, and the new tokens have the ids after the last one. tiktoken merges the lowest rank first: in a
     word first the tokens of `base`, then the new ones in the order in which they were learned.
 
     Args:

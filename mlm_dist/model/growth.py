@@ -14,10 +14,9 @@ def extend_vocabulary(
     """The parameters of an `Encoder`, for a vocabulary of another size.
 
     The embedding and the logit of a new token start as the means of those of the old tokens that its text consisted of.
-    All other rows stay. Rows that the old vocabulary lacks, and that no token has (`model.vocab_size` may be larger than
-    the vocabulary of the tokenizer), are the mean of all old rows: then their logits are the mean logit, so that no
-    number of them takes more than its share of the probability from the tokens. A row of zeros could have a larger
-    logit than any token.
+    All other rows stay. Rows that the old vocabulary lacks and no token has, because `model.vocab_size` is larger than
+    the tokenizer needs, are the mean of all old rows: with the mean logit, each has at most 1 / entries of the
+    probability. A row of zeros could have a larger logit than any token.
 
     Args:
         parameters: the `state_dict` of the encoder, which is not changed.
