@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from mlm_dist.config import Config
+from mlm_dist.config import Config, DataConfig
 from mlm_dist.errors import UserError, refuse_single
 from mlm_dist.fault_points import reached
 from mlm_dist.output import warn
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mlm_dist.run.run_dir import RunDir
     from mlm_dist.source import Step
     from mlm_dist.training.initialization import Weights
+
+DEFAULT_TOKENIZER = DataConfig.tokenizer
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,10 @@ def prepare(
     *,
     val: "Sequence[str | PathLike[str]]" = (),
     val_fraction: float = 0.05,
-    tokenizer: str = "gpt2",
+    tokenizer: str | None = None,
     vocab_size: int | None = None,
+    extend: "str | PathLike[str] | None" = None,
+    add_tokens: int | None = None,
     encoding: str = "utf-8",
     text_key: str = "text",
     split: Literal["document", "line"] = "document",
@@ -68,8 +72,11 @@ def prepare(
         val: documents of the validation split.
         val_fraction: the fraction of the text in the validation split, unless `val` is given.
         tokenizer: a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to train a
-            byte-level BPE on the texts.
+            byte-level BPE on the texts. None: gpt2, unless `extend` is given.
         vocab_size: vocabulary size of this BPE, including special tokens.
+        extend: the folder of a corpus or run whose tokenizer is extended by tokens learned on the texts. All its ids
+            stay.
+        add_tokens: the number of these tokens.
         encoding: character encoding of the files.
         text_key: the field of a record that is its text.
         split: whether a plain text is one `document`, or each `line` of it that is not blank.
@@ -80,8 +87,8 @@ def prepare(
         mirror: URL to download them from.
 
     Raises:
-        UserError: a value is out of bounds, `paths` or `val` is not a list, a text cannot be read or downloaded, or
-            `out` exists or cannot be written.
+        UserError: a value is out of bounds or cannot be combined with another, `paths` or `val` is not a list, a text
+            cannot be read or downloaded, or `out` exists or cannot be written.
     """
     from mlm_dist.data.document_list import list_documents  # noqa: PLC0415
     from mlm_dist.data.near_duplicates import NearDuplicates  # noqa: PLC0415
@@ -95,6 +102,13 @@ def prepare(
     refuse_single("val", val, "path")
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: it must be at least 0 and below 1")
+    if (extend is None) != (add_tokens is None):
+        raise UserError("--extend RUN and --add_tokens N need each other: give both or neither")
+    if extend is not None and (tokenizer, vocab_size) != (None, None):
+        raise UserError("--extend cannot be combined with --tokenizer or --vocab_size: remove them, or --extend")
+    if vocab_size is not None and tokenizer != "bpe":
+        name = tokenizer or DEFAULT_TOKENIZER
+        raise UserError(f"--vocab_size requires --tokenizer bpe: the vocabulary size of '{name}' is fixed")
     if not paths and not gutenberg:
         raise UserError("nothing to prepare: give the PATH of texts, book numbers after --gutenberg, or both")
     refuse_existing(Path(out))
@@ -108,7 +122,8 @@ def prepare(
     if drop_duplicates:
         documents = documents.without_duplicates()
     documents = hold_out(documents, val_fraction)
-    manifest = prepare_corpus(documents, Path(out), tokenizer, vocab_size)
+    name = tokenizer or str(extend or DEFAULT_TOKENIZER)
+    manifest = prepare_corpus(documents, Path(out), name, vocab_size, add_tokens)
     return PreparedCorpus(Path(out), manifest, len(documents), documents.size)
 
 

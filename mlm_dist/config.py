@@ -7,7 +7,6 @@ The docstring of a field is its `--help` and its row in docs/configuration.md. T
 
 import dataclasses
 from dataclasses import field
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
@@ -65,8 +64,8 @@ class DataConfig:
     path: Text | Annotated[list[Part], MinLen(1)] = "corpora/novels"
     """A corpus from `python -m mlm_dist.prepare`, or a file, folder or pattern of texts in any format that `prepare`
     reads, which is first prepared into a cache. `sample` is a short text that comes with the package. A list is a
-    mixture of corpora with the same tokenizer: over any 1,000 steps, the rows of each are in proportion to its
-    weight."""
+    mixture of corpora with the same tokenizer, or with one and its extension: over any 1,000 steps, the rows of each
+    are in proportion to its weight."""
     tokenizer: Text = "gpt2"
     """If `data.path` is text: the name of a tiktoken encoding, the folder of a corpus or run whose tokenizer is used,
     or `bpe` to train a byte-level BPE with `model.vocab_size` entries on the text. A prepared corpus has its own
@@ -334,12 +333,12 @@ class Config:
             return self
         return dataclasses.replace(self, model=dataclasses.replace(self.model, vocab_size=entries))
 
-    def check_vocab_size(self, needed: int, corpus: Path) -> None:
-        """Raise `UserError` if the vocabulary of a corpus exceeds `model.vocab_size`."""
+    def check_vocab_size(self, needed: int) -> None:
+        """Raise `UserError` if the vocabulary of the corpora exceeds `model.vocab_size`."""
         if needed > self.model.entries:
             raise UserError(
-                f"{corpus} has a vocabulary of {needed}, more than model.vocab_size {self.model.entries}: set that to "
-                f"{needed}"
+                f"data.path {self.data.paths} has a vocabulary of {needed}, more than model.vocab_size "
+                f"{self.model.entries}: set that to {needed}"
             )
 
     def micro_batch_size(self, world_size: int) -> int:

@@ -238,7 +238,7 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
     if others:
         raise UserError(f"the run has several corpora: give one of them with --data: {config.data.paths}")
     corpus = Corpus.open(folder, verify)
-    if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
+    if not tokenizer.extends(corpus.tokenizer):
         raise UserError(f"{folder} was prepared with a different tokenizer: give the text itself")
     if not len(corpus.val):
         raise UserError(f"{folder} has no validation tokens: give a text, or a corpus with validation tokens")

@@ -22,6 +22,7 @@ def build_parser() -> ArgumentParser:
         epilog="examples:\n"
         f"  {command_of('prepare')} my_novels/ --out corpora/novels\n"
         f"  {command_of('prepare')} 'articles/*.jsonl.gz' --text_key body --out corpora/articles\n"
+        f"  {command_of('prepare')} letters/ --extend corpora/novels --add_tokens 1000 --out corpora/letters\n"
         f"  {command_of('prepare')} --gutenberg 1342 2701 --out corpora/two",
         formatter_class=RawDescriptionHelpFormatter,
     )
@@ -69,16 +70,7 @@ def build_parser() -> ArgumentParser:
         help="without --val: fraction of the text in the validation split: the ends of long documents, and whole short "
         "documents (default: %(default)s)",
     )
-    parser.add_argument(
-        "--tokenizer",
-        default="gpt2",
-        metavar="NAME",
-        help="a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to train a "
-        "byte-level BPE on the texts (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"
-    )
+    add_vocabulary(parser)
     add_reading(parser)
     parser.add_argument(
         "--drop_duplicates", action="store_true", help="leave out documents with the text of an earlier one"
@@ -89,6 +81,27 @@ def build_parser() -> ArgumentParser:
         help="look for documents that are nearly the same, too: count them, or leave them out with --drop_duplicates",
     )
     return parser
+
+
+def add_vocabulary(parser: ArgumentParser) -> None:
+    """Add the flags about the tokenizer."""
+    parser.add_argument(
+        "--tokenizer",
+        metavar="NAME",
+        help="a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to train a "
+        f"byte-level BPE on the texts (default: {api.DEFAULT_TOKENIZER})",
+    )
+    parser.add_argument(
+        "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"
+    )
+    parser.add_argument(
+        "--extend",
+        type=named_path,
+        metavar="RUN",
+        help="instead of --tokenizer: the folder of a corpus or run whose tokenizer is extended by tokens that are "
+        "learned on the texts; its own tokens keep their ids",
+    )
+    parser.add_argument("--add_tokens", type=int, metavar="N", help="for --extend: the number of new tokens")
 
 
 def add_reading(parser: ArgumentParser) -> None:
@@ -111,8 +124,6 @@ def add_reading(parser: ArgumentParser) -> None:
 def main(arguments: list[str]) -> None:
     """Prepare a corpus and print a summary."""
     given = build_parser().parse_args(arguments)
-    if given.vocab_size is not None and given.tokenizer != "bpe":
-        raise UserError(f"--vocab_size requires --tokenizer bpe: the vocabulary size of '{given.tokenizer}' is fixed")
     if given.gutenberg and given.encoding != "utf-8":
         raise UserError(f"--encoding {given.encoding} cannot be combined with --gutenberg, which is utf-8: remove one")
     start = time.perf_counter()

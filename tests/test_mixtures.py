@@ -6,9 +6,14 @@ from pathlib import Path
 
 import pytest
 
+import mlm_dist
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus
+from mlm_dist.data.splitting import hold_out
+from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.distributed import Processes
+from mlm_dist.evaluation import evaluate_text
 from mlm_dist.run.metrics import Event, read_events
 from tests.conftest import tiny_flags, verb
 
@@ -96,3 +101,65 @@ def test_a_run_on_a_mixture_does_not_continue_with_other_weights(
     result = verb("train", *tiny_flags(corpus_folder, copy, data__path=changed, train__max_iters=40))
     assert result.returncode == 2
     assert "was trained with data.weights [3.0, 1.0], not [1.0, 1.0]" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def extended(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample with the tokenizer of `corpus_folder`, extended by 40 tokens."""
+    out = tmp_path_factory.mktemp("extended") / "corpus"
+    result = verb("prepare", SAMPLE_TEXT, "--extend", corpus_folder, "--add_tokens", 40, "--out", out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_a_corpus_trains_with_one_whose_tokenizer_extends_its_own(
+    corpus_folder: Path, extended: Path, tmp_path: Path
+) -> None:
+    flags = tiny_flags(
+        corpus_folder,
+        tmp_path / "run",
+        data__path=mixture((corpus_folder, 1), (extended, 1)),
+        model__vocab_size="null",
+        masking__replacement="80/10/10",  # a random token may be one that only the extension has
+        train__eval_rows=100_000,
+    )
+    for steps in (1, 2):  # the second command continues the run
+        result = verb("train", *flags, f"--train.max_iters={steps}")
+        assert result.returncode == 0, result.stderr
+    model = mlm_dist.load(tmp_path / "run", "cpu")
+    assert model.config.model.vocab_size == 340
+    assert model.tokenizer.fingerprint == Corpus.open(extended).tokenizer.fingerprint
+    last = evaluations(tmp_path / "run")[-1]
+    for folder in (corpus_folder, extended):
+        found = evaluate_text(model.encoder, model.config, model.tokenizer, folder, Processes("cpu"), 64)
+        assert found.loss == pytest.approx(last[f"val_loss/{folder}"], rel=1e-6)
+
+
+def test_two_extensions_of_a_tokenizer_do_not_train_together(
+    corpus_folder: Path, extended: Path, paragraphs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("Quite other words, learned from another text. " * 50, encoding="utf-8")
+    flags = ["--extend", corpus_folder, "--add_tokens", 20, "--out", tmp_path / "other"]
+    assert verb("prepare", tmp_path / "text.txt", *flags).returncode == 0
+    parts = mixture((corpus_folder, 1), (extended, 1), (tmp_path / "other", 1))
+    result = verb("train", *tiny_flags(corpus_folder, tmp_path / "run", data__path=parts))
+    assert result.returncode == 2
+    [line] = result.stderr.splitlines()
+    assert f"other has another tokenizer (bpe+20) than {extended} (bpe+40)" in line
+    assert f"prepare its texts again with --tokenizer {extended}" in line
+    smaller = tiny_flags(corpus_folder, tmp_path / "run", data__path=mixture((paragraphs, 1), (extended, 1)))
+    result = verb("train", *smaller, "--model.vocab_size=320")
+    assert result.returncode == 2
+    assert f"{paragraphs}, {extended} has a vocabulary of 340, more than model.vocab_size 320" in result.stderr
+
+
+def test_a_corpus_in_16_bits_trains_with_one_in_32(corpus: Corpus, corpus_folder: Path, tmp_path: Path) -> None:
+    ranks = corpus.tokenizer.ranks | {b" Keeper": 65_600}  # ids without a token make the vocabulary large
+    large = Tokenizer.build("large", corpus.tokenizer.pattern, ranks, corpus.tokenizer.special_tokens)
+    (tmp_path / "large").mkdir()
+    manifest = encode_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), tmp_path / "large", large)
+    assert (corpus.manifest.dtype.itemsize, manifest.dtype.itemsize) == (2, 4)
+    flags = tiny_flags(corpus_folder, tmp_path / "run", data__path=mixture((corpus_folder, 1), (tmp_path / "large", 1)))
+    result = verb("train", *flags, "--model.vocab_size=null", "--train.max_iters=2")
+    assert result.returncode == 0, result.stderr
+    assert mlm_dist.load(tmp_path / "run", "cpu").tokenizer.encode(" Keeper").tolist() == [65_600]

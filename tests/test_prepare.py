@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +155,19 @@ def test_a_file_in_another_encoding_is_refused_until_the_encoding_is_given(tmp_p
             ["good.txt", "--out", "out", "--tokenizer", "bpe", "--vocab_size", "many"],
             ["--vocab_size is many: it must be a whole number"],
         ),
+        (["good.txt", "--out", "out", "--extend", "bare"], ["--extend RUN and --add_tokens N need each other"]),
+        (["good.txt", "--out", "out", "--add_tokens", "5"], ["--extend RUN and --add_tokens N need each other"]),
+        (["good.txt", "--out", "out", "--extend", "bare", "--add_tokens", "5"], ["bare", "not the folder of a corpus"]),
+        (["good.txt", "--out", "out", "--extend", "gone", "--add_tokens", "5"], ["gone", "not the folder of a corpus"]),
+        (
+            ["good.txt", "--out", "out", "--extend", "bare", "--add_tokens", "some"],
+            ["--add_tokens is some: it must be a whole number"],
+        ),
+        (["good.txt", "--out", "out", "--extend", "bare", "--add_tokens", "5", *BPE], ["--extend cannot be combined"]),
+        (
+            ["good.txt", "--out", "out", "--extend", "bare", "--add_tokens", "5", "--tokenizer", "gpt2"],
+            ["--extend cannot be combined"],
+        ),
         (["good.txt", "--out", "taken", *BPE], ["taken", "already exists"]),
         (["good.txt", "--out", "good.txt/out", *BPE], ["good.txt/out", "cannot be written"]),
         (["good.txt", "--out", "x" * 300, *BPE], ["xxx", "File name too long"]),
@@ -301,8 +314,10 @@ def test_memory_does_not_grow_with_the_training_text_of_a_bpe(tmp_path: Path) ->
     check_memory(tmp_path, 12, 20, *BPE, write=repeated_sample)
 
 
-def start_preparing(*arguments: object, cores: int = 1, **environment: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", ON_CORES, cores, *arguments, *BPE]
+def start_preparing(
+    *arguments: object, cores: int = 1, tokenizer: Sequence[object] = BPE, **environment: str
+) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", ON_CORES, cores, *arguments, *tokenizer]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)} | environment
     return subprocess.Popen(
         list(map(str, command)),
@@ -331,9 +346,13 @@ def test_an_interrupt_leaves_no_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [text]
 
 
-def test_an_interrupt_during_bpe_training_leaves_no_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_extension", [False, True])
+def test_an_interrupt_during_bpe_training_leaves_no_files(
+    is_extension: bool, corpus_folder: Path, tmp_path: Path
+) -> None:
     text = repeated_sample(tmp_path / "text.txt", 40)
-    process = start_preparing(text, "--out", tmp_path / "out", cores=2)
+    tokenizer = ("--extend", corpus_folder, "--add_tokens", 500) if is_extension else BPE
+    process = start_preparing(text, "--out", tmp_path / "out", cores=2, tokenizer=tokenizer)
     try:
         wait_for(process, tmp_path, ".out*")
         process.send_signal(signal.SIGINT)
@@ -497,3 +516,31 @@ def test_the_tokenizer_of_a_corpus_or_run_can_be_used_again(run_dir: Path, corpu
     result = verb("prepare", tmp_path / "other.txt", "--out", tmp_path / "no", "--tokenizer", tmp_path)
     assert result.returncode == 2
     assert result.stderr.endswith("bpe, or the folder of a corpus or run\n")
+
+
+def test_the_tokenizer_of_a_corpus_or_run_can_be_extended(run_dir: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    text = tmp_path / "other.txt"
+    text.write_text("Quite another text, in which a bpe would find other words.\n" * 50)
+    base = Corpus.open(corpus_folder).tokenizer
+    for source in (corpus_folder, run_dir):
+        out = tmp_path / source.name
+        flags = ("--out", out, "--val_fraction", 0, "--extend", source, "--add_tokens", 20)
+        result = verb("prepare", text, *flags)
+        assert result.returncode == 0, result.stderr
+        assert "vocabulary 320 (bpe+20, with [MASK])" in result.stdout
+        corpus = Corpus.open(out)
+        assert corpus.tokenizer.extends(base) and corpus.tokenizer.decode(corpus.train[:-1]) == text.read_text()
+        size, before = text.stat().st_size, len(base.encode(text.read_text()))
+        per_token = f"{size / (len(corpus.train) - 1):.2f} bytes per token, {size / before:.2f} before"
+        assert result.stderr == f"mlm_dist: learned 20 tokens: {per_token} (in 3.0 kB of the training text)\n"
+
+
+def test_fewer_learned_tokens_than_requested_are_explained(corpus_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the same few words and no more. " * 20)
+    flags = ("--extend", corpus_folder, "--add_tokens", 1000, "--out", tmp_path / "out")
+    result = verb("prepare", tmp_path / "text.txt", *flags)
+    assert result.returncode == 0, result.stderr
+    learned = Corpus.open(tmp_path / "out").manifest.vocab_size - 300
+    assert f"learned {learned} tokens instead of 1,000, because every word of the texts is already" in result.stderr
+    validation = verb("prepare", tmp_path / "text.txt", "--val", tmp_path / "text.txt", *flags[:-1], tmp_path / "no")
+    check_user_error(validation, "no training text")

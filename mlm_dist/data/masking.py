@@ -333,7 +333,10 @@ class Masker:
             return torch.full_like(targets, self.tokenizer.mask_id)
         columns = positions.to(torch.int32) * GOLDEN
         u = uniform(hash32((row_hashes ^ self.replacement_key) + columns))
-        random = (hash32((row_hashes ^ self.token_key) + columns) & LARGEST) % self.tokenizer.end_id
+        # Of the tokens before the special ones, and of those after them.
+        below, after = self.tokenizer.end_id, self.tokenizer.mask_id + 1
+        random = (hash32((row_hashes ^ self.token_key) + columns) & LARGEST) % (below + self.tokenizer.added_tokens)
+        random = torch.where(random < below, random, random + (after - below))
         other = torch.where(u < threshold(0.9), random, targets)
         return other.masked_fill(u < threshold(0.8), self.tokenizer.mask_id)
 

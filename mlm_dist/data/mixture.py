@@ -1,7 +1,8 @@
-"""Mixtures of corpora: which corpus each row of a run comes from."""
+"""Mixtures of corpora: their tokenizer, and which corpus each row of a run comes from."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,22 +14,26 @@ from mlm_dist.errors import UserError
 STEPS = 1000  # after which the order of corpora repeats
 
 
-def check_mixture(corpora: Sequence[Corpus], block_size: int) -> None:
-    """Raise `UserError` if a corpus of a mixture has another tokenizer than the first, or less than a row."""
-    first = corpora[0]
-    for corpus in corpora[1:]:
-        if corpus.tokenizer.fingerprint != first.tokenizer.fingerprint:
+def join_corpora(corpora: Sequence[Corpus], block_size: int) -> list[Corpus]:
+    """The corpora of a run, all with its tokenizer: the one with the most tokens, which extends those of the others.
+
+    Raises:
+        UserError: it does not extend the tokenizer of a corpus, or a corpus of a mixture has less than a row.
+    """
+    largest = max(corpora, key=lambda corpus: corpus.tokenizer.vocab_size)
+    for corpus in corpora:
+        if not largest.tokenizer.extends(corpus.tokenizer):
             raise UserError(
-                f"{corpus.folder} has another tokenizer ({corpus.tokenizer.name}) than {first.folder} "
-                f"({first.tokenizer.name}): the corpora of a mixture need the same one; prepare its texts again with "
-                f"--tokenizer {first.folder}"
+                f"{corpus.folder} has another tokenizer ({corpus.tokenizer.name}) than {largest.folder} "
+                f"({largest.tokenizer.name}): the corpora of a mixture need the same one, or that which was extended; "
+                f"prepare its texts again with --tokenizer {largest.folder}"
             )
-    for corpus in corpora if len(corpora) > 1 else []:
-        if len(corpus.train) < block_size:
+        if len(corpora) > 1 and len(corpus.train) < block_size:
             raise UserError(
                 f"{corpus.folder} has {len(corpus.train)} tokens to train on, less than a row of model.block_size "
                 f"{block_size}: add more text to it, or remove it from data.path"
             )
+    return [replace(corpus, tokenizer=largest.tokenizer) for corpus in corpora]
 
 
 class Shares:

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mlm_dist.config import SAMPLE, DataConfig
+from mlm_dist.data.bpe_extension import extend_bpe
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, TOKENIZER, Manifest, token_dtype
 from mlm_dist.data.document_list import DocumentList, list_documents
 from mlm_dist.data.documents import write_index
@@ -23,14 +24,18 @@ from mlm_dist.data.texts import SPLITS, find_files
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
-from mlm_dist.files import cache_folder, new_folder
+from mlm_dist.files import cache_folder, format_size, new_folder
+from mlm_dist.output import warn
 
 BPE_TRAINING_BYTES = 256 << 20
 BPE_TRAINING_PIECE_CHARACTERS = 1 << 14  # small, because `tokenizers` collects 256 pieces before it counts words
+COMPARED_BYTES = 8 << 20
 SAMPLE_TEXT = Path(__file__).with_name("sample.txt")
 
 
-def prepare_corpus(documents: DocumentList, out: Path, tokenizer: str, vocab_size: int | None = None) -> Manifest:
+def prepare_corpus(
+    documents: DocumentList, out: Path, tokenizer: str, vocab_size: int | None = None, add_tokens: int | None = None
+) -> Manifest:
     """Encode documents into a corpus in the folder `out`, which must not exist yet.
 
     It is built beside `out` under another name and renamed when it is complete. Memory holds a few batches per core
@@ -42,20 +47,45 @@ def prepare_corpus(documents: DocumentList, out: Path, tokenizer: str, vocab_siz
         tokenizer: the name of a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to
             train one on the documents.
         vocab_size: the vocabulary size of a `bpe` tokenizer.
+        add_tokens: the number of tokens to extend the tokenizer of a folder by, learned on the documents.
 
     Raises:
         UserError: `out` exists or cannot be written, the tokenizer is not available, or a document cannot be read.
     """
     with new_folder(out) as folder:
-        if tokenizer == "bpe":
-            if vocab_size is None:
-                raise UserError("a bpe tokenizer needs --vocab_size: 8000 suits a few megabytes of text")
-            encoder = Tokenizer.train_bpe(bpe_training_texts(documents), vocab_size)
-        elif (saved := Path(tokenizer) / TOKENIZER).is_dir():
-            encoder = Tokenizer.load(saved)
-        else:
-            encoder = Tokenizer.from_tiktoken(tokenizer)
-        return encode_corpus(documents, folder, encoder)
+        return encode_corpus(documents, folder, choose_tokenizer(documents, tokenizer, vocab_size, add_tokens))
+
+
+def choose_tokenizer(documents: DocumentList, name: str, vocab_size: int | None, add_tokens: int | None) -> Tokenizer:
+    """Load or train the tokenizer of a corpus, as in `prepare_corpus`."""
+    saved = Path(name) / TOKENIZER
+    if add_tokens is not None:
+        if not saved.is_dir():
+            raise UserError(f"--extend {name}: it is not the folder of a corpus or run")
+        return extend_tokenizer(Tokenizer.load(saved), documents, add_tokens)
+    if name == "bpe":
+        if vocab_size is None:
+            raise UserError("a bpe tokenizer needs --vocab_size: 8000 suits a few megabytes of text")
+        return Tokenizer.train_bpe(training_texts(documents, BPE_TRAINING_BYTES), vocab_size)
+    return Tokenizer.load(saved) if saved.is_dir() else Tokenizer.from_tiktoken(name)
+
+
+def extend_tokenizer(base: Tokenizer, documents: DocumentList, add_tokens: int) -> Tokenizer:
+    """Extend a tokenizer by tokens learned on documents, and report how much fewer tokens the text then is."""
+    extended = extend_bpe(base, training_texts(documents, BPE_TRAINING_BYTES), add_tokens)
+    size, tokens_before, tokens = 0, 0, 0
+    for text in training_texts(documents, COMPARED_BYTES):
+        size += len(text.encode())
+        tokens_before += len(base.encode(text))
+        tokens += len(extended.encode(text))
+    learned = extended.vocab_size - base.vocab_size
+    why_fewer = f" instead of {add_tokens:,}, because every word of the texts is already a token"
+    if tokens:  # otherwise, there is no training text, which is an error later
+        warn(
+            f"learned {learned:,} tokens{why_fewer if learned < add_tokens else ''}: {size / tokens:.2f} bytes per "
+            f"token, {size / tokens_before:.2f} before (in {format_size(size)} of the training text)"
+        )
+    return extended
 
 
 def encode_corpus(documents: DocumentList, folder: Path, tokenizer: Tokenizer) -> Manifest:
@@ -132,9 +162,9 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
     return folder
 
 
-def bpe_training_texts(documents: DocumentList) -> Iterator[str]:
-    """Texts to train a BPE on: evenly spaced pieces of the training split, about `BPE_TRAINING_BYTES` in total."""
-    every = max(1, documents.size // BPE_TRAINING_BYTES)
+def training_texts(documents: DocumentList, size: int) -> Iterator[str]:
+    """Texts to train a BPE on: evenly spaced pieces of the training split, about `size` bytes in total."""
+    every = max(1, documents.size // size)
     for count, (_, piece) in enumerate(documents.pieces(BPE_TRAINING_PIECE_CHARACTERS)):
         if piece.split == "train" and count % every == 0:
             yield piece.text

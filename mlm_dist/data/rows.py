@@ -18,13 +18,14 @@ class TrainingRows:
     follow those at the end. So each epoch cuts at other places, and reads all tokens but for less than a row.
 
     Args:
-        corpora: (N,) token ids of each corpus, of the same type.
+        corpora: (N,) token ids of each corpus.
         block_size: tokens per row, T.
         seed: of the shifts.
         is_shifted: whether the rows are shifted.
 
     Attributes:
         counts: the number of rows of each corpus.
+        dtype: the type that holds the ids of all corpora.
     """
 
     def __init__(self, corpora: Sequence[Tokens], block_size: int, seed: int, is_shifted: bool) -> None:
@@ -33,6 +34,7 @@ class TrainingRows:
         self.is_shifted = is_shifted
         self.key = derive_key(seed, "shift")
         self.columns = np.arange(block_size)
+        self.dtype = np.result_type(*corpora)
         self.counts = [len(tokens) // block_size for tokens in corpora]
 
     def starts(self, selection: Selection) -> Indices:
@@ -43,7 +45,7 @@ class TrainingRows:
     def read(self, selection: Selection) -> Tokens:
         """The tokens of the selected rows, (B, T)."""
         starts = self.starts(selection)
-        rows = np.empty((len(starts), self.block_size), dtype=self.corpora[0].dtype)
+        rows = np.empty((len(starts), self.block_size), dtype=self.dtype)
         for corpus in np.unique(selection.corpora).tolist():
             chosen = selection.corpora == corpus
             rows[chosen] = self.corpora[corpus].take(starts[chosen, None] + self.columns, mode="wrap")

@@ -1,7 +1,7 @@
 """The tokenizer: a tiktoken encoding with an additional mask token, stored in two files.
 
-It is either one of tiktoken's encodings or a byte-level BPE trained on the corpus. Both are stored in the same way,
-with the ranks in tiktoken's file format, so that nothing after `prepare` needs the network.
+It is one of tiktoken's encodings, a byte-level BPE trained on the corpus, or an extension of either by more tokens. All
+are stored in the same way, with the ranks in tiktoken's file format, so that nothing after `prepare` needs the network.
 """
 
 import base64
@@ -185,6 +185,30 @@ class Tokenizer:
     def mask_id(self) -> int:
         """The id of `[MASK]`."""
         return self.special_tokens[MASK]
+
+    @property
+    def added_tokens(self) -> int:
+        """The number of tokens after `[MASK]`, with which a tokenizer was extended (data/bpe_extension.py)."""
+        return self.vocab_size - 1 - self.mask_id
+
+    def extends(self, base: "Tokenizer") -> bool:
+        """Whether all ids of `base` mean the same here: this is the same tokenizer, or `base` with more tokens."""
+        same_rules = (self.pattern, self.special_tokens) == (base.pattern, base.special_tokens)
+        return same_rules and base.ranks.items() <= self.ranks.items()
+
+    def pieces_of_new(self, base: "Tokenizer") -> dict[int, list[int]]:
+        """For the id of each token that `base` lacks: the ids of `base` that the token's bytes are encoded to.
+
+        Raises:
+            ValueError: this tokenizer does not extend `base`.
+        """
+        if not self.extends(base):
+            raise ValueError(f"the tokenizer {self.name} does not extend {base.name}")
+        return {rank: base.encode_piece(token) for token, rank in self.ranks.items() if token not in base.ranks}
+
+    def encode_piece(self, content: bytes) -> list[int]:
+        """Token ids of bytes that are not split into words. They may begin or end inside a character."""
+        return self.encoding._encode_single_piece(content)
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         """Token ids of a text. The names of special tokens are encoded as plain text.

@@ -78,8 +78,8 @@ class InputReader:
         self.masker = masker
         self.device = masker.device
         tokens, *others = rows.corpora
-        self.id_bits = (1 << 8 * tokens.itemsize) - 1
-        self.dtype = {2: torch.int16, 4: torch.int32}[tokens.itemsize]
+        self.id_bits = (1 << 8 * rows.dtype.itemsize) - 1
+        self.dtype = {2: torch.int16, 4: torch.int32}[rows.dtype.itemsize]
         fits = not others and fits_on(self.device, tokens.nbytes)
         self.on_device = upload(as_signed(tokens), self.device) if fits else None
         self.columns = torch.arange(rows.block_size, device=self.device)

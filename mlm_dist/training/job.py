@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus, Verify
-from mlm_dist.data.mixture import check_mixture
+from mlm_dist.data.mixture import join_corpora
 from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.distributed import Processes
 from mlm_dist.fault_points import reached
@@ -79,8 +79,8 @@ def open_corpora(config: Config, run_dir: RunDir, processes: Processes) -> tuple
     folders = processes.on_rank_zero(lambda: find_or_prepare_all(config.data, config.model.vocab_size))
     with processes.raise_on_all_ranks():
         verify: Verify = "always" if config.data.verify else "once"
-        corpora = [Corpus.open(folder, verify if processes.is_local_rank_zero else "never") for folder in folders]
-        check_mixture(corpora, config.model.block_size)
+        opened = [Corpus.open(folder, verify if processes.is_local_rank_zero else "never") for folder in folders]
+        corpora = join_corpora(opened, config.model.block_size)
     return corpora, config.with_vocab_size(max(entries, corpora[0].tokenizer.vocab_size))
 
 

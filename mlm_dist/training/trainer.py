@@ -60,7 +60,7 @@ class Trainer:
         self.device = processes.device
         leave_default_stream(self.device)
         with processes.raise_on_all_ranks():
-            config.check_vocab_size(self.tokenizer.vocab_size, corpora[0].folder)
+            config.check_vocab_size(self.tokenizer.vocab_size)
             check_memory(config, self.device, processes.world_size)
             self.dtype = choose_dtype(config.precision, self.device)
         processes.check_same("precision", str(self.dtype))

@@ -207,6 +207,19 @@ def test_80_10_10_replaces_in_these_proportions(tokens: torch.Tensor) -> None:
     assert abs(statistic - (END - 1)) < 5 * math.sqrt(2 * (END - 1))
 
 
+def test_random_tokens_are_uniform_over_those_of_an_extended_tokenizer_too(tokens: torch.Tensor) -> None:
+    added = dict(zip((b"%c!" % n for n in range(65, 75)), range(MASK + 1, MASK + 11), strict=True))
+    extended = Tokenizer.build("extended", GPT2_PATTERN, TOKENIZER.ranks | added, TOKENIZER.special_tokens)
+    batch = masker(0.15, "80/10/10", tokenizer=extended)(tokens, torch.arange(ROWS), 0)
+    inputs, targets = batch.inputs[is_masked(batch)], tokens[is_masked(batch)]
+    counts = inputs[(inputs != MASK) & (inputs != targets)].bincount(minlength=MASK + 11)
+    assert counts[[END, MASK]].tolist() == [0, 0]
+    counts = torch.cat([counts[:END], counts[MASK + 1 :]]).double()
+    assert len(counts) == END + 10
+    statistic = ((counts - counts.mean()) ** 2 / counts.mean()).sum().item()
+    assert abs(statistic - len(counts)) < 5 * math.sqrt(2 * len(counts))
+
+
 def test_the_choice_of_tokens_does_not_depend_on_the_replacement(tokens: torch.Tensor) -> None:
     plain = masker(0.15, "mask")(tokens[:500], torch.arange(500), 0)
     mixed = masker(0.15, "80/10/10")(tokens[:500], torch.arange(500), 0)

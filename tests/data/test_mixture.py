@@ -1,5 +1,6 @@
 """Each corpus of a mixture has its share of the rows, whatever the number of ranks and the step."""
 
+from dataclasses import replace
 from itertools import islice, pairwise
 
 import numpy as np
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 from mlm_dist.config import Config
+from mlm_dist.data.bpe_extension import extend_bpe
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker
-from mlm_dist.data.mixture import Shares
+from mlm_dist.data.mixture import Shares, join_corpora
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler, Selection
 
@@ -113,3 +115,12 @@ def test_the_masks_of_the_same_row_of_two_corpora_differ(corpus: Corpus) -> None
     first, again, second = masked(0), masked(0), masked(1)
     assert (first.digest() == again.digest()).all()
     assert first.digest() != second.digest()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_corpora_of_a_run_have_the_tokenizer_that_extends_the_others(order: int, corpus: Corpus) -> None:
+    extended = replace(corpus, tokenizer=extend_bpe(corpus.tokenizer, ["Once more and once more"], 5))
+    for corpora in ([corpus, extended], [corpus, extended, corpus], [corpus], [corpus, corpus]):
+        joined = join_corpora(corpora[::order], T)
+        assert {each.tokenizer.vocab_size for each in joined} == {305 if extended in corpora else 300}
+        assert [each.train is corpus.train for each in joined] == [True] * len(corpora)

@@ -65,6 +65,17 @@ def test_the_shifts_of_a_seed_never_change() -> None:
     assert TrainingRows([TOKENS], T, SEED, is_shifted=True).shifts(np.arange(4)).tolist() == [14, 15, 4, 13]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_rows_of_corpora_in_16_and_in_32_bits_are_read_without_loss(order: int) -> None:
+    large = TOKENS.astype(np.uint32) + 70_000
+    corpora: list[Any] = [TOKENS, large][::order]
+    rows = TrainingRows(corpora, T, SEED, is_shifted=False)
+    numbers = np.arange(4)
+    read = rows.read(Selection(0, numbers * 0, numbers, numbers, np.array([0, 1, 1, 0])))
+    assert read.dtype == rows.dtype == np.uint32
+    assert read[:, 0].tolist() == [corpora[corpus][row * T] for row, corpus in enumerate([0, 1, 1, 0])]
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_all_ranks_together_read_the_shifted_rows_of_a_single_rank(world_size: int) -> None:
     rows = TrainingRows([TOKENS], T, SEED, is_shifted=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
+from mlm_dist.data.bpe_extension import extend_bpe
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.texts import find_files
 from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, MASK, Tokenizer
@@ -90,6 +91,15 @@ def test_a_trained_vocabulary_has_tiktokens_ids(tmp_path: Path) -> None:
     for vocab_size in (258, 300, 2000):
         tokenizer = Tokenizer.train_bpe([SAMPLE, RUNS], vocab_size)
         check_ids(save_and_load(tokenizer, tmp_path), tokenizer, texts(seed=5, count=300))
+
+
+def test_an_extended_vocabulary_has_tiktokens_ids(tmp_path: Path) -> None:
+    tokenizer = extend_bpe(with_tokens_across_words("cl100k_base"), [SAMPLE, RUNS], 300)
+    assert tokenizer.vocab_size == 3311
+    converted = save_and_load(tokenizer, tmp_path)
+    check_ids(converted, tokenizer, texts(seed=8, count=300))
+    assert {token for token in tokenizer.encode(SAMPLE).tolist() if token > tokenizer.mask_id}
+    assert converted.encode(f"a {MASK}{END_OF_TEXT}").ids[-2:] == [3010, 3001]
 
 
 @pytest.mark.slow

@@ -64,6 +64,15 @@ def test_the_rows_of_several_corpora_are_read_by_the_host(corpus: Corpus, monkey
     assert torch.equal(reader.read(3, 0.0).tokens, torch.from_numpy(reader.rows.read(selection).astype(np.int16)))
 
 
+def test_corpora_in_16_and_in_32_bits_are_read_together(corpus: Corpus) -> None:
+    reader = make_reader([corpus.train, corpus.val.astype("<u4") + 70_000], 16, corpus)
+    selection = reader.sampler.select(3)
+    stored, large = reader.read(3, 0.0), torch.from_numpy(selection.corpora == 1)
+    assert torch.equal(stored.tokens, torch.from_numpy(reader.rows.read(selection).astype(np.int32)))
+    assert (stored.tokens[large] >= 70_000).all() and (stored.tokens[~large] < 300).all()
+    assert torch.equal(reader.batch(stored).targets >= 70_000, large[:, None].expand(-1, 16))
+
+
 def test_a_thread_reads_the_next_steps_in_order_and_each_once(corpus: Corpus) -> None:
     reader = make_reader([corpus.train], 16, corpus)
     calls: list[tuple[int, str]] = []
