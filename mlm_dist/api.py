@@ -66,8 +66,8 @@ def prepare(
         out: the folder to write, which must not exist.
         val: documents of the validation split.
         val_fraction: the fraction of the text in the validation split, unless `val` is given.
-        tokenizer: a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to train a
-            byte-level BPE on the texts.
+        tokenizer: a tiktoken encoding, the folder of a corpus, run or exported model whose tokenizer is used, or `bpe`
+            to train a byte-level BPE on the texts.
         vocab_size: vocabulary size of this BPE, including special tokens.
         encoding: character encoding of the files.
         text_key: the field of a record that is its text.

@@ -73,8 +73,8 @@ def build_parser() -> ArgumentParser:
         "--tokenizer",
         default="gpt2",
         metavar="NAME",
-        help="a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to train a "
-        "byte-level BPE on the texts (default: %(default)s)",
+        help="a tiktoken encoding, the folder of a corpus, run or exported model whose tokenizer is used, or `bpe` to "
+        "train a byte-level BPE on the texts (default: %(default)s)",
     )
     parser.add_argument(
         "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"

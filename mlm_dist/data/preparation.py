@@ -21,6 +21,7 @@ from mlm_dist.data.splitting import TokenCounts, hold_out
 from mlm_dist.data.text_report import TextCounts
 from mlm_dist.data.texts import SPLITS, find_files
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.data.tokenizer_json import TOKENIZER_JSON, read_exported_tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
 from mlm_dist.files import cache_folder, new_folder
@@ -39,8 +40,8 @@ def prepare_corpus(documents: DocumentList, out: Path, tokenizer: str, vocab_siz
     Args:
         documents: the documents, in the order of the corpus.
         out: the corpus folder.
-        tokenizer: the name of a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to
-            train one on the documents.
+        tokenizer: the name of a tiktoken encoding, the folder of a corpus, run or exported model whose tokenizer is
+            used, or `bpe` to train one on the documents.
         vocab_size: the vocabulary size of a `bpe` tokenizer.
 
     Raises:
@@ -51,10 +52,8 @@ def prepare_corpus(documents: DocumentList, out: Path, tokenizer: str, vocab_siz
             if vocab_size is None:
                 raise UserError("a bpe tokenizer needs --vocab_size: 8000 suits a few megabytes of text")
             encoder = Tokenizer.train_bpe(bpe_training_texts(documents), vocab_size)
-        elif (saved := Path(tokenizer) / TOKENIZER).is_dir():
-            encoder = Tokenizer.load(saved)
         else:
-            encoder = Tokenizer.from_tiktoken(tokenizer)
+            encoder = saved_tokenizer(tokenizer) or Tokenizer.from_tiktoken(tokenizer)
         return encode_corpus(documents, folder, encoder)
 
 
@@ -115,9 +114,8 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
         raise UserError("data.tokenizer bpe needs model.vocab_size: 8000 suits a few megabytes of text")
     reading = Reading.from_config(config)
     files = find_files([path])
-    saved = Path(config.tokenizer) / TOKENIZER
-    tokenizer = Tokenizer.load(saved).fingerprint if saved.is_dir() else config.tokenizer
-    vocabulary = [tokenizer, config.tokenizer == "bpe" and vocab_size]
+    saved = saved_tokenizer(config.tokenizer)
+    vocabulary = [saved.fingerprint if saved else config.tokenizer, config.tokenizer == "bpe" and vocab_size]
     settings = [FORMAT_VERSION, *vocabulary, config.val_fraction, dataclasses.astuple(reading)]
     contents = [[file.name, str(file.path.absolute()), file.size, file.modified] for file in files]
     digest = hashlib.sha256(json.dumps([settings, contents]).encode()).hexdigest()[:16]
@@ -130,6 +128,17 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
             if not (folder / MANIFEST).exists():  # otherwise, another run has just prepared the same corpus
                 raise
     return folder
+
+
+def saved_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer in the folder of a corpus, run or exported model; None if this is not the name of such a folder.
+
+    Raises:
+        UserError: a file of the tokenizer is missing or damaged.
+    """
+    if (Path(name) / TOKENIZER).is_dir():
+        return Tokenizer.load(Path(name) / TOKENIZER)
+    return read_exported_tokenizer(Path(name)) if (Path(name) / TOKENIZER_JSON).exists() else None
 
 
 def bpe_training_texts(documents: DocumentList) -> Iterator[str]:
