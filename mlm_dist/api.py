@@ -71,8 +71,8 @@ def prepare(
         out: the folder to write, which must not exist.
         val: documents of the validation split.
         val_fraction: the fraction of the text in the validation split, unless `val` is given.
-        tokenizer: a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to train a
-            byte-level BPE on the texts. None: gpt2, unless `extend` is given.
+        tokenizer: a tiktoken encoding, the folder of a corpus, run or exported model whose tokenizer is used, or `bpe`
+            to train a byte-level BPE on the texts. None: gpt2, unless `extend` is given.
         vocab_size: vocabulary size of this BPE, including special tokens.
         extend: the folder of a corpus or run whose tokenizer is extended by tokens learned on the texts. All its ids
             stay.
@@ -205,7 +205,7 @@ def read_exported(folder: Path) -> "Weights":
     from mlm_dist.huggingface.importing import read_exported  # noqa: PLC0415
     from mlm_dist.training.initialization import Weights  # noqa: PLC0415
 
-    return Weights(*read_exported(folder), step=None)
+    return Weights(*read_exported(folder))
 
 
 def plot_curves(run_dir: "RunDir") -> None:

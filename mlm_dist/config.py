@@ -67,9 +67,9 @@ class DataConfig:
     mixture of corpora with the same tokenizer, or with one and its extension: over any 1,000 steps, the rows of each
     are in proportion to its weight."""
     tokenizer: Text = "gpt2"
-    """If `data.path` is text: the name of a tiktoken encoding, the folder of a corpus or run whose tokenizer is used,
-    or `bpe` to train a byte-level BPE with `model.vocab_size` entries on the text. A prepared corpus has its own
-    tokenizer."""
+    """If `data.path` is text: the name of a tiktoken encoding, the folder of a corpus, run or exported model whose
+    tokenizer is used, or `bpe` to train a byte-level BPE with `model.vocab_size` entries on the text. A prepared corpus
+    has its own tokenizer."""
     encoding: Text = "utf-8"
     """If `data.path` is text: its character encoding."""
     text_key: Text = "text"

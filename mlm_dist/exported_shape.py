@@ -1,9 +1,110 @@
-"""stub"""
+"""The shape of an exported model, read from its config.json alone, without torch."""
 
 from pathlib import Path
+from typing import Any
+
+import pydantic
 
 from mlm_dist.config import ModelConfig
+from mlm_dist.errors import UserError
+from mlm_dist.files import read_json
+
+CONFIG_JSON = "config.json"
+WEIGHTS = "model.safetensors"
+
+# The shape: keys of config.json -> fields of `ModelConfig`.
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "block_size",
+    "hidden_size": "embedding_dim",
+    "num_attention_heads": "heads",
+    "num_hidden_layers": "blocks",
+    "hidden_dropout_prob": "dropout",
+    "tie_word_embeddings": "tie_embeddings",
+}
+
+# What an `Encoder` cannot vary: keys of config.json -> their values.
+FIXED = {
+    "hidden_act": "relu",
+    "layer_norm_eps": 1e-12,  # LAYER_NORM_EPS of mlm_dist.model.encoder
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+# Of the keys that an export, or some version of transformers, leaves out.
+DEFAULTS = {
+    "tie_word_embeddings": True,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+
+MODEL_TYPE = "megatron-bert"
+
+# How models of other types differ from an `Encoder`.
+DIFFERENCES = {
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "distilbert"), "post-LayerNorm and GELU"),
+    "modernbert": "rotary positions and gated feed-forward layers",
+    "deberta": "relative positions",
+    "deberta-v2": "relative positions",
+    "gpt2": "attention to earlier tokens only",
+}
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder is in the format of an exported model. `read_exported` may still refuse its content."""
+    return (folder / CONFIG_JSON).is_file() and (folder / WEIGHTS).is_file()
 
 
 def read_exported_shape(folder: Path) -> ModelConfig:
-    raise NotImplementedError
+    """Read the shape of an exported model.
+
+    Raises:
+        UserError: config.json is missing or damaged, or the model cannot be an `Encoder`.
+    """
+    file = folder / CONFIG_JSON
+    try:
+        content = read_json(file)
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{file}: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: it is not a JSON object")
+    check_kind(content, file)
+    content = DEFAULTS | content
+    for key in (*FIELDS, *FIXED, "intermediate_size"):
+        if content.get(key) is None:
+            raise UserError(f"{file}: {key} is missing")
+    shape = build_shape(content, file)
+    for key, expected in (FIXED | {"intermediate_size": 4 * shape.embedding_dim}).items():
+        if content[key] != expected:
+            raise UserError(f"{file}: {key} is {content[key]!r:.80}: a model of mlm_dist has {expected!r}")
+    return shape
+
+
+def check_kind(content: dict[str, Any], file: Path) -> None:
+    """Raise `UserError` if a config.json describes a model of another type than exported models have."""
+    kind = content.get("model_type")
+    if kind != MODEL_TYPE:
+        difference = f", which has {DIFFERENCES[kind]}" if isinstance(kind, str) and kind in DIFFERENCES else ""
+        raise UserError(
+            f"{file}: model_type is {kind!r:.80}{difference}: only models that `export` wrote can be read, also after "
+            f"transformers has fine-tuned them ({MODEL_TYPE})"
+        )
+
+
+def build_shape(content: dict[str, Any], file: Path) -> ModelConfig:
+    """The shape in a config.json.
+
+    Raises:
+        UserError: a value is out of bounds or of the wrong type.
+    """
+    try:
+        return ModelConfig(**{field: content[key] for key, field in FIELDS.items()})
+    except pydantic.ValidationError as error:
+        details = error.errors()[0]
+        key = next((key for key, field in FIELDS.items() if details["loc"] == (field,)), None)
+        reason = f"{key} is {content[key]!r:.80}: {details['msg']}" if key else str(details["ctx"]["error"])
+        raise UserError(f"{file}: {reason}") from error

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mlm_dist.errors import UserError
+from mlm_dist.exported_shape import CONFIG_JSON, WEIGHTS
 
 Step = int | Literal["best", "newest"]
 """A checkpoint of a run: that of a step, the one with the lowest validation loss, or the newest undamaged one."""
@@ -13,7 +14,6 @@ Step = int | Literal["best", "newest"]
 CONFIG = "config.yaml"  # of a run
 MODEL = "model.pth"
 CHECKPOINTS = "checkpoints"
-EXPORTED = ("config.json", "model.safetensors")
 AT_STEP = re.compile(r"(?P<folder>.+)@(?P<step>\d{1,18}|best|newest)")
 
 
@@ -49,7 +49,7 @@ class Source:
         folder = path.parent if is_final else path
         if kind(folder / CONFIG) == "file":
             return cls(name, folder, step, is_final=is_final)
-        if step is None and not is_final and all(kind(folder / file) == "file" for file in EXPORTED):
+        if step is None and not is_final and all(kind(folder / file) == "file" for file in (CONFIG_JSON, WEIGHTS)):
             return cls(name, folder, is_exported=True)
         raise UserError(f"init_from {name}: {explain(path, folder)}")
 
@@ -68,7 +68,7 @@ def explain(path: Path, folder: Path) -> str:
         return "there is no such run; give a run directory, RUN@STEP, RUN@best, or a folder that `export` wrote"
     if kind(path) == "file" and path.name != MODEL:
         return f"it is a file; give a run directory, its {MODEL}, or a folder that `export` wrote"
-    return f"{folder} has neither the {CONFIG} of a run nor the {' and '.join(EXPORTED)} of an exported model"
+    return f"{folder} has neither the {CONFIG} of a run nor the {CONFIG_JSON} and {WEIGHTS} of an exported model"
 
 
 def kind(path: Path) -> Literal["file", "folder", ""]:

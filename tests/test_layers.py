@@ -1,8 +1,8 @@
 """Imports go only downward.
 
 Verbs -> mlm_dist -> api -> huggingface, benchmarks -> plots -> inference -> training -> evaluation, run ->
-model, data, distributed -> precision, config_reading, arguments -> config_help -> config, exit_codes, files,
-foreign_names -> errors, fault_points, output.
+model, data, distributed -> precision, config_reading, arguments -> config_help, exported_shape -> config, exit_codes,
+files, foreign_names -> errors, fault_points, output.
 """
 
 import ast
@@ -18,8 +18,7 @@ PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
     {"callable_module", "errors", "fault_points", "output", "version"},
     {"config", "exit_codes", "files", "foreign_names"},
-    {"exported_shape", "source"},
-    {"config_help"},
+    {"config_help", "exported_shape", "source"},
     {"config_reading", "arguments", "precision"},
     {"data", "model", "distributed"},
     {"evaluation", "run"},

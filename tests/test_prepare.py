@@ -515,7 +515,7 @@ def test_the_tokenizer_of_a_corpus_or_run_can_be_used_again(run_dir: Path, corpu
         assert Corpus.open(out).tokenizer.fingerprint == expected
     result = verb("prepare", tmp_path / "other.txt", "--out", tmp_path / "no", "--tokenizer", tmp_path)
     assert result.returncode == 2
-    assert result.stderr.endswith("bpe, or the folder of a corpus or run\n")
+    assert result.stderr.endswith("bpe, or the folder of a corpus, run or exported model\n")
 
 
 def test_the_tokenizer_of_a_corpus_or_run_can_be_extended(run_dir: Path, corpus_folder: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from mlm_dist.data.splitting import TokenCounts, hold_out
 from mlm_dist.data.text_report import TextCounts
 from mlm_dist.data.texts import SPLITS, find_files
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.data.tokenizer_json import TOKENIZER_JSON, read_exported_tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
 from mlm_dist.files import cache_folder, format_size, new_folder
@@ -44,8 +45,8 @@ def prepare_corpus(
     Args:
         documents: the documents, in the order of the corpus.
         out: the corpus folder.
-        tokenizer: the name of a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to
-            train one on the documents.
+        tokenizer: the name of a tiktoken encoding, the folder of a corpus, run or exported model whose tokenizer is
+            used, or `bpe` to train one on the documents.
         vocab_size: the vocabulary size of a `bpe` tokenizer.
         add_tokens: the number of tokens to extend the tokenizer of a folder by, learned on the documents.
 
@@ -58,16 +59,16 @@ def prepare_corpus(
 
 def choose_tokenizer(documents: DocumentList, name: str, vocab_size: int | None, add_tokens: int | None) -> Tokenizer:
     """Load or train the tokenizer of a corpus, as in `prepare_corpus`."""
-    saved = Path(name) / TOKENIZER
+    saved = None if name == "bpe" else saved_tokenizer(name)
     if add_tokens is not None:
-        if not saved.is_dir():
-            raise UserError(f"--extend {name}: it is not the folder of a corpus or run")
-        return extend_tokenizer(Tokenizer.load(saved), documents, add_tokens)
+        if saved is None:
+            raise UserError(f"--extend {name}: it is not the folder of a corpus, run or exported model")
+        return extend_tokenizer(saved, documents, add_tokens)
     if name == "bpe":
         if vocab_size is None:
             raise UserError("a bpe tokenizer needs --vocab_size: 8000 suits a few megabytes of text")
         return Tokenizer.train_bpe(training_texts(documents, BPE_TRAINING_BYTES), vocab_size)
-    return Tokenizer.load(saved) if saved.is_dir() else Tokenizer.from_tiktoken(name)
+    return saved or Tokenizer.from_tiktoken(name)
 
 
 def extend_tokenizer(base: Tokenizer, documents: DocumentList, add_tokens: int) -> Tokenizer:
@@ -145,9 +146,8 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
         raise UserError("data.tokenizer bpe needs model.vocab_size: 8000 suits a few megabytes of text")
     reading = Reading.from_config(config)
     files = find_files([path])
-    saved = Path(config.tokenizer) / TOKENIZER
-    tokenizer = Tokenizer.load(saved).fingerprint if saved.is_dir() else config.tokenizer
-    vocabulary = [tokenizer, config.tokenizer == "bpe" and vocab_size]
+    saved = saved_tokenizer(config.tokenizer)
+    vocabulary = [saved.fingerprint if saved else config.tokenizer, config.tokenizer == "bpe" and vocab_size]
     settings = [FORMAT_VERSION, *vocabulary, config.val_fraction, dataclasses.astuple(reading)]
     contents = [[file.name, str(file.path.absolute()), file.size, file.modified] for file in files]
     digest = hashlib.sha256(json.dumps([settings, contents]).encode()).hexdigest()[:16]
@@ -160,6 +160,17 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
             if not (folder / MANIFEST).exists():  # otherwise, another run has just prepared the same corpus
                 raise
     return folder
+
+
+def saved_tokenizer(name: str) -> Tokenizer | None:
+    """The tokenizer in the folder of a corpus, run or exported model; None if this is not the name of such a folder.
+
+    Raises:
+        UserError: a file of the tokenizer is missing or damaged.
+    """
+    if (Path(name) / TOKENIZER).is_dir():
+        return Tokenizer.load(Path(name) / TOKENIZER)
+    return read_exported_tokenizer(Path(name)) if (Path(name) / TOKENIZER_JSON).exists() else None
 
 
 def training_texts(documents: DocumentList, size: int) -> Iterator[str]:

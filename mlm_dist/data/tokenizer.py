@@ -63,7 +63,8 @@ class Tokenizer:
         """
         if name not in tiktoken.list_encoding_names():
             names = ", ".join([*tiktoken.list_encoding_names(), "bpe"])
-            raise UserError(f"there is no tokenizer '{name}': choose one of {names}, or the folder of a corpus or run")
+            folders = "the folder of a corpus, run or exported model"
+            raise UserError(f"there is no tokenizer '{name}': choose one of {names}, or {folders}")
         try:
             base = tiktoken.get_encoding(name)
         except (OSError, ValueError) as error:  # OSError includes those of requests; ValueError: a damaged file

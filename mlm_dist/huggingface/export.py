@@ -3,7 +3,7 @@
 config.json            the shape of the model
 model.safetensors      its parameters
 tokenizer.json         its tokenizer
-tokenizer_config.json  the roles of the special tokens, and the block size
+tokenizer_config.json  the roles of the special tokens, the block size, and the pattern of the encoding
 README.md              the model card
 """
 
@@ -13,6 +13,8 @@ from typing import Any
 
 from safetensors.torch import save
 
+from mlm_dist.data.tokenizer_json import TOKENIZER_CONFIG, TOKENIZER_JSON
+from mlm_dist.exported_shape import CONFIG_JSON, WEIGHTS
 from mlm_dist.files import new_folder
 from mlm_dist.huggingface.megatron_bert import convert_parameters, describe_model
 from mlm_dist.huggingface.model_card import write_card
@@ -35,15 +37,15 @@ def export_model(model: TrainedModel, out: Path) -> None:
     shape, encoder = model.config.model, as_encoder(model.encoder, "the export")
     with new_folder(out) as folder:
         tokenizer = convert_tokenizer(model.tokenizer)
-        (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
-        write_json(describe_tokenizer(shape.block_size), folder / "tokenizer_config.json")
-        write_json(describe_model(shape, model.tokenizer), folder / "config.json")
+        (folder / TOKENIZER_JSON).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+        write_json(describe_tokenizer(model.tokenizer, shape.block_size), folder / TOKENIZER_CONFIG)
+        write_json(describe_model(shape, model.tokenizer), folder / CONFIG_JSON)
         card = write_card(model, out.absolute().name)
         # The folder's name and the run's machine record may contain characters that UTF-8 cannot encode.
         (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         parameters = convert_parameters(encoder.state_dict(), shape)
         # transformers reads from the metadata which framework wrote the tensors; "pt" is torch.
-        (folder / "model.safetensors").write_bytes(save(parameters, metadata={"format": "pt"}))
+        (folder / WEIGHTS).write_bytes(save(parameters, metadata={"format": "pt"}))
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:

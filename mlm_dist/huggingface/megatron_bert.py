@@ -1,4 +1,4 @@
-"""Converting an `Encoder` to transformers' `MegatronBertForMaskedLM`, which computes the same logits.
+"""Converting an `Encoder` to transformers' `MegatronBertForMaskedLM`, which computes the same logits, and back.
 
 The blocks are the same. In addition, `MegatronBertForMaskedLM` has biases in the attention, a segment embedding, and a
 transform before the output layer: dense, ReLU, LayerNorm. The biases and the segment embedding are zeros. The LayerNorm
@@ -18,6 +18,23 @@ from mlm_dist.model.encoder import INITIAL_STD, LAYER_NORM_EPS
 
 # The embeddings of both segments are zeros. Fine-tuning on pairs of texts can learn them.
 SEGMENTS = 2
+
+# Names in transformers.
+SEGMENT_EMBEDDING = "bert.embeddings.token_type_embeddings.weight"
+POSITION_EMBEDDING = "bert.embeddings.position_embeddings.weight"
+FINAL_NORM = "bert.encoder.ln"
+HEAD = "cls.predictions"
+TRANSFORM = f"{HEAD}.transform"
+QUERY_KEY_VALUE = ("query", "key", "value")
+
+# Names of the parameters outside the blocks: in `Encoder` -> in transformers.
+OUTSIDE_THE_BLOCKS = {
+    "token_embedding.weight": "bert.embeddings.word_embeddings.weight",
+    "position_embedding.weight": POSITION_EMBEDDING,
+    "final_norm.weight": f"{TRANSFORM}.LayerNorm.weight",
+    "final_norm.bias": f"{TRANSFORM}.LayerNorm.bias",
+    "output.bias": f"{HEAD}.bias",
+}
 
 # Names of the layers of a block: in `Encoder` -> in transformers.
 BLOCK_LAYERS = {
@@ -61,25 +78,36 @@ def convert_parameters(parameters: dict[str, torch.Tensor], model: ModelConfig) 
         parameters: the encoder's `state_dict`.
         model: its shape.
     """
-    width, head, transform = model.embedding_dim, "cls.predictions", "cls.predictions.transform"
-    converted = {
-        "bert.embeddings.word_embeddings.weight": parameters["token_embedding.weight"],
-        "bert.embeddings.position_embeddings.weight": parameters["position_embedding.weight"],
-        "bert.embeddings.token_type_embeddings.weight": torch.zeros(SEGMENTS, width),
-        "bert.encoder.ln.weight": torch.ones(width),
-        "bert.encoder.ln.bias": torch.zeros(width),
-        f"{transform}.dense.weight": torch.eye(width),
-        f"{transform}.dense.bias": torch.full((width,), relu_offset(width)),
-        f"{transform}.LayerNorm.weight": parameters["final_norm.weight"],
-        f"{transform}.LayerNorm.bias": parameters["final_norm.bias"],
-        f"{head}.bias": parameters["output.bias"],
+    width = model.embedding_dim
+    converted = {target: parameters[source] for source, target in OUTSIDE_THE_BLOCKS.items()} | {
+        SEGMENT_EMBEDDING: torch.zeros(SEGMENTS, width),
+        f"{FINAL_NORM}.weight": torch.ones(width),
+        f"{FINAL_NORM}.bias": torch.zeros(width),
+        f"{TRANSFORM}.dense.weight": torch.eye(width),
+        f"{TRANSFORM}.dense.bias": torch.full((width,), relu_offset(width)),
     }
     for i in range(model.blocks):
-        converted |= convert_block(parameters, f"blocks.{i}.", f"bert.encoder.layer.{i}.")
+        converted |= convert_block(parameters, f"blocks.{i}.", layer_name(i))
     if not model.tie_embeddings:  # else transformers ties them to the embedding and the bias
-        converted[f"{head}.decoder.weight"] = parameters["output.weight"]
-        converted[f"{head}.decoder.bias"] = parameters["output.bias"].clone()
+        converted[f"{HEAD}.decoder.weight"] = parameters["output.weight"]
+        converted[f"{HEAD}.decoder.bias"] = parameters["output.bias"].clone()
     return converted
+
+
+def restore_parameters(converted: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, torch.Tensor]:
+    """Invert `convert_parameters`, bit for bit. Parameters that an `Encoder` lacks are ignored: see `folding`.
+
+    Args:
+        converted: the parameters by the names of transformers.
+        model: their shape.
+    """
+    parameters = {source: converted[target] for source, target in OUTSIDE_THE_BLOCKS.items()}
+    for i in range(model.blocks):
+        parameters |= restore_block(converted, layer_name(i), f"blocks.{i}.")
+    if model.tie_embeddings:
+        return parameters | {"output.weight": parameters["token_embedding.weight"]}
+    # transformers computes with this bias. The other one, which an export has too, does not change in fine-tuning.
+    return parameters | {f"output.{kind}": converted[f"{HEAD}.decoder.{kind}"] for kind in ("weight", "bias")}
 
 
 def convert_block(parameters: dict[str, torch.Tensor], source: str, target: str) -> dict[str, torch.Tensor]:
@@ -90,10 +118,25 @@ def convert_block(parameters: dict[str, torch.Tensor], source: str, target: str)
         for kind in ("weight", "bias")
     }
     parts = parameters[f"{source}attention.query_key_value.weight"].chunk(3)
-    for name, part in zip(("query", "key", "value"), parts, strict=True):
+    for name, part in zip(QUERY_KEY_VALUE, parts, strict=True):
         converted[f"{target}attention.self.{name}.weight"] = part.clone()
         converted[f"{target}attention.self.{name}.bias"] = torch.zeros(len(part))
     return converted
+
+
+def restore_block(converted: dict[str, torch.Tensor], source: str, target: str) -> dict[str, torch.Tensor]:
+    """Invert `convert_block`."""
+    parts = [converted[f"{source}attention.self.{name}.weight"] for name in QUERY_KEY_VALUE]
+    return {f"{target}attention.query_key_value.weight": torch.cat(parts)} | {
+        f"{target}{target_layer}.{kind}": converted[f"{source}{source_layer}.{kind}"]
+        for target_layer, source_layer in BLOCK_LAYERS.items()
+        for kind in ("weight", "bias")
+    }
+
+
+def layer_name(block: int) -> str:
+    """What the names of the parameters of a block begin with in transformers."""
+    return f"bert.encoder.layer.{block}."
 
 
 def relu_offset(width: int) -> float:

@@ -11,7 +11,7 @@ from mlm_dist.config import Config, ModelConfig
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.exported_shape import read_exported_shape
-from mlm_dist.model.growth import fit_positions
+from mlm_dist.model.growth import extend_vocabulary, fit_positions
 from mlm_dist.model.registry import check_parameters
 from mlm_dist.run.checkpoint import list_checkpoints
 from mlm_dist.run.origin import Origin, digest
@@ -40,7 +40,7 @@ class Weights(NamedTuple):
     model: ModelConfig
     tokenizer: Tokenizer
     parameters: dict[str, torch.Tensor]
-    step: int | None
+    step: int | None = None
 
 
 Loaded = tuple[int | None, dict[str, torch.Tensor]]
@@ -162,11 +162,14 @@ def fit(weights: Weights, trainer: Trainer) -> dict[str, torch.Tensor]:
     """
     model, parameters = trainer.config.model, weights.parameters
     corpus, name = trainer.corpora[0], trainer.config.init_from
-    if trainer.tokenizer.fingerprint != weights.tokenizer.fingerprint:
+    if not trainer.tokenizer.extends(weights.tokenizer):
         raise UserError(
             f"{corpus.folder} has another tokenizer ({trainer.tokenizer.name}) than {name} ({weights.tokenizer.name}): "
-            f"prepare its texts again with --tokenizer {Source.parse(str(name)).folder}"
+            f"prepare its texts again with --tokenizer {Source.parse(str(name)).folder}, or --extend to add tokens"
         )
+    if trainer.tokenizer.vocab_size > weights.tokenizer.vocab_size or model.entries != weights.model.entries:
+        pieces = trainer.tokenizer.pieces_of_new(weights.tokenizer)
+        parameters = extend_vocabulary(parameters, pieces, model.entries)
     if weights.model.block_size != model.block_size and POSITIONS in parameters:
         parameters = parameters | {POSITIONS: fit_positions(parameters[POSITIONS], model.block_size)}
     try:
