@@ -18,7 +18,8 @@ PACKAGE = REPOSITORY / "mlm_dist"
 LAYERS = [
     {"callable_module", "errors", "fault_points", "output", "version"},
     {"config", "exit_codes", "files", "foreign_names"},
-    {"config_help", "exported_shape", "source"},
+    {"config_help", "exported_shape"},
+    {"source"},
     {"config_reading", "arguments", "precision"},
     {"data", "model", "distributed"},
     {"evaluation", "run"},

@@ -28,7 +28,8 @@ DIGESTS = {
     ORIGIN_SHA256: "the parameters of init_from (SHA-256)",
 }
 SHOWN_DIGITS = 12  # of a digest, in a message
-SHORTENED = reprlib.Repr(maxstring=300)  # characters: a path should be whole
+SHORTENED = reprlib.Repr()
+SHORTENED.maxstring = 300  # a path should be whole
 
 
 def describe_run(config: Config, corpora: Sequence[Corpus], dtype: torch.dtype) -> dict[str, dict[str, Any]]:

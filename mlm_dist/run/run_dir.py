@@ -137,6 +137,7 @@ class RunDir:
             reached("tokenizer saved")
             if origin:
                 origin.write(self.origin)
+                reached("origin written")
             with replacing(self.config) as file:
                 file.write(config.to_yaml().encode())
             self.done.unlink(missing_ok=True)
