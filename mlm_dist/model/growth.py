@@ -37,12 +37,13 @@ def extend_vocabulary(
 
 def extend_rows(old: torch.Tensor, pieces: Mapping[int, Sequence[int]], entries: int) -> torch.Tensor:
     """(old entries, ...) -> (entries, ...), as `extend_vocabulary`. Means are computed in fp64."""
-    rows = old.double()
-    kept = rows[:entries]
-    extended = torch.cat([kept, rows.mean(0, keepdim=True).expand(entries - len(kept), *rows.shape[1:])])
+    kept = old[:entries]
+    mean = old.mean(0, keepdim=True, dtype=torch.float64).to(old.dtype)
+    extended = torch.cat([kept, mean.expand(entries - len(kept), *old.shape[1:])])
     for token, ids in pieces.items():
-        extended[token] = rows[ids].mean(0)
-    return extended.to(old.dtype)
+        extended[token] = old[ids].mean(0, dtype=torch.float64)
+    return extended
+
 
 
 def fit_positions(embedding: torch.Tensor, block_size: int) -> torch.Tensor:

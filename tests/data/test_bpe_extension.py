@@ -1,6 +1,8 @@
 """An extended tokenizer continues the training of its base, and keeps every id of it."""
 
 import dataclasses
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,6 +84,17 @@ def test_an_extension_is_deterministic(base: Tokenizer, extended: Tokenizer, mon
     assert extend_bpe(base, iter(TEXTS), 300).fingerprint == extended.fingerprint
 
 
+def test_the_main_thread_only_waits_and_can_be_interrupted(base: Tokenizer) -> None:
+    threads = []
+
+    def texts() -> Iterator[str]:
+        threads.append(threading.current_thread())
+        yield SAMPLE
+
+    extend_bpe(base, texts(), 1)
+    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+
+
 def test_short_texts_give_fewer_tokens(base: Tokenizer) -> None:
     fewer = extend_bpe(base, ["qxqx qxqx"], 100)
     assert [token for token in fewer.ranks if token not in base.ranks] == [b"qx", b"qxqx", b" qxqx"]
@@ -113,7 +126,9 @@ def test_a_count_out_of_bounds_is_refused(base: Tokenizer, count: int) -> None:
 
 def test_only_the_same_ids_with_more_tokens_are_an_extension(base: Tokenizer, extended: Tokenizer) -> None:
     assert base.extends(base) and extended.extends(base) and not base.extends(extended)
+    swapped = extended.ranks | {b"a": base.ranks[b"b"], b"b": base.ranks[b"a"]}
     others = [
+        Tokenizer.build("swapped", base.pattern, swapped, base.special_tokens),
         Tokenizer.train_bpe(TEXTS, 800),  # has all tokens of the base, but other ids for the special ones
         Tokenizer.train_bpe([SAMPLE], 500),
         Tokenizer.build("other", r"\s+|\S+", extended.ranks, extended.special_tokens),

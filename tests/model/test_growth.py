@@ -8,7 +8,7 @@ import torch
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.model.encoder import Encoder
-from mlm_dist.model.growth import VOCABULARY_PARAMETERS, extend_vocabulary
+from mlm_dist.model.growth import VOCABULARY_PARAMETERS, extend_rows, extend_vocabulary
 
 SMALL = ModelConfig(vocab_size=20, block_size=8, embedding_dim=12, heads=3, blocks=1)
 PIECES = {20: [3, 5, 5], 21: [7, 19], 22: [1]}
@@ -91,3 +91,6 @@ def test_half_precision_is_kept_and_means_are_exact() -> None:
     for name in VOCABULARY_PARAMETERS:
         assert extended[name].dtype == torch.bfloat16
         assert torch.equal(extended[name][20], parameters[name][[3, 5, 5]].double().mean(0).bfloat16())
+    # In fp32, 1e8 + 1 is 1e8.
+    grown = extend_rows(torch.tensor([1e8, 1.0, -1e8]), {3: [0, 1, 2]}, 5)
+    assert torch.equal(grown[3:], torch.tensor([1 / 3, 1 / 3]))
