@@ -8,10 +8,11 @@ In an export, they change nothing. Fine-tuning in transformers moves them:
   part of its own bias.
 - The query bias b becomes a shift d of the LayerNorm before the attention, with W_query d = b. The shift moves the keys
   by a constant, which softmax ignores, and the values by W_value d, which is subtracted from the value bias.
-- The transform before the output layer is more than a LayerNorm can represent. `fold_head` finds the nearest LayerNorm.
+- The transform before the output layer is more than a LayerNorm can represent. `fold_head` finds the nearest one.
 """
 
 import torch
+import torch.nn.functional as F
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.huggingface.megatron_bert import (
@@ -21,14 +22,15 @@ from mlm_dist.huggingface.megatron_bert import (
     SEGMENT_EMBEDDING,
     TRANSFORM,
     layer_name,
+    relu_offset,
 )
 
 # Singular values of W_query below this fraction of the largest are taken as 0. A shift that they need would be so large
 # that float32 rounds away what it is added to.
 SMALLEST_SINGULAR_VALUE = 1e-5
 
-# Differences of this size are rounding errors of float32.
-ROUNDING = 1e-6
+# A channel of the states that varies less than this keeps its scale.
+SMALLEST_VARIANCE = 1e-6
 
 
 def fold_body(parameters: dict[str, torch.Tensor], model: ModelConfig) -> float:
@@ -71,33 +73,41 @@ def fold_attention(parameters: dict[str, torch.Tensor], layer: str) -> float:
     return lost
 
 
-def fold_head(parameters: dict[str, torch.Tensor]) -> float:
-    """Fold the final LayerNorm and the dense layer of the transform into its LayerNorm, in place.
+def is_identity(parameters: dict[str, torch.Tensor]) -> bool:
+    """Whether the layers before the LayerNorm of the transform are as exported: it gets what the last block returns."""
+    scale, shift = (parameters[f"{FINAL_NORM}.{kind}"] for kind in ("weight", "bias"))
+    weight, bias = (parameters[f"{TRANSFORM}.dense.{kind}"] for kind in ("weight", "bias"))
+    return (
+        torch.equal(weight, torch.eye(len(bias)))
+        and not (scale != 1).any()
+        and not shift.any()
+        and bool((bias == relu_offset(len(bias))).all())
+    )
 
-    Together, they map a normalised vector x to M x + t before the LayerNorm of the transform, as far as ReLU cuts
-    nothing off. Of M, its diagonal is kept. The mean square over normalised vectors, all directions being alike,
-    replaces the variance of each vector.
+
+def fold_head(parameters: dict[str, torch.Tensor], states: torch.Tensor) -> float:
+    """Fold the layers before the LayerNorm of the transform into its scale and shift, in place.
+
+    They may mix channels, which no scale and shift can do. The scale and shift are those with the smallest mean square
+    error on some states.
+
+    Args:
+        parameters: float32 tensors by the names of transformers.
+        states: (N, C) normalised outputs of the last block.
 
     Returns:
-        The drift: the root mean square of what is lost, as a fraction of what the LayerNorm of the transform returns
-        before its scale and shift. It does not change if M and t are multiplied by a number. 0: nothing is lost.
+        The drift: the root mean square of the error, as a fraction of what the LayerNorm of the transform normalises
+        to. It is 0 if only a scale and shift have changed.
     """
-    scale, shift = (parameters[f"{FINAL_NORM}.{kind}"].double() for kind in ("weight", "bias"))
     weight, bias = (parameters[f"{TRANSFORM}.dense.{kind}"].double() for kind in ("weight", "bias"))
-    width = len(bias)
-    centre = torch.eye(width, dtype=torch.float64) - 1 / width
-    matrix, offset = centre @ (weight * scale) @ centre, centre @ (weight @ shift + bias)
-    diagonal = matrix.diagonal() * width / (width - 1)
-    rest = matrix - diagonal[:, None] * centre
-    size, lost = (
-        ((part.square().sum() * width / (width - 1) + extra) / width).sqrt()
-        for part, extra in ((matrix, offset.square().sum()), (rest, 0.0))
-    )
-    drift = (lost / size).item()
+    scale, shift = (parameters[f"{FINAL_NORM}.{kind}"].double() for kind in ("weight", "bias"))
+    states = F.layer_norm(states.double(), bias.shape)
+    outputs = F.layer_norm(F.linear(states * scale + shift, weight, bias).relu(), bias.shape)
+    covariance, variance = (((states - states.mean(0)) * other).mean(0) for other in (outputs, states))
+    gain = (covariance + SMALLEST_VARIANCE) / (variance + SMALLEST_VARIANCE)
+    move = outputs.mean(0) - gain * states.mean(0)
     norm = f"{TRANSFORM}.LayerNorm"
-    gain, move = diagonal / size, offset / size
-    if max((gain - 1).abs().max(), move.abs().max()) > ROUNDING:
-        before = parameters[f"{norm}.weight"].double()
-        parameters[f"{norm}.weight"] = (before * gain).float()
-        parameters[f"{norm}.bias"] = (parameters[f"{norm}.bias"].double() + before * move).float()
-    return drift
+    before = parameters[f"{norm}.weight"].double()
+    parameters[f"{norm}.weight"] = (before * gain).float()
+    parameters[f"{norm}.bias"] = (parameters[f"{norm}.bias"].double() + before * move).float()
+    return (outputs - states * gain - move).square().mean().sqrt().item()

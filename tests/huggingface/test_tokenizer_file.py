@@ -12,7 +12,6 @@ from mlm_dist.data.bpe_extension import extend_bpe
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.texts import find_files
 from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, MASK, Tokenizer
-from mlm_dist.data.tokenizer_json import find_merges
 from mlm_dist.errors import UserError
 from mlm_dist.huggingface.tokenizer_file import convert_tokenizer
 from tests.data.test_pieces import HARD_TEXTS, pattern_of, random_text, ranks_across_words
@@ -173,11 +172,6 @@ def test_a_word_in_the_vocabulary_is_one_token_even_without_merges(tmp_path: Pat
     assert not list(find_merges(tokenizer.ranks))
     converted = save_and_load(tokenizer, tmp_path)
     assert converted.encode("xyz xyz").ids == [256, *b" xyz"] == tokenizer.encode("xyz xyz").tolist()
-
-
-def test_merges_are_ordered_by_the_rank_of_their_result() -> None:
-    ranks = BYTES | {b"bc": 256, b"ab": 257, b"abc": 258, b"bcd": 259}
-    assert list(find_merges(ranks)) == [(b"b", b"c"), (b"a", b"b"), (b"a", b"bc"), (b"ab", b"c"), (b"bc", b"d")]
 
 
 def test_a_possessive_count_is_not_repeated() -> None:
