@@ -49,6 +49,7 @@ def prepare(
     val_fraction: float = 0.05,
     tokenizer: str = "gpt2",
     vocab_size: int | None = None,
+    shard_tokens: int | None = None,
     encoding: str = "utf-8",
     text_key: str = "text",
     split: Literal["document", "line"] = "document",
@@ -69,6 +70,7 @@ def prepare(
         tokenizer: a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to train a
             byte-level BPE on the texts.
         vocab_size: vocabulary size of this BPE, including special tokens.
+        shard_tokens: the largest number of tokens in a file. A split is then several files, which are read as one.
         encoding: character encoding of the files.
         text_key: the field of a record that is its text.
         split: whether a plain text is one `document`, or each `line` of it that is not blank.
@@ -94,6 +96,8 @@ def prepare(
     refuse_single("val", val, "path")
     if not 0 <= val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}: it must be at least 0 and below 1")
+    if shard_tokens is not None and shard_tokens < 1:
+        raise UserError(f"shard_tokens is {shard_tokens}: it must be at least 1")
     if not paths and not gutenberg:
         raise UserError("nothing to prepare: give the PATH of texts, book numbers after --gutenberg, or both")
     refuse_existing(Path(out))
@@ -107,7 +111,7 @@ def prepare(
     if drop_duplicates:
         documents = documents.without_duplicates()
     documents = hold_out(documents, val_fraction)
-    manifest = prepare_corpus(documents, Path(out), tokenizer, vocab_size)
+    manifest = prepare_corpus(documents, Path(out), tokenizer, vocab_size, shard_tokens)
     return PreparedCorpus(Path(out), manifest, len(documents), documents.size)
 
 

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from mlm_dist.config import Config, MaskingConfig
-from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, Verify, token_dtype
+from mlm_dist.data.corpus import MANIFEST, Corpus, Verify, token_dtype
 from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.encoding import encode_in_order
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
 from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.data.reading import Reading
 from mlm_dist.data.sampler import Indices, Selection
+from mlm_dist.data.shards import StoredRows, StoredTokens, Tokens
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
@@ -217,7 +218,7 @@ def evaluate_text(
     return result
 
 
-def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> Tokens:
+def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> StoredTokens:
     """The token ids to evaluate on, as in `evaluate_text`; `verify` as in `Corpus.open`."""
     if path is not None and not (path / MANIFEST).exists():
         return encode_texts(path, config.data.text_key, tokenizer)
@@ -233,8 +234,8 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
     if not len(corpus.val):
         raise UserError(f"{folder} has no validation tokens: give a text, or a corpus with validation tokens")
     # Training drops a last row that is too short, and the results should be the same.
-    whole_rows = corpus.rows("val", config.model.block_size).reshape(-1)
-    return whole_rows if len(whole_rows) else corpus.val
+    length = config.model.block_size
+    return corpus.val[: len(corpus.val) // length * length] if len(corpus.val) >= length else corpus.val
 
 
 def encode_texts(path: Path, text_key: str, tokenizer: Tokenizer) -> Tokens:
@@ -245,14 +246,14 @@ def encode_texts(path: Path, text_key: str, tokenizer: Tokenizer) -> Tokens:
 
 
 def text_batches(
-    tokens: Tokens, config: Config, tokenizer: Tokenizer, processes: Processes, batch_size: int
+    tokens: StoredTokens, config: Config, tokenizer: Tokenizer, processes: Processes, batch_size: int
 ) -> Iterator[MaskedBatch]:
     """The rows of a text that this rank evaluates, masked; the last row of the text may be shorter."""
     length = config.model.block_size
     count, rest = divmod(len(tokens), length)
     parts = [(tokens[: count * length].reshape(count, length), range(count)[processes.rank :: processes.world_size])]
     if rest and count % processes.world_size == processes.rank:
-        parts.append((tokens[None, count * length :], range(1)))
+        parts.append((tokens[count * length :].reshape(1, rest), range(1)))
     for matrix, indices in parts:
         rows = np.array(indices, dtype=np.int64)
         masker = Masker.from_config(config, matrix.shape[1], tokenizer, SEED, max(1, len(matrix)), processes.device)
@@ -260,7 +261,7 @@ def text_batches(
 
 
 def masked_batches(
-    matrix: Tokens, rows: Indices, batch_indices: Indices, masker: Masker, batch_size: int, last_step: int
+    matrix: StoredRows, rows: Indices, batch_indices: Indices, masker: Masker, batch_size: int, last_step: int
 ) -> Iterator[MaskedBatch]:
     """Read and mask rows, `batch_size` at a time.
 

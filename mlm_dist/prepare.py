@@ -79,6 +79,13 @@ def build_parser() -> ArgumentParser:
     parser.add_argument(
         "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"
     )
+    parser.add_argument(
+        "--shard_tokens",
+        type=int,
+        metavar="N",
+        help="write no file of more than N tokens: train-00000.bin, train-00001.bin, ... instead of train.bin, and so "
+        "with val.bin",
+    )
     add_reading(parser)
     parser.add_argument(
         "--drop_duplicates", action="store_true", help="leave out documents with the text of an earlier one"

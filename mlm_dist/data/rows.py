@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.corpus import Tokens
 from mlm_dist.data.randomness import derive_key, permute
 from mlm_dist.data.sampler import Indices, Selection
+from mlm_dist.data.shards import StoredTokens, Tokens, read_rows
 
 
 class TrainingRows:
@@ -27,12 +27,11 @@ class TrainingRows:
         counts: the number of rows of each corpus.
     """
 
-    def __init__(self, corpora: Sequence[Tokens], block_size: int, seed: int, is_shifted: bool) -> None:
+    def __init__(self, corpora: Sequence[StoredTokens], block_size: int, seed: int, is_shifted: bool) -> None:
         self.corpora = corpora
         self.block_size = block_size
         self.is_shifted = is_shifted
         self.key = derive_key(seed, "shift")
-        self.columns = np.arange(block_size)
         self.counts = [len(tokens) // block_size for tokens in corpora]
 
     def starts(self, selection: Selection) -> Indices:
@@ -46,7 +45,7 @@ class TrainingRows:
         rows = np.empty((len(starts), self.block_size), dtype=self.corpora[0].dtype)
         for corpus in np.unique(selection.corpora).tolist():
             chosen = selection.corpora == corpus
-            rows[chosen] = self.corpora[corpus].take(starts[chosen, None] + self.columns, mode="wrap")
+            rows[chosen] = read_rows(self.corpora[corpus], starts[chosen], self.block_size)
         return rows
 
     def shifts(self, epochs: Indices) -> npt.NDArray[np.int64]:

@@ -20,8 +20,8 @@ Values = Mapping[str, Any]
 
 # The keys of digests, with their names in messages.
 DIGESTS = {
-    "corpus.train_sha256": "the training text (SHA-256 of train.bin)",
-    "corpus.val_sha256": "the validation text (SHA-256 of val.bin)",
+    "corpus.train_sha256": "the training text (SHA-256)",
+    "corpus.val_sha256": "the validation text (SHA-256)",
     "corpus.tokenizer_sha256": "the tokenizer (SHA-256)",
 }
 SHOWN_DIGITS = 12  # of a digest, in a message
