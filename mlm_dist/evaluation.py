@@ -15,7 +15,7 @@ from mlm_dist.data.corpus import MANIFEST, Corpus, Verify, token_dtype
 from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.encoding import encode_in_order
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
-from mlm_dist.data.preparation import find_or_prepare_all
+from mlm_dist.data.preparation import find_or_prepare
 from mlm_dist.data.reading import Reading
 from mlm_dist.data.sampler import Indices, Selection
 from mlm_dist.data.shards import StoredRows, StoredTokens, Tokens
@@ -116,7 +116,8 @@ class MixtureValidator:
 
     def __init__(self, config: Config, corpora: Sequence[Corpus], processes: Processes, dtype: torch.dtype) -> None:
         self.validators = [Validator(config, corpus, processes, dtype) for corpus in corpora]
-        self.parts = config.data.parts
+        self.weights = config.data.weights
+        self.paths = [part["path"] for part in config.data.parts]
         self.interval = config.train.eval_interval
         self.is_due = self.validators[0].is_due
 
@@ -134,10 +135,15 @@ class MixtureValidator:
             results.append(result)
         if len(results) == 1:
             return results[0]
-        total = sum(part["weight"] for part in self.parts)
-        parts = list(zip(self.parts, results, strict=True))
-        together = {key: sum(part["weight"] / total * r[key] for part, r in parts) for key in results[0]}
-        return together | {f"{key}/{part['path']}": value for part, r in parts for key, value in r.items()}
+        together = {key: weighted_mean([r[key] for r in results], self.weights) for key in results[0]}
+        parts = zip(self.paths, results, strict=True)
+        return together | {f"{key}/{path}": value for path, r in parts for key, value in r.items()}
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The mean of the values of corpora, by the weights of the corpora."""
+    total = sum(weights)
+    return sum(weight / total * value for value, weight in zip(values, weights, strict=True))
 
 
 @torch.no_grad()
@@ -180,6 +186,19 @@ def evaluate_batches(
     return Evaluation(loss / tokens, top_1 / tokens, top_5 / tokens, round(count))
 
 
+def with_one_corpus(config: Config) -> list[Config]:
+    """For each corpus of a run, the config of the run with this corpus alone."""
+    data = [dataclasses.replace(config.data, path=part["path"]) for part in config.data.parts]
+    return [dataclasses.replace(config, data=one) for one in data]
+
+
+def mean_evaluation(results: Sequence[Evaluation], weights: Sequence[float]) -> Evaluation:
+    """The means of the results of corpora, by the weights of the corpora, with the tokens of all."""
+    losses, accuracies, top5_accuracies, tokens = zip(*results, strict=True)
+    means = (weighted_mean(values, weights) for values in (losses, accuracies, top5_accuracies))
+    return Evaluation(*means, sum(tokens))
+
+
 def evaluate_text(
     encoder: MaskedModel,
     config: Config,
@@ -198,7 +217,7 @@ def evaluate_text(
         config: the config of its run.
         tokenizer: the tokenizer of its run.
         path: a prepared corpus, for its validation split, or texts in any format that `prepare` reads. None: the corpus
-            of the run.
+            of the config, which has a single one.
         processes: all ranks.
         batch_size: rows per forward pass of a rank.
         masking: replaces the masking of the run. With a `mask_prob_range` of [0, 1], the loss is an upper bound on the
@@ -223,11 +242,9 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
     if path is not None and not (path / MANIFEST).exists():
         return encode_texts(path, config.data.text_key, tokenizer)
     try:
-        folder, *others = [path] if path else find_or_prepare_all(config.data, config.model.vocab_size)
+        folder = path or find_or_prepare(config.data, config.model.vocab_size)
     except UserError as error:
         raise UserError(f"the corpus of the run: {error}; or give another corpus or text with --data") from error
-    if others:
-        raise UserError(f"the run has several corpora: give one of them with --data: {config.data.paths}")
     corpus = Corpus.open(folder, verify)
     if corpus.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(f"{folder} was prepared with a different tokenizer: give the text itself")

@@ -161,6 +161,7 @@ def test_a_file_in_another_encoding_is_refused_until_the_encoding_is_given(tmp_p
         (["x" * 300, "--out", "out", *BPE], ["xxx"]),
         (["good.txt", "--out", "out", "--val_fraction", "1.5", *BPE], ["val_fraction is 1.5"]),
         (["good.txt", "--out", "out", "--val_fraction", "-0.1", *BPE], ["val_fraction is -0.1"]),
+        (["good.txt", "--out", "out", "--shard_tokens", "0", *BPE], ["shard_tokens is 0: it must be at least 1"]),
         (["good.txt", "--val", "good.txt", "--out", "out", *BPE], ["no training text"]),
         (["good.txt", *BPE], ["--out"]),
         (["--out", "out", *BPE], ["PATH", "--gutenberg"]),

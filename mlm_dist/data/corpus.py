@@ -115,7 +115,8 @@ class Manifest:
                 content["documents"], files = len(content["documents"]), SPLITS
             manifest = cls(**content)
             numbers = [manifest.vocab_size, manifest.mask_id, manifest.end_id, manifest.documents]
-            numbers += [manifest.tokens[split] for split in SPLITS] + [manifest.shard_tokens or 0]
+            numbers += [manifest.tokens[split] for split in SPLITS]
+            numbers += [] if manifest.shard_tokens is None else [manifest.shard_tokens - 1]  # at least one token
             if not all(isinstance(number, int) and 0 <= number < LARGEST_NUMBER for number in numbers):
                 raise ValueError("counts and ids must be integers from 0 to 2**48 - 1")
             shards = (file.sha256 for split in SPLITS for file in manifest.files(split))
@@ -223,7 +224,7 @@ def map_tokens(folder: Path, split: Split, manifest: Manifest) -> StoredTokens:
     if manifest.shard_tokens is None:
         return parts[0]
     names = {file.name for file in files}
-    for path in sorted(folder.glob(f"{split}*.bin")):
+    for path in sorted(folder.glob(f"{split}-*.bin")):
         if path.name not in names:
             raise UserError(f"{path}: {MANIFEST} has {len(files)} shards, and not this one: delete it")
     return Shards(parts)
