@@ -54,6 +54,7 @@ def prepare(
     vocab_size: int | None = None,
     extend: "str | PathLike[str] | None" = None,
     add_tokens: int | None = None,
+    shard_tokens: int | None = None,
     encoding: str = "utf-8",
     text_key: str = "text",
     split: Literal["document", "line"] = "document",
@@ -77,6 +78,7 @@ def prepare(
         extend: the folder of a corpus or run whose tokenizer is extended by tokens learned on the texts. All its ids
             stay.
         add_tokens: the number of these tokens.
+        shard_tokens: the largest number of tokens in a file. A split is then several files, which are read as one.
         encoding: character encoding of the files.
         text_key: the field of a record that is its text.
         split: whether a plain text is one `document`, or each `line` of it that is not blank.
@@ -109,6 +111,8 @@ def prepare(
     if vocab_size is not None and tokenizer != "bpe":
         name = tokenizer or DEFAULT_TOKENIZER
         raise UserError(f"--vocab_size requires --tokenizer bpe: the vocabulary size of '{name}' is fixed")
+    if shard_tokens is not None and shard_tokens < 1:
+        raise UserError(f"shard_tokens is {shard_tokens}: it must be at least 1")
     if not paths and not gutenberg:
         raise UserError("nothing to prepare: give the PATH of texts, book numbers after --gutenberg, or both")
     refuse_existing(Path(out))
@@ -123,7 +127,7 @@ def prepare(
         documents = documents.without_duplicates()
     documents = hold_out(documents, val_fraction)
     name = tokenizer or str(extend or DEFAULT_TOKENIZER)
-    manifest = prepare_corpus(documents, Path(out), name, vocab_size, add_tokens)
+    manifest = prepare_corpus(documents, Path(out), name, vocab_size, add_tokens, shard_tokens)
     return PreparedCorpus(Path(out), manifest, len(documents), documents.size)
 
 

@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.benchmarks.parts import is_random  # noqa: PLC0415
     from mlm_dist.benchmarks.report import markdown_tables, save_plot  # noqa: PLC0415
-    from mlm_dist.benchmarks.suite import Suite, open_corpus  # noqa: PLC0415
+    from mlm_dist.benchmarks.suite import Suite, open_corpora  # noqa: PLC0415
     from mlm_dist.distributed import choose_device  # noqa: PLC0415
 
     on_cpu = choose_device(config.device).type == "cpu"
@@ -89,9 +89,9 @@ def main(arguments: list[str]) -> None:
         (given.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
     with tempfile.TemporaryDirectory() as folder:
-        config, corpus = open_corpus(config, Path(folder))
-        print_log(f"corpus: {'random tokens' if is_random(corpus) else corpus.folder}")
-        results = Suite(config, corpus, given.against, rows, given.rounds, log, save).measure()
+        config, corpora = open_corpora(config, Path(folder))
+        print_log(f"corpus: {'random tokens' if is_random(corpora[0]) else config.data.paths}")
+        results = Suite(config, corpora, given.against, rows, given.rounds, log, save).measure()
     save_plot(results, given.out / "benchmark.png")
     print_log(
         f"\n{markdown_tables(results)}\n\nmeasured in {results['seconds']:.0f} s; "

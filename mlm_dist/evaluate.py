@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from typing import TYPE_CHECKING
 
 from mlm_dist.arguments import add_device, named_path, read_lines, run_parser
-from mlm_dist.config import MaskingConfig
+from mlm_dist.config import DataConfig, MaskingConfig
 from mlm_dist.config_reading import FLAG, Problems, Setting, validate
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
@@ -30,7 +30,7 @@ def build_parser() -> ArgumentParser:
         type=named_path,
         metavar="PATH",
         help="a prepared corpus, for its validation split, or a file or folder of texts, for all of its text "
-        "(default: the corpus of the run)",
+        "(default: the corpus of the run, or each corpus of its mixture)",
     )
     parser.add_argument(
         "--mask_prob",
@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{flag} and --lines: give one of them")
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import Processes  # noqa: PLC0415
-    from mlm_dist.evaluation import evaluate_text  # noqa: PLC0415
+    from mlm_dist.evaluation import evaluate_text, with_one_corpus  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
     from mlm_dist.inference.scoring import score_on_all_ranks  # noqa: PLC0415
 
@@ -102,11 +102,13 @@ def main(arguments: list[str]) -> None:
                 for line, score in zip(lines, scores, strict=True)
             ]
         else:
-            result = evaluate_text(
-                model.encoder, model.config, model.tokenizer, given.data, processes, given.batch_size, masking
-            )
+            configs = with_one_corpus(model.config) if given.data is None else [model.config]
+            results = [
+                evaluate_text(model.encoder, config, model.tokenizer, given.data, processes, given.batch_size, masking)
+                for config in configs
+            ]
             kind = "token" if (masking or model.config.masking).is_sampled else "masked token"
-            report = [json.dumps(to_json(result)) if given.json else to_text(result, kind)]
+            report = [describe(results, model.config.data, kind, given.json)]
     if processes.is_rank_zero:
         print_result(*report)
     processes.close()
@@ -122,6 +124,20 @@ def read_masking(rate: float | None, bounds: list[float] | None) -> MaskingConfi
     masking = validate(MaskingConfig, "", given, problems)
     problems.raise_if_any()
     return masking if given else None
+
+
+def describe(results: "list[Evaluation]", data: DataConfig, kind: str, as_json: bool) -> str:
+    """The metrics of one text; or of each corpus of a mixture, and their means by the weights of the corpora."""
+    from mlm_dist.evaluation import mean_evaluation  # noqa: PLC0415
+
+    if len(results) == 1:
+        return json.dumps(to_json(results[0])) if as_json else to_text(results[0], kind)
+    together, parts = mean_evaluation(results, data.weights), list(zip(data.parts, results, strict=True))
+    if as_json:
+        each = {f"{name}/{part['path']}": value for part, result in parts for name, value in to_json(result).items()}
+        return json.dumps(to_json(together) | each)
+    blocks = [f"{part['path']}, weight {part['weight']:g}\n{to_text(result, kind)}" for part, result in parts]
+    return "\n\n".join([*blocks, f"together, by weight\n{to_text(together, kind)}"])
 
 
 def to_json(result: "Evaluation") -> dict[str, float | None]:

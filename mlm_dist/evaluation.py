@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from mlm_dist.config import Config, MaskingConfig
-from mlm_dist.data.corpus import MANIFEST, Corpus, Tokens, Verify, token_dtype
+from mlm_dist.data.corpus import MANIFEST, Corpus, Verify, token_dtype
 from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.encoding import encode_in_order
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
-from mlm_dist.data.preparation import find_or_prepare_all
+from mlm_dist.data.preparation import find_or_prepare
 from mlm_dist.data.reading import Reading
 from mlm_dist.data.sampler import Indices, Selection
+from mlm_dist.data.shards import StoredRows, StoredTokens, Tokens
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
@@ -118,7 +119,8 @@ class MixtureValidator:
         self.build = partial(Validator, config, processes=processes, dtype=dtype)
         self.validators = [self.build(corpus) for corpus in corpora]
         self.watched: dict[str, Validator] = {}
-        self.parts = config.data.parts
+        self.weights = config.data.weights
+        self.paths = [part["path"] for part in config.data.parts]
         self.interval = config.train.eval_interval
         self.is_due = self.validators[0].is_due
 
@@ -140,13 +142,16 @@ class MixtureValidator:
             results.append(result)
         trained, watched = results[: len(self.validators)], results[len(self.validators) :]
         by_path = dict(zip(self.watched, watched, strict=True))
-        together = trained[0]
         if len(trained) > 1:
-            total = sum(part["weight"] for part in self.parts)
-            parts = list(zip(self.parts, trained, strict=True))
-            together = {key: sum(part["weight"] / total * r[key] for part, r in parts) for key in trained[0]}
-            by_path = {part["path"]: r for part, r in parts} | by_path
+            by_path = dict(zip(self.paths, trained, strict=True)) | by_path
+        together = {key: weighted_mean([r[key] for r in trained], self.weights) for key in trained[0]}
         return together | {f"{key}/{path}": value for path, r in by_path.items() for key, value in r.items()}
+
+
+def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    """The mean of the values of corpora, by the weights of the corpora."""
+    total = sum(weights)
+    return sum(weight / total * value for value, weight in zip(values, weights, strict=True))
 
 
 @torch.no_grad()
@@ -189,6 +194,19 @@ def evaluate_batches(
     return Evaluation(loss / tokens, top_1 / tokens, top_5 / tokens, round(count))
 
 
+def with_one_corpus(config: Config) -> list[Config]:
+    """For each corpus of a run, the config of the run with this corpus alone."""
+    data = [dataclasses.replace(config.data, path=part["path"]) for part in config.data.parts]
+    return [dataclasses.replace(config, data=one) for one in data]
+
+
+def mean_evaluation(results: Sequence[Evaluation], weights: Sequence[float]) -> Evaluation:
+    """The means of the results of corpora, by the weights of the corpora, with the tokens of all."""
+    losses, accuracies, top5_accuracies, tokens = zip(*results, strict=True)
+    loss, accuracy, top5_accuracy = (weighted_mean(part, weights) for part in (losses, accuracies, top5_accuracies))
+    return Evaluation(loss, accuracy, top5_accuracy, sum(tokens))
+
+
 def evaluate_text(
     encoder: MaskedModel,
     config: Config,
@@ -207,7 +225,7 @@ def evaluate_text(
         config: the config of its run.
         tokenizer: the tokenizer of its run.
         path: a prepared corpus, for its validation split, or texts in any format that `prepare` reads. None: the corpus
-            of the run.
+            of the config, which has a single one.
         processes: all ranks.
         batch_size: rows per forward pass of a rank.
         masking: replaces the masking of the run. With a `mask_prob_range` of [0, 1], the loss is an upper bound on the
@@ -227,24 +245,22 @@ def evaluate_text(
     return result
 
 
-def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> Tokens:
+def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> StoredTokens:
     """The token ids to evaluate on, as in `evaluate_text`; `verify` as in `Corpus.open`."""
     if path is not None and not (path / MANIFEST).exists():
         return encode_texts(path, config.data.text_key, tokenizer)
     try:
-        folder, *others = [path] if path else find_or_prepare_all(config.data, config.model.vocab_size)
+        folder = path or find_or_prepare(config.data, config.model.vocab_size)
     except UserError as error:
         raise UserError(f"the corpus of the run: {error}; or give another corpus or text with --data") from error
-    if others:
-        raise UserError(f"the run has several corpora: give one of them with --data: {config.data.paths}")
     corpus = Corpus.open(folder, verify)
     if not tokenizer.extends(corpus.tokenizer):
         raise UserError(f"{folder} was prepared with a different tokenizer: give the text itself")
     if not len(corpus.val):
         raise UserError(f"{folder} has no validation tokens: give a text, or a corpus with validation tokens")
     # Training drops a last row that is too short, and the results should be the same.
-    whole_rows = corpus.rows("val", config.model.block_size).reshape(-1)
-    return whole_rows if len(whole_rows) else corpus.val
+    length = config.model.block_size
+    return corpus.val[: len(corpus.val) // length * length] if len(corpus.val) >= length else corpus.val
 
 
 def encode_texts(path: Path, text_key: str, tokenizer: Tokenizer) -> Tokens:
@@ -255,14 +271,14 @@ def encode_texts(path: Path, text_key: str, tokenizer: Tokenizer) -> Tokens:
 
 
 def text_batches(
-    tokens: Tokens, config: Config, tokenizer: Tokenizer, processes: Processes, batch_size: int
+    tokens: StoredTokens, config: Config, tokenizer: Tokenizer, processes: Processes, batch_size: int
 ) -> Iterator[MaskedBatch]:
     """The rows of a text that this rank evaluates, masked; the last row of the text may be shorter."""
     length = config.model.block_size
     count, rest = divmod(len(tokens), length)
     parts = [(tokens[: count * length].reshape(count, length), range(count)[processes.rank :: processes.world_size])]
     if rest and count % processes.world_size == processes.rank:
-        parts.append((tokens[None, count * length :], range(1)))
+        parts.append((tokens[count * length :].reshape(1, rest), range(1)))
     for matrix, indices in parts:
         rows = np.array(indices, dtype=np.int64)
         masker = Masker.from_config(config, matrix.shape[1], tokenizer, SEED, max(1, len(matrix)), processes.device)
@@ -270,7 +286,7 @@ def text_batches(
 
 
 def masked_batches(
-    matrix: Tokens, rows: Indices, batch_indices: Indices, masker: Masker, batch_size: int, last_step: int
+    matrix: StoredRows, rows: Indices, batch_indices: Indices, masker: Masker, batch_size: int, last_step: int
 ) -> Iterator[MaskedBatch]:
     """Read and mask rows, `batch_size` at a time.
 

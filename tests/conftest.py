@@ -189,6 +189,14 @@ def corpus(corpus_folder: Path) -> Corpus:
 
 
 @pytest.fixture(scope="session")
+def sharded_folder(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The corpus in `corpus_folder`, in shards that end within rows of 16 tokens, and between them."""
+    folder = tmp_path_factory.mktemp("sharded")
+    encode_corpus(hold_out(find_documents([SAMPLE_TEXT]), 0.1), folder, corpus.tokenizer, shard_tokens=1000)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def paragraphs(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The paragraphs of the sample as documents, with the tokenizer of `corpus`."""
     folder = tmp_path_factory.mktemp("paragraphs")

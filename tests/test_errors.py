@@ -284,7 +284,7 @@ def test_a_run_on_another_corpus_is_refused_and_not_changed(train, begun_run, tm
     text = tmp_path / "text.txt"
     text.write_text("It was not the same story at all. " * 2000)
     before = contents(begun_run)
-    assert_refused(train(data__path=text, data__tokenizer="bpe"), begun_run, "the training text (SHA-256 of train.bin)")
+    assert_refused(train(data__path=text, data__tokenizer="bpe"), begun_run, "the training text (SHA-256)")
     assert contents(begun_run) == before
 
 
@@ -298,7 +298,7 @@ def test_a_run_with_another_validation_split_is_refused_and_not_changed(train, b
     assert_refused(
         train(data__path=corpus_copy),
         begun_run,
-        f"the validation text (SHA-256 of val.bin) {old}, not {new}: use the same values, or another run_dir",
+        f"the validation text (SHA-256) {old}, not {new}: use the same values, or another run_dir",
     )
     assert contents(begun_run) == before
 

@@ -28,6 +28,7 @@ LAYERS = [
     {"plots"},
     {"huggingface", "benchmarks"},
     {"api"},
+    {"prepare_arguments"},
     {""},  # mlm_dist itself
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}

@@ -1,6 +1,7 @@
 """A run on a mixture of corpora reports the loss of each, and a wrong mixture is refused in a line."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -58,11 +59,34 @@ def test_the_verbs_read_a_run_on_a_mixture(run: Path, corpus_folder: Path, tmp_p
     assert verb("fill", "--run", run, "The [MASK].").returncode == 0
     assert verb("export", "--run", run, "--out", tmp_path / "exported").returncode == 0
     assert "sample, corpus" in (tmp_path / "exported" / "README.md").read_text(encoding="utf-8")
-    assert verb("evaluate", "--run", run, "--data", corpus_folder).returncode == 0
+
+
+def test_a_run_on_a_mixture_is_evaluated_on_each_corpus_and_together(
+    run: Path, corpus_folder: Path, paragraphs: Path
+) -> None:
+    paths = (corpus_folder, paragraphs)
+    alone = [json.loads(verb("evaluate", "--run", run, "--data", path, "--json").stdout) for path in paths]
+    figures = json.loads(verb("evaluate", "--run", run, "--json").stdout)
+    for path, expected in zip(paths, alone, strict=True):
+        assert {name: figures[f"{name}/{path}"] for name in expected} == expected
+    for name in ("loss", "accuracy", "top5_accuracy"):
+        assert figures[name] == pytest.approx(0.75 * alone[0][name] + 0.25 * alone[1][name])
+    assert figures["tokens"] == alone[0]["tokens"] + alone[1]["tokens"]
+    assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
+
+    headings = [f"{corpus_folder}, weight 3", f"{paragraphs}, weight 1", "together, by weight"]
+    blocks = verb("evaluate", "--run", run).stdout.split("\n\n")
+    for block, heading, expected in zip(blocks, headings, [*alone, figures], strict=True):
+        assert block.startswith(f"{heading}\nloss            {expected['loss']:.4f} nats per masked token\n")
+
+
+def test_an_evaluation_names_the_corpus_of_a_mixture_that_is_missing(run: Path, paragraphs: Path) -> None:
+    moved = paragraphs.rename(paragraphs.with_name("moved"))
     result = verb("evaluate", "--run", run)
+    moved.rename(paragraphs)
     assert result.returncode == 2
     [line] = result.stderr.splitlines()
-    assert "the run has several corpora: give one of them with --data" in line
+    assert f"the corpus of the run: data.path {paragraphs}: there is no such corpus" in line
 
 
 @pytest.mark.parametrize("kind", ["other tokenizer", "missing", "twice", "no rows", "wrong"])

@@ -76,7 +76,7 @@ def test_a_folder_of_texts_becomes_a_corpus(texts: Path, tmp_path: Path) -> None
     assert "2 documents" in result.stdout and "vocabulary 300" in result.stdout
     corpus = Corpus.open(tmp_path / "out")
     assert [d.name for d in corpus.documents()] == ["more/two.txt", "one.txt"]
-    assert corpus.tokenizer.decode(corpus.train[corpus.documents()[1].train]).startswith("The Keeper")
+    assert corpus.tokenizer.decode(np.asarray(corpus.train[corpus.documents()[1].train])).startswith("The Keeper")
     assert 0.09 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.11
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "texts"]
 
@@ -132,7 +132,7 @@ def test_a_file_in_another_encoding_is_refused_until_the_encoding_is_given(tmp_p
     result = verb("prepare", tmp_path / "a.txt", "--out", tmp_path / "out", "--encoding", "latin-1", *BPE)
     assert result.returncode == 0, result.stderr
     corpus = Corpus.open(tmp_path / "out")
-    assert corpus.tokenizer.decode(corpus.train).startswith("C'était déjà vu. ")
+    assert corpus.tokenizer.decode(np.asarray(corpus.train)).startswith("C'était déjà vu. ")
 
 
 @pytest.mark.parametrize(
@@ -174,6 +174,7 @@ def test_a_file_in_another_encoding_is_refused_until_the_encoding_is_given(tmp_p
         (["x" * 300, "--out", "out", *BPE], ["xxx"]),
         (["good.txt", "--out", "out", "--val_fraction", "1.5", *BPE], ["val_fraction is 1.5"]),
         (["good.txt", "--out", "out", "--val_fraction", "-0.1", *BPE], ["val_fraction is -0.1"]),
+        (["good.txt", "--out", "out", "--shard_tokens", "0", *BPE], ["shard_tokens is 0: it must be at least 1"]),
         (["good.txt", "--val", "good.txt", "--out", "out", *BPE], ["no training text"]),
         (["good.txt", *BPE], ["--out"]),
         (["--out", "out", *BPE], ["PATH", "--gutenberg"]),
@@ -402,7 +403,7 @@ def test_books_of_project_gutenberg_become_a_corpus(mirror: Mirror, tmp_path: Pa
     assert result.stdout.count("\n") == 2 and "2 documents" in result.stdout
     corpus = Corpus.open(tmp_path / "one")
     assert [d.name for d in corpus.documents()] == ["Book Eleven", "Book Twelve"]
-    assert corpus.tokenizer.decode(corpus.train).startswith("Eleven came")
+    assert corpus.tokenizer.decode(np.asarray(corpus.train)).startswith("Eleven came")
     assert 0.03 < len(corpus.val) / (len(corpus.train) + len(corpus.val)) < 0.07
     first, second = mirror.requests
     assert first.user_agent == second.user_agent == f"mlm_dist/{mlm_dist.__version__}"
@@ -529,7 +530,9 @@ def test_the_tokenizer_of_a_corpus_or_run_can_be_extended(run_dir: Path, corpus_
         assert result.returncode == 0, result.stderr
         assert "vocabulary 320 (bpe+20, with [MASK])" in result.stdout
         corpus = Corpus.open(out)
-        assert corpus.tokenizer.extends(base) and corpus.tokenizer.decode(corpus.train[:-1]) == text.read_text()
+        assert (
+            corpus.tokenizer.extends(base) and corpus.tokenizer.decode(np.array(corpus.train[:-1])) == text.read_text()
+        )
         size, before = text.stat().st_size, len(base.encode(text.read_text()))
         per_token = f"{size / (len(corpus.train) - 1):.2f} bytes per token, {size / before:.2f} before"
         assert result.stderr == f"mlm_dist: learned 20 tokens: {per_token} (in 3.0 kB of the training text)\n"

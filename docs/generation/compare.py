@@ -3,6 +3,8 @@
 import json
 from argparse import ArgumentParser
 
+import numpy as np
+
 from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
@@ -60,7 +62,7 @@ def main(arguments: list[str]) -> None:
 
     judge, corpus = Judge.load(given.judge), Corpus.open(given.corpus)
     tokenizer = corpus.tokenizer
-    training_text = Ngrams(corpus.train, tokenizer.vocab_size, tokenizer.end_id, COPIED)
+    training_text = Ngrams(np.asarray(corpus.train), tokenizer.vocab_size, tokenizer.end_id, COPIED)
     passages = {"validation text": validation_passages(corpus, given.samples, given.length, given.seed)}
     nats: dict[str, float] = {}
     for name, order in ORDERS.items():

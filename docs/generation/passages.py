@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mlm_dist.data.corpus import Corpus, Tokens
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.shards import Tokens
 from mlm_dist.data.texts import Split
 from mlm_dist.errors import UserError
 
@@ -20,7 +21,7 @@ def documents(corpus: Corpus, split: Split) -> list[Tokens]:
     """The tokens of each document in a split, without the end token after them."""
     tokens = corpus.train if split == "train" else corpus.val
     ranges = [getattr(document, split) for document in corpus.documents() if document.count(split)]
-    return [tokens[range_.start : range_.stop - 1] for range_ in ranges]
+    return [np.asarray(tokens[range_.start : range_.stop - 1]) for range_ in ranges]
 
 
 def document_texts(corpus: Corpus, split: Split) -> list[str]:

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from mlm_dist.benchmarks.peers import ENCODERS, mask_with_global_generator
 from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.data.rows import choose_rows
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
 from mlm_dist.precision import autocast, choose_dtype
@@ -49,10 +50,10 @@ class Candidate(Protocol):
 class MlmDist:
     """The trainer of this package."""
 
-    def __init__(self, config: Config, corpus: Corpus, folder: Path) -> None:
+    def __init__(self, config: Config, corpora: Sequence[Corpus], folder: Path) -> None:
         keep_freed_memory()
         self.processes = Processes(config.device, config.train.hang_timeout)
-        self.trainer = Trainer(config, [corpus], self.processes, RunDir(folder), StopRequest())
+        self.trainer = Trainer(config, corpora, self.processes, RunDir(folder), StopRequest())
         self.trainer.eager_step.compile(steps_left=config.train.max_iters)
         self.saver = BackgroundSaver(folder / "checkpoints", keep=1)
         self.device = self.processes.device
@@ -123,19 +124,19 @@ class MlmDist:
 class Peer:
     """A peer's training step: masks from torch's global generator, mean loss of the batch, default AdamW."""
 
-    def __init__(self, name: str, config: Config, corpus: Corpus) -> None:
+    def __init__(self, name: str, config: Config, corpora: Sequence[Corpus]) -> None:
         self.config = config
         self.device = Processes(config.device).device
         self.dtype = choose_dtype(config.precision, self.device)
-        self.mask_id = corpus.tokenizer.mask_id
-        self.rows = corpus.rows("train", config.model.block_size)
-        self.batches = iter(GlobalBatchSampler(len(self.rows), config.train.batch_size, config.seed))
+        self.mask_id = corpora[0].tokenizer.mask_id
+        self.rows, sampler = choose_rows(config, corpora)
+        self.selections = iter(sampler)
         self.model = ENCODERS[name](config.model).to(self.device)  # type: ignore[index]
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.optim.lr)
 
     def step(self) -> None:
         """Run one step."""
-        tokens = torch.from_numpy(self.rows[next(self.batches).rows].astype("int64"))
+        tokens = torch.from_numpy(self.rows.read(next(self.selections)).astype("int64"))
         inputs, labels = mask_with_global_generator(tokens, self.config, self.mask_id)
         with autocast(self.device, self.dtype):
             loss = self.model(inputs.to(self.device), labels.to(self.device))
@@ -172,8 +173,8 @@ def serve() -> None:
     os.dup2(2, 1)  # other output goes to stderr, so that stdout contains only JSON
     try:
         config = read_config(folder / "config.yaml")
-        corpus = Corpus.open(Path(config.data.paths))
-        candidate = MlmDist(config, corpus, folder) if name == "mlm_dist" else Peer(name, config, corpus)
+        corpora = [Corpus.open(Path(part["path"])) for part in config.data.parts]
+        candidate = MlmDist(config, corpora, folder) if name == "mlm_dist" else Peer(name, config, corpora)
         print(json.dumps("ready"), file=replies, flush=True)
         for line in sys.stdin:
             print(json.dumps(execute(candidate, line.strip())), file=replies, flush=True)

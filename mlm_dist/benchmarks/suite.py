@@ -13,12 +13,12 @@ import torch
 from mlm_dist.benchmarks.parts import encoding_rates, matrix_ceiling, random_corpus
 from mlm_dist.benchmarks.peers import PeerName
 from mlm_dist.benchmarks.runner import Runner, Turn, running, take_turns
-from mlm_dist.config import Config, DataConfig
+from mlm_dist.config import Config, DataConfig, Part
 from mlm_dist.data.corpus import MANIFEST, Corpus
 from mlm_dist.data.encoding import usable_cores
+from mlm_dist.data.mixture import join_corpora
 from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.distributed import choose_device
-from mlm_dist.errors import UserError
 from mlm_dist.model.flops import step_flops
 from mlm_dist.precision import choose_dtype
 from mlm_dist.run.machine import describe_machine
@@ -38,7 +38,7 @@ class Suite:
 
     Attributes:
         config: the recipe.
-        corpus: of the config.
+        corpora: of the config. The encoding rate is measured on the text of the first one.
         peers: to compare with.
         rows: per step in the comparison with peers.
         rounds: number of turns of each candidate; medians are reported.
@@ -47,7 +47,7 @@ class Suite:
     """
 
     config: Config
-    corpus: Corpus
+    corpora: list[Corpus]
     peers: list[PeerName]
     rows: int
     rounds: int
@@ -77,7 +77,7 @@ class Suite:
             self.log(f"steps on {' and '.join(map(str, sizes))} processes, alternating")
             results["scaling"] = self.measure_scaling(device, sizes)
         self.log("encoding rate")
-        results["encoding"] = encoding_rates(self.corpus, self.rounds)
+        results["encoding"] = encoding_rates(self.corpora[0], self.rounds)
         results["seconds"] = time.perf_counter() - start
         self.save(results)
         return results
@@ -182,30 +182,28 @@ def with_batch_size(config: Config, rows: int) -> Config:
     return dataclasses.replace(config, train=train)
 
 
-def open_corpus(config: Config, folder: Path) -> tuple[Config, Corpus]:
-    """Open the corpus of a config. If the default path has none, write one of random tokens into `folder`.
+def open_corpora(config: Config, folder: Path) -> tuple[Config, list[Corpus]]:
+    """Open the corpora of a config. If the default path has none, write one of random tokens into `folder`.
 
     Text at any other path is first prepared in the user's cache.
 
     Returns:
-        The config to measure, with `model.vocab_size` set and without evaluations, and its corpus.
+        The config to measure, with `model.vocab_size` set and without evaluations, and its corpora.
 
     Raises:
-        UserError: the corpus or text of the config does not exist, or cannot be prepared.
+        UserError: a corpus or text of the config does not exist, or cannot be prepared, or the corpora are no mixture.
     """
-    path = Path(config.data.parts[0]["path"])
-    if config.data.path == DataConfig().path and not (path / MANIFEST).exists():
-        path = folder / "random"
+    if config.data.path == DataConfig().path and not (Path(config.data.paths) / MANIFEST).exists():
+        folders = [folder / "random"]
         config = config.with_vocab_size(RANDOM_VOCAB_SIZE)
-        random_corpus(path, config)
+        random_corpus(folders[0], config)
     else:
-        path, *others = find_or_prepare_all(config.data, config.model.vocab_size)
-        if others:
-            raise UserError(f"benchmark measures one corpus: give one of {config.data.paths} as data.path")
+        folders = find_or_prepare_all(config.data, config.model.vocab_size)
+    parts = [Part(path=str(path), weight=weight) for path, weight in zip(folders, config.data.weights, strict=True)]
     config = dataclasses.replace(
         config,
-        data=dataclasses.replace(config.data, path=str(path)),
+        data=dataclasses.replace(config.data, path=parts),
         train=dataclasses.replace(config.train, eval_interval=0),
     )
-    corpus = Corpus.open(path)
-    return config.with_vocab_size(corpus.tokenizer.vocab_size), corpus
+    corpora = join_corpora([Corpus.open(path) for path in folders], config.model.block_size)
+    return config.with_vocab_size(corpora[0].tokenizer.vocab_size), corpora

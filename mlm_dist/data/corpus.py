@@ -1,7 +1,7 @@
 """A prepared corpus: memory-mapped token files, and the manifest that describes them.
 
 corpus.json               format version, tokenizer, vocabulary, counts of tokens and documents, SHA-256 of each file
-train.bin                 token ids, little-endian, uint16 if the vocabulary allows, else uint32
+train.bin                 token ids, little-endian, uint16 if the vocabulary allows, else uint32; or in shards
 val.bin                   the validation split, in the same format
 documents.bin, .names     the index of the documents (data/documents.py)
 tokenizer/                ranks.tiktoken, encoding.json
@@ -13,14 +13,15 @@ import json
 import math
 import reprlib
 import statistics
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from mlm_dist.data.documents import ENDS, NAMES, DocumentIndex
+from mlm_dist.data.shards import Shards, StoredRows, StoredTokens, file_name
 from mlm_dist.data.texts import SPLITS, Split
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.verification import map_file, verify_file
@@ -35,9 +36,15 @@ MANIFEST = "corpus.json"
 TOKENIZER = "tokenizer"
 SHORT_END_TOKENS = 64
 
-Tokens = npt.NDArray[np.unsignedinteger[Any]]
-
 Verify = Literal["once", "always", "never"]
+
+
+class TokenFile(NamedTuple):
+    """A file of token ids: its name, the number of its tokens, and its SHA-256."""
+
+    name: str
+    tokens: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,11 @@ class Manifest:
 
     Attributes:
         tokens: the number of tokens in each split.
-        sha256: the SHA-256 of the file of each split, and of the files of the document index.
+        sha256: the SHA-256 of the tokens of each split, of each of its shards, and of the files of the document index.
         documents: the number of documents.
         tokenizer_sha256: the fingerprint of the tokenizer; None in corpora of format version 1.
         texts: what the texts are like, as in `TextReport` (data/text_report.py); None in earlier corpora.
+        shard_tokens: the number of tokens in every shard of a split but its last one; None if a split is one file.
     """
 
     tokenizer: str
@@ -62,15 +70,27 @@ class Manifest:
     tokenizer_sha256: str | None = None
     texts: dict[str, Any] | None = None
     version: int = FORMAT_VERSION
+    shard_tokens: int | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of token ids in the files."""
         return token_dtype(self.vocab_size)
 
+    def files(self, split: Split) -> Iterator[TokenFile]:
+        """The files of a split, in order."""
+        count, size = self.tokens[split], self.shard_tokens
+        if size is None:
+            yield TokenFile(file_name(split), count, self.sha256[split])
+            return
+        for shard, start in enumerate(range(0, count or 1, size)):
+            name = file_name(split, shard)
+            yield TokenFile(name, min(size, count - start), self.sha256[name])
+
     def write(self, folder: Path) -> None:
         """Write `corpus.json`."""
-        content = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        values = {key: value for key, value in asdict(self).items() if key != "shard_tokens" or value}
+        content = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
         (folder / MANIFEST).write_text(content, encoding="utf-8")
 
     @classmethod
@@ -96,9 +116,11 @@ class Manifest:
             manifest = cls(**content)
             numbers = [manifest.vocab_size, manifest.mask_id, manifest.end_id, manifest.documents]
             numbers += [manifest.tokens[split] for split in SPLITS]
+            numbers += [] if manifest.shard_tokens is None else [manifest.shard_tokens - 1]  # at least one token
             if not all(isinstance(number, int) and 0 <= number < LARGEST_NUMBER for number in numbers):
                 raise ValueError("counts and ids must be integers from 0 to 2**48 - 1")
-            if not all(isinstance(manifest.sha256[file], str) for file in files):
+            shards = (file.sha256 for split in SPLITS for file in manifest.files(split))
+            if not all(isinstance(digest, str) for digest in (*map(manifest.sha256.__getitem__, files), *shards)):
                 raise ValueError("a digest must be a string")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; was {folder} written by prepare?") from error
@@ -121,14 +143,14 @@ class Corpus:
     """An open corpus.
 
     Attributes:
-        train, val: token ids, one memory map per split.
+        train, val: token ids: a memory map, or one for each shard.
     """
 
     folder: Path
     manifest: Manifest
     tokenizer: Tokenizer
-    train: Tokens
-    val: Tokens
+    train: StoredTokens
+    val: StoredTokens
 
     @classmethod
     def open(cls, folder: Path, verify: Verify = "once") -> "Corpus":
@@ -162,8 +184,9 @@ class Corpus:
             )
         if verify != "never":
             for split, tokens in zip(SPLITS, (corpus.train, corpus.val), strict=True):
-                digest, always = manifest.sha256[split], verify == "always"
-                verify_file(folder / f"{split}.bin", tokens, digest, manifest.vocab_size, always)
+                parts = tokens.parts if isinstance(tokens, Shards) else [tokens]
+                for file, part in zip(manifest.files(split), parts, strict=True):
+                    verify_file(folder / file.name, part, file.sha256, manifest.vocab_size, verify == "always")
         return corpus
 
     def documents(self) -> DocumentIndex:
@@ -183,20 +206,28 @@ class Corpus:
         ends = [val for counts in self.documents().counts() for train, val in counts.tolist() if train and val]
         return statistics.median(ends) if ends else math.inf
 
-    def rows(self, split: Split, block_size: int) -> Tokens:
+    def rows(self, split: Split, block_size: int) -> StoredRows:
         """The tokens of a split as rows, (rows, block_size). Tokens at the end that do not fill a row are dropped."""
         tokens = self.train if split == "train" else self.val
         count = len(tokens) // block_size
         return tokens[: count * block_size].reshape(count, block_size)
 
 
-def map_tokens(folder: Path, split: Split, manifest: Manifest) -> Tokens:
-    """Memory-map the file of a split.
+def map_tokens(folder: Path, split: Split, manifest: Manifest) -> StoredTokens:
+    """Memory-map the files of a split.
 
     Raises:
-        UserError: it cannot be read, or its size is not the one in `corpus.json`.
+        UserError: one cannot be read, its size is not the one in `corpus.json`, or there are more of them.
     """
-    return map_file(folder / f"{split}.bin", manifest.dtype, manifest.tokens[split])
+    files = [*manifest.files(split)]
+    parts = [map_file(folder / file.name, manifest.dtype, file.tokens) for file in files]
+    if manifest.shard_tokens is None:
+        return parts[0]
+    names = {file.name for file in files}
+    for path in sorted(folder.glob(f"{split}-*.bin")):
+        if path.name not in names:
+            raise UserError(f"{path}: {MANIFEST} has {len(files)} shards, and not this one: delete it")
+    return Shards(parts)
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:

@@ -35,10 +35,10 @@ import torch
 from torch.nn.functional import pad
 
 from mlm_dist.config import Config
-from mlm_dist.data.corpus import Tokens
 from mlm_dist.data.mask_rate import MaskRate
 from mlm_dist.data.randomness import BITS, GOLDEN, derive_key, hash32, threshold, uniform
 from mlm_dist.data.sampler import Selection
+from mlm_dist.data.shards import StoredRows
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.words import WordTable, last_true
 
@@ -341,7 +341,7 @@ class Masker:
         return other.masked_fill(u < threshold(0.8), self.tokenizer.mask_id)
 
 
-def load_batch(matrix: Tokens, selection: Selection, masker: Masker) -> MaskedBatch:
+def load_batch(matrix: StoredRows, selection: Selection, masker: Masker) -> MaskedBatch:
     """Read rows from the memory map and mask them, on the masker's device.
 
     Args:

@@ -4,7 +4,6 @@ import dataclasses
 import glob
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from mlm_dist.data.document_list import DocumentList, list_documents
 from mlm_dist.data.documents import write_index
 from mlm_dist.data.encoding import EncodedBatch, encode_in_order
 from mlm_dist.data.reading import Reading
+from mlm_dist.data.shards import SplitWriter
 from mlm_dist.data.splitting import TokenCounts, hold_out
 from mlm_dist.data.text_report import TextCounts
 from mlm_dist.data.texts import SPLITS, find_files
@@ -35,7 +35,12 @@ SAMPLE_TEXT = Path(__file__).with_name("sample.txt")
 
 
 def prepare_corpus(
-    documents: DocumentList, out: Path, tokenizer: str, vocab_size: int | None = None, add_tokens: int | None = None
+    documents: DocumentList,
+    out: Path,
+    tokenizer: str,
+    vocab_size: int | None = None,
+    add_tokens: int | None = None,
+    shard_tokens: int | None = None,
 ) -> Manifest:
     """Encode documents into a corpus in the folder `out`, which must not exist yet.
 
@@ -49,12 +54,14 @@ def prepare_corpus(
             used, or `bpe` to train one on the documents.
         vocab_size: the vocabulary size of a `bpe` tokenizer.
         add_tokens: the number of tokens to extend the tokenizer of a folder by, learned on the documents.
+        shard_tokens: the largest number of tokens in a file; None for one file per split.
 
     Raises:
         UserError: `out` exists or cannot be written, the tokenizer is not available, or a document cannot be read.
     """
     with new_folder(out) as folder:
-        return encode_corpus(documents, folder, choose_tokenizer(documents, tokenizer, vocab_size, add_tokens))
+        encoder = choose_tokenizer(documents, tokenizer, vocab_size, add_tokens)
+        return encode_corpus(documents, folder, encoder, shard_tokens)
 
 
 def choose_tokenizer(documents: DocumentList, name: str, vocab_size: int | None, add_tokens: int | None) -> Tokenizer:
@@ -89,14 +96,16 @@ def extend_tokenizer(base: Tokenizer, documents: DocumentList, add_tokens: int) 
     return extended
 
 
-def encode_corpus(documents: DocumentList, folder: Path, tokenizer: Tokenizer) -> Manifest:
-    """Encode documents with a tokenizer into an empty folder.
+def encode_corpus(
+    documents: DocumentList, folder: Path, tokenizer: Tokenizer, shard_tokens: int | None = None
+) -> Manifest:
+    """Encode documents with a tokenizer into an empty folder; `shard_tokens` as in `prepare_corpus`.
 
     Raises:
         UserError: a document cannot be read, or there are no training tokens.
     """
     tokenizer.save(folder / TOKENIZER)
-    writer, counts = CorpusWriter(folder, tokenizer, len(documents.sizes)), TextCounts()
+    writer, counts = CorpusWriter(folder, tokenizer, len(documents.sizes), shard_tokens), TextCounts()
     with tqdm(total=documents.size, desc="encode", unit="B", unit_scale=True, disable=None, leave=False) as progress:
         for encoded in encode_in_order(documents.pieces(), tokenizer):
             reached("batch encoded")
@@ -182,22 +191,21 @@ def training_texts(documents: DocumentList, size: int) -> Iterator[str]:
 
 
 class CorpusWriter:
-    """Appends token ids to `train.bin` and `val.bin`, and writes the index of the documents beside them."""
+    """Appends token ids to the files of the splits, and writes the index of the documents beside them."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, documents: int) -> None:
+    def __init__(self, folder: Path, tokenizer: Tokenizer, documents: int, shard_tokens: int | None = None) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
-        self.dtype = token_dtype(tokenizer.vocab_size)
-        self.files = {split: (folder / f"{split}.bin").open("wb") for split in SPLITS}
-        self.digests = {split: hashlib.sha256() for split in SPLITS}
+        self.shard_tokens = shard_tokens
+        dtype = token_dtype(tokenizer.vocab_size)
+        self.splits = {split: SplitWriter(folder, split, dtype, shard_tokens) for split in SPLITS}
         self.counts = TokenCounts(tokenizer.vocab_size)
         self.lengths = {split: np.zeros(documents, dtype=np.int64) for split in SPLITS}
 
     def add(self, encoded: EncodedBatch) -> None:
         """Append the next token ids of a split."""
-        split, content = encoded.batch.split, encoded.ids.astype(self.dtype).tobytes()
-        self.files[split].write(content)
-        self.digests[split].update(content)
+        split = encoded.batch.split
+        self.splits[split].write(encoded.ids)
         self.counts.add(split, encoded.ids)
         self.lengths[split][encoded.batch.documents] += encoded.lengths
 
@@ -207,13 +215,12 @@ class CorpusWriter:
         Args:
             names: the names of these documents.
         """
-        for file in self.files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        digests: dict[str, str] = {}
+        for writer in self.splits.values():
+            writer.close()
+            digests |= {name: digest.hexdigest() for name, digest in writer.digests.items()}
         lengths = np.column_stack([self.lengths[split] for split in SPLITS])
         lengths = lengths[lengths.any(axis=1)]
-        digests = {split: digest.hexdigest() for split, digest in self.digests.items()}
         return Manifest(
             tokenizer=self.tokenizer.name,
             vocab_size=self.tokenizer.vocab_size,
@@ -223,4 +230,5 @@ class CorpusWriter:
             tokenizer_sha256=self.tokenizer.fingerprint,
             sha256=digests | write_index(self.folder, names, lengths),
             documents=len(lengths),
+            shard_tokens=self.shard_tokens,
         )

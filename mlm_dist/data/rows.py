@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.corpus import Tokens
+from mlm_dist.config import Config
+from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.mixture import Shares
 from mlm_dist.data.randomness import derive_key, permute
-from mlm_dist.data.sampler import Indices, Selection
+from mlm_dist.data.sampler import GlobalBatchSampler, Indices, Selection
+from mlm_dist.data.shards import StoredTokens, Tokens, read_rows
 
 
 class TrainingRows:
@@ -28,13 +31,12 @@ class TrainingRows:
         dtype: the type that holds the ids of all corpora.
     """
 
-    def __init__(self, corpora: Sequence[Tokens], block_size: int, seed: int, is_shifted: bool) -> None:
+    def __init__(self, corpora: Sequence[StoredTokens], block_size: int, seed: int, is_shifted: bool) -> None:
         self.corpora = corpora
         self.block_size = block_size
         self.is_shifted = is_shifted
         self.key = derive_key(seed, "shift")
-        self.columns = np.arange(block_size)
-        self.dtype = np.result_type(*corpora)
+        self.dtype = np.result_type(*(tokens.dtype for tokens in corpora))
         self.counts = [len(tokens) // block_size for tokens in corpora]
 
     def starts(self, selection: Selection) -> Indices:
@@ -48,9 +50,27 @@ class TrainingRows:
         rows = np.empty((len(starts), self.block_size), dtype=self.dtype)
         for corpus in np.unique(selection.corpora).tolist():
             chosen = selection.corpora == corpus
-            rows[chosen] = self.corpora[corpus].take(starts[chosen, None] + self.columns, mode="wrap")
+            rows[chosen] = read_rows(self.corpora[corpus], starts[chosen], self.block_size)
         return rows
 
     def shifts(self, epochs: Indices) -> npt.NDArray[np.int64]:
         """The token at which the first row of each epoch starts: below T, and different in any T epochs in a row."""
         return permute(epochs % self.block_size, self.block_size, self.key)
+
+
+def choose_rows(
+    config: Config, corpora: Sequence[Corpus], rank: int = 0, world_size: int = 1
+) -> tuple[TrainingRows, GlobalBatchSampler]:
+    """The training rows of a run, and the sampler that selects those of this rank at a step.
+
+    Raises:
+        UserError: the corpora have fewer rows than a global batch.
+    """
+    seed, batch_size = config.seed, config.train.batch_size
+    is_shifted, is_mixture = config.data.shift_rows, len(corpora) > 1
+    rows = TrainingRows([corpus.train for corpus in corpora], config.model.block_size, seed, is_shifted)
+    cuts_epochs = not (is_shifted or is_mixture)
+    shares = Shares(config.data.weights, batch_size, seed) if is_mixture else None
+    return rows, GlobalBatchSampler(
+        rows.counts, batch_size, seed, rank, world_size, cuts_epochs=cuts_epochs, shares=shares
+    )

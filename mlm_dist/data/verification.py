@@ -3,6 +3,7 @@
 Each is hashed once per machine, and afterwards recognized by size, times and inode.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -42,7 +43,9 @@ def map_file(path: Path, dtype: np.dtype[Any], count: int, described_by: str = "
             size = os.fstat(file.fileno()).st_size
             content = np.memmap(file, dtype=dtype, mode="r") if size == expected > 0 else None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; prepare the corpus again") from error
+        too_many = error.errno == errno.EMFILE  # each mapped file stays open
+        advice = "raise `ulimit -n`, or prepare larger shards" if too_many else "prepare the corpus again"
+        raise UserError(f"{path}: {error.strerror}; {advice}") from error
     if size != expected:
         raise UserError(
             f"{path}: {size} bytes, but {described_by} says {expected}: the file was truncated or changed; delete "

@@ -45,7 +45,6 @@ def extend_rows(old: torch.Tensor, pieces: Mapping[int, Sequence[int]], entries:
     return extended
 
 
-
 def fit_positions(embedding: torch.Tensor, block_size: int) -> torch.Tensor:
     """Fit position embeddings to another block size: (T, C) -> (block_size, C).
 

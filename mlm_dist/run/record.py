@@ -22,8 +22,8 @@ ORIGIN_SHA256 = "init_from.sha256"
 
 # The keys of digests, with their names in messages.
 DIGESTS = {
-    "corpus.train_sha256": "the training text (SHA-256 of train.bin)",
-    "corpus.val_sha256": "the validation text (SHA-256 of val.bin)",
+    "corpus.train_sha256": "the training text (SHA-256)",
+    "corpus.val_sha256": "the validation text (SHA-256)",
     "corpus.tokenizer_sha256": "the tokenizer (SHA-256)",
     ORIGIN_SHA256: "the parameters of init_from (SHA-256)",
 }

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mlm_dist.data.corpus import Tokens
 from mlm_dist.data.masking import MaskedBatch, Masker, MaskInputs
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.data.shards import StoredTokens, Tokens
 
 DEVICE_SHARE = 0.1  # of the free memory of a GPU, which the corpus may take
 STEPS_AHEAD = 2
@@ -81,7 +81,7 @@ class InputReader:
         self.id_bits = (1 << 8 * rows.dtype.itemsize) - 1
         self.dtype = {2: torch.int16, 4: torch.int32}[rows.dtype.itemsize]
         fits = not others and fits_on(self.device, tokens.nbytes)
-        self.on_device = upload(as_signed(tokens), self.device) if fits else None
+        self.on_device = upload(tokens, self.dtype, self.device) if fits else None
         self.columns = torch.arange(rows.block_size, device=self.device)
         self._read = ReadAhead(self._read_now) if self.device.type == "cuda" else self._read_now
 
@@ -142,10 +142,10 @@ def as_signed(tokens: Tokens) -> npt.NDArray[np.signedinteger[Any]]:
     return tokens.view(f"<i{tokens.itemsize}")
 
 
-def upload(tokens: npt.NDArray[np.signedinteger[Any]], device: torch.device) -> torch.Tensor:
-    """Copy a memory map to a device, some megabytes at a time."""
-    uploaded = torch.from_numpy(np.empty(0, tokens.dtype)).new_empty(len(tokens), device=device)
-    size = UPLOAD_BYTES // tokens.itemsize
+def upload(tokens: StoredTokens, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Copy memory maps to a device as signed integers, some megabytes at a time."""
+    uploaded = torch.empty(len(tokens), dtype=dtype, device=device)
+    size = UPLOAD_BYTES // dtype.itemsize
     for start in range(0, len(tokens), size):
-        uploaded[start : start + size] = torch.from_numpy(np.array(tokens[start : start + size]))
+        uploaded[start : start + size] = torch.from_numpy(as_signed(np.array(tokens[start : start + size])))
     return uploaded

@@ -7,9 +7,7 @@ import torch
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import Masker
-from mlm_dist.data.mixture import Shares
-from mlm_dist.data.rows import TrainingRows
-from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.data.rows import choose_rows
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError
 from mlm_dist.evaluation import MixtureValidator
@@ -66,17 +64,7 @@ class Trainer:
         processes.check_same("precision", str(self.dtype))
         block_size, batch_size = config.model.block_size, config.train.batch_size
         with processes.raise_on_all_ranks():
-            is_shifted, is_mixture = config.data.shift_rows, len(corpora) > 1
-            rows = TrainingRows([corpus.train for corpus in corpora], block_size, config.seed, is_shifted)
-            self.sampler = GlobalBatchSampler(
-                rows.counts,
-                batch_size,
-                config.seed,
-                processes.rank,
-                processes.world_size,
-                cuts_epochs=not (is_shifted or is_mixture),
-                shares=Shares(config.data.weights, batch_size, config.seed) if is_mixture else None,
-            )
+            rows, self.sampler = choose_rows(config, corpora, processes.rank, processes.world_size)
             self.validator = MixtureValidator(config, corpora, processes, self.dtype)
 
         torch.manual_seed(config.seed)

@@ -9,9 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mlm_dist.config import Config, MaskingConfig
-from mlm_dist.data.corpus import Corpus, Tokens
+from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
 from mlm_dist.data.sampler import GlobalBatchSampler, Selection
+from mlm_dist.data.shards import StoredRows, Tokens
 
 CPU = torch.device("cpu")
 T, BATCH, SEED = 64, 16, 1337
@@ -66,7 +67,7 @@ class Operations(TorchDispatchMode):
 class ReadMatrix:
     """Rows that count how often they are read."""
 
-    def __init__(self, rows: Tokens) -> None:
+    def __init__(self, rows: StoredRows) -> None:
         self.rows = rows
         self.reads = 0
 

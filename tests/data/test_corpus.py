@@ -34,7 +34,7 @@ def test_a_prepared_corpus_can_be_opened(corpus: Corpus) -> None:
     assert corpus.manifest.version == FORMAT_VERSION
     assert (len(corpus.train), len(corpus.val)) == (corpus.manifest.tokens["train"], corpus.manifest.tokens["val"])
     assert corpus.tokenizer.vocab_size == corpus.manifest.vocab_size == 300
-    text = corpus.tokenizer.decode(corpus.train[:-1]) + corpus.tokenizer.decode(corpus.val[:-1])
+    text = "".join(corpus.tokenizer.decode(np.asarray(tokens[:-1])) for tokens in (corpus.train, corpus.val))
     assert text.startswith("The Keeper of Hollin\n")
 
 
@@ -49,6 +49,7 @@ def test_token_files_are_memory_mapped(corpus: Corpus) -> None:
 def test_rows_are_the_tokens_in_order_without_an_incomplete_row(corpus: Corpus, split: Any, block_size: int) -> None:
     tokens = corpus.train if split == "train" else corpus.val
     rows = corpus.rows(split, block_size)
+    assert isinstance(rows, np.ndarray)
     assert rows.shape == (len(tokens) // block_size, block_size)
     assert np.array_equal(rows.ravel(), tokens[: rows.size])
     assert len(tokens) - rows.size < block_size

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mlm_dist.data import gutenberg
@@ -67,7 +68,7 @@ def test_the_ends_of_books_are_validation_text(mirror: Mirror, tmp_path: Path) -
     assert [document.name for document in corpus.documents()] == ["Book 2", "Book 1"]
     for document, text in zip(corpus.documents(), reversed(texts), strict=True):
         tokens = (corpus.train[document.train], corpus.val[document.val])
-        train, val = (corpus.tokenizer.decode(part).removesuffix("<|endoftext|>") for part in tokens)
+        train, val = (corpus.tokenizer.decode(np.asarray(part)).removesuffix("<|endoftext|>") for part in tokens)
         assert train + val == text
         assert 0.2 < len(val) / len(text) < 0.3
 

@@ -54,7 +54,8 @@ def folder(tmp_path: Path) -> Path:
 
 def split_by_document(corpus: Corpus) -> list[tuple[str, list[int], list[int]]]:
     """(name, training tokens, validation tokens) of each document, by the index."""
-    return [(d.name, corpus.train[d.train].tolist(), corpus.val[d.val].tolist()) for d in corpus.documents()]
+    splits = np.asarray(corpus.train), np.asarray(corpus.val)
+    return [(d.name, splits[0][d.train].tolist(), splits[1][d.val].tolist()) for d in corpus.documents()]
 
 
 def in_pieces_of(characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +287,7 @@ def test_changed_text_or_settings_are_prepared_again(tmp_path: Path, cache: Path
     folders.append(find_or_prepare(config, 260))
     assert len(set(folders)) == 4
     corpus = Corpus.open(folders[-1])
-    assert corpus.tokenizer.decode(corpus.train).startswith("more words")
+    assert corpus.tokenizer.decode(np.asarray(corpus.train)).startswith("more words")
 
 
 def test_records_that_a_pattern_names_are_prepared_into_the_cache(tmp_path: Path, cache: Path) -> None:
@@ -299,7 +300,7 @@ def test_records_that_a_pattern_names_are_prepared_into_the_cache(tmp_path: Path
     assert corpus.documents()[20].name == "b.jsonl:1"
     bodies = Corpus.open(find_or_prepare(dataclasses.replace(config, text_key="body"), 270))
     assert bodies.folder != corpus.folder
-    assert bodies.tokenizer.decode(bodies.train).startswith("other 0")
+    assert bodies.tokenizer.decode(np.asarray(bodies.train)).startswith("other 0")
     with pytest.raises(UserError, match=r"there is no such file or folder"):
         find_or_prepare(DataConfig(path=str(tmp_path / "*.csv"), tokenizer="bpe"), 270)
 

@@ -15,9 +15,9 @@ SETTINGS: dict[str, Any] = {"train__max_iters": 180, "checkpoint__interval": 60}
 KINDS = ["same rows", "shifted", "isolated", "mixture", "all"]
 
 
-def settings_of(kind: str, corpus: Path, paragraphs: Path) -> dict[str, Any]:
+def settings_of(kind: str, sharded: Path, paragraphs: Path) -> dict[str, Any]:
     """The flags of a kind of rows."""
-    mixture = json.dumps([{"path": str(corpus), "weight": 3}, {"path": str(paragraphs), "weight": 1}])
+    mixture = json.dumps([{"path": str(sharded), "weight": 3}, {"path": str(paragraphs), "weight": 1}])
     return SETTINGS | {
         "data__path": mixture if kind in ("mixture", "all") else paragraphs,
         "data__documents": "isolated" if kind in ("isolated", "all") else "joined",
@@ -28,9 +28,9 @@ def settings_of(kind: str, corpus: Path, paragraphs: Path) -> dict[str, Any]:
 @pytest.mark.multiprocess
 @pytest.mark.parametrize("kind", ["all", *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[:-1])])
 def test_rows_are_the_same_after_a_kill_and_with_two_processes(
-    kind: str, corpus_folder: Path, paragraphs: Path, tmp_path: Path
+    kind: str, corpus_folder: Path, sharded_folder: Path, paragraphs: Path, tmp_path: Path
 ) -> None:
-    settings = settings_of(kind, corpus_folder, paragraphs)
+    settings = settings_of(kind, sharded_folder, paragraphs)
     undisturbed, killed, split = (tmp_path / name for name in ("undisturbed", "killed", "split"))
     run_to_end(train_command(corpus_folder, undisturbed, **settings))
     command = train_command(corpus_folder, killed, **settings)
@@ -44,10 +44,12 @@ def test_rows_are_the_same_after_a_kill_and_with_two_processes(
     assert sum(digest is not None for digest in digests[0]) == 180
 
 
-def test_every_kind_of_rows_is_another_run(corpus_folder: Path, paragraphs: Path, tmp_path: Path) -> None:
+def test_every_kind_of_rows_is_another_run(
+    corpus_folder: Path, sharded_folder: Path, paragraphs: Path, tmp_path: Path
+) -> None:
     losses = {}
     for kind in KINDS:
-        settings = settings_of(kind, corpus_folder, paragraphs) | {"train__max_iters": 10}
+        settings = settings_of(kind, sharded_folder, paragraphs) | {"train__max_iters": 10}
         run_to_end(train_command(corpus_folder, tmp_path / kind, **settings))
         losses[kind] = tuple(event["loss"] for event in history(tmp_path / kind) if "loss" in event)
     assert len(set(losses.values())) == len(KINDS)

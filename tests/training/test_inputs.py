@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from mlm_dist.config import Config, MaskingConfig
-from mlm_dist.data.corpus import Corpus, Tokens
+from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.masking import Masker
 from mlm_dist.data.mixture import Shares
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.data.shards import StoredTokens
 from mlm_dist.training import inputs
 from mlm_dist.training.inputs import STEPS_AHEAD, InputReader, ReadAhead, fits_on
 
@@ -21,7 +22,7 @@ BATCH, SEED = 24, 7
 
 
 def make_reader(
-    corpora: list[Tokens], length: int, corpus: Corpus, rank: int = 0, is_shifted: bool = False
+    corpora: list[StoredTokens], length: int, corpus: Corpus, rank: int = 0, is_shifted: bool = False
 ) -> InputReader:
     config = Config(masking=MaskingConfig(mask_prob_range=[0.0, 1.0]))
     masker = Masker.from_config(config, length, corpus.tokenizer, SEED, BATCH, CPU)
@@ -41,7 +42,7 @@ def test_batches_are_those_of_the_corpus(
 ) -> None:
     monkeypatch.setattr(inputs, "fits_on", lambda *_: on_device)
     monkeypatch.setattr(inputs, "UPLOAD_BYTES", 1000)  # in many parts
-    tokens: Any = corpus.train.astype(dtype)
+    tokens: Any = np.asarray(corpus.train).astype(dtype)
     tokens[::20] = corpus.tokenizer.end_id  # never masked
     tokens[1::40] += np.array(1 << 8 * tokens.itemsize - 1, dtype=dtype)  # ids with the highest bit
     reader = make_reader([tokens], length, corpus, rank=1, is_shifted=is_shifted)
@@ -65,7 +66,7 @@ def test_the_rows_of_several_corpora_are_read_by_the_host(corpus: Corpus, monkey
 
 
 def test_corpora_in_16_and_in_32_bits_are_read_together(corpus: Corpus) -> None:
-    reader = make_reader([corpus.train, corpus.val.astype("<u4") + 70_000], 16, corpus)
+    reader = make_reader([corpus.train, np.array(corpus.val).astype("<u4") + 70_000], 16, corpus)
     selection = reader.sampler.select(3)
     stored, large = reader.read(3, 0.0), torch.from_numpy(selection.corpora == 1)
     assert torch.equal(stored.tokens, torch.from_numpy(reader.rows.read(selection).astype(np.int32)))

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,4 +27,4 @@ def judge_folder(judge: Judge, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def training_text(corpus: Corpus) -> Ngrams:
     """The n-grams of the sample text."""
-    return Ngrams(corpus.train, corpus.tokenizer.vocab_size, corpus.tokenizer.end_id, 8)
+    return Ngrams(np.asarray(corpus.train), corpus.tokenizer.vocab_size, corpus.tokenizer.end_id, 8)

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import compare
@@ -22,7 +23,7 @@ def calls(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ..
         if name == "evaluate":
             return [{"loss": 3.21}]
         values = dict(itertools.pairwise(arguments))
-        tokens = corpus.train[: int(values["--length"])].tolist()
+        tokens = np.asarray(corpus.train[: int(values["--length"])]).tolist()
         return [{"text": corpus.tokenizer.decode(tokens), "tokens": tokens}] * int(values["--samples"])
 
     monkeypatch.setattr(verbs, "run_command", run_command)

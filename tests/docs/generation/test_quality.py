@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from judge import Judge
@@ -28,7 +29,7 @@ def test_ngrams_are_repeated_within_one_text_only() -> None:
 
 
 def test_ngrams_of_the_training_text_count_as_copied(corpus: Corpus, training_text: Ngrams) -> None:
-    taken = corpus.train[100:116].tolist()
+    taken = np.asarray(corpus.train[100:116]).tolist()
     assert copied([taken], training_text) == 1
     assert copied([[*taken[:7], 0, *taken[8:]]], training_text) == 1 / 9
     assert copied([taken, [0] * 16], training_text) == 1 / 2
