@@ -9,6 +9,7 @@ from mlm_dist.inference.model import TrainedModel
 from mlm_dist.run.history import EVALUATION
 from mlm_dist.run.machine import read_machine
 from mlm_dist.run.metrics import Event, read_events
+from mlm_dist.source import MODEL
 from mlm_dist.version import __version__
 
 CARD = """\
@@ -22,7 +23,7 @@ tags:
 
 # {name}
 
-A masked language model that was trained from scratch on `{corpus}` with mlm_dist {version}. It is in the format of
+A masked language model that was trained {start} on `{corpus}` with mlm_dist {version}. It is in the format of
 transformers' `MegatronBertForMaskedLM`, which computes the same logits as the trained encoder.
 
 ## How to use it
@@ -67,11 +68,17 @@ def write_card(model: TrainedModel, name: str) -> str:
         mask=MASK,
         name=name,
         corpus=corpus_name(model.config),
+        start=describe_start(model.config.init_from),
         version=__version__,
         block_size=model.config.model.block_size,
         model=table(model_details(model)),
         training=table(training_details(model)),
     )
+
+
+def describe_start(init_from: str | None) -> str:
+    """What the training started from, without the folder, which depends on the machine."""
+    return f"from the parameters of `{Path(init_from.removesuffix(MODEL)).name}`" if init_from else "from scratch"
 
 
 def model_details(model: TrainedModel) -> dict[str, str]:

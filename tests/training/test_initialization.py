@@ -234,6 +234,8 @@ def test_an_exported_model_trained_on_and_exported_again_keeps_its_bits(source, 
     first, second = (load_file(tmp_path / out / "model.safetensors") for out in ("first", "second"))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+    card = (tmp_path / "second" / "README.md").read_text(encoding="utf-8")
+    assert "was trained from the parameters of `first` on `sample`" in card
 
 
 def test_an_exported_model_has_no_optimizer_to_branch_from(source, corpus_folder, tmp_path):
