@@ -235,6 +235,9 @@ class OptimConfig:
     """Fraction of the run, at its end, over which wsd decays the learning rate. The decay starts after the warmup."""
     grad_clip: NonNegativeFloat = 1.0
     """Maximum gradient norm; larger gradients are scaled down to it. 0: no clipping."""
+    ema: Rate | None = None
+    """Decay of an exponential moving average of the parameters, such as 0.999. The average is then the model of the
+    run: what is evaluated during training, `model.pth`, and what is loaded from a checkpoint. null: no average."""
 
 
 @dataclass(config=VALIDATED)

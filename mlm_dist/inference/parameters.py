@@ -9,6 +9,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.run.checkpoint import find_damage, find_newest, list_checkpoints, load_checkpoint, load_tensors, step_of
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
+from mlm_dist.training.state import model_parameters
 
 Step = int | Literal["best", "newest"]
 """A checkpoint of a run: that of a step, the one with the lowest validation loss, or the newest undamaged one."""
@@ -26,7 +27,7 @@ def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple
     unfinished = not run_dir.done.exists() and list_checkpoints(run_dir.checkpoints)
     if step is not None or unfinished or not run_dir.model.exists():
         checkpoint = find_checkpoint(run_dir, "newest" if step is None else step)
-        return load_checkpoint(checkpoint).get("model", {}), step_of(checkpoint)
+        return model_parameters(load_checkpoint(checkpoint)), step_of(checkpoint)
     try:
         parameters = load_tensors(run_dir.model)
     except OSError as error:

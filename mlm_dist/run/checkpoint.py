@@ -3,9 +3,9 @@
 checkpoints/step-00001000/state.pt        written by torch.save
 checkpoints/step-00001000/manifest.json   size and SHA-256 of each file, and the run's record; written last
 
-state.pt contains what `TrainState.state_dict` in training/state.py returns: the parameters, the states of the
-optimizers and of the fp16 scaler, the step, the seconds of training, the number of consecutive skipped steps, and a
-format version.
+state.pt contains what `TrainState.state_dict` in training/state.py returns: the parameters, with `optim.ema` their
+average, the states of the optimizers and of the fp16 scaler, the step, the seconds of training, the number of
+consecutive skipped steps, and a format version.
 """
 
 import errno

@@ -17,7 +17,8 @@ from mlm_dist.run.checkpoint import list_checkpoints, read_record, save_tensors
 from mlm_dist.run.lock import lock
 from mlm_dist.run.record import Values, differences, fixed_values
 
-EARLIER = {"data.shift_rows": False, "data.documents": "joined"}  # the values of runs from before there were these keys
+# The values of runs from before there were these keys.
+EARLIER = {"data.shift_rows": False, "data.documents": "joined", "optim.ema": None}
 
 
 class RunDir:

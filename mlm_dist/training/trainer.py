@@ -20,6 +20,7 @@ from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
 from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import RunDir
+from mlm_dist.training.average import ParameterAverage
 from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.optim import build_optimizers
@@ -80,8 +81,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         with processes.raise_on_all_ranks(), user_error_if_out_of_memory():
             encoder = build_model(config.model).to(self.device)
+            average = ParameterAverage(encoder, config.optim.ema) if config.optim.ema else None
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler)
+        self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler, average)
         masker = Masker.from_config(config, block_size, self.tokenizer, config.seed, batch_size, self.device)
         reader = InputReader(rows, self.sampler, masker)
         self.eager_step = Step(config, self.state, reader, processes, self.dtype)
@@ -162,6 +164,8 @@ class Trainer:
         lr = self.learning_rate()
         batch, loss, grad_norm = self.step(lr)
         self.state.step += 1
+        if self.state.average:
+            self.state.average.update(self.state.step)
         reached("step taken")
         return StepResult(self.state.step, batch, loss, grad_norm, lr)
 
@@ -194,7 +198,7 @@ class Trainer:
         """Evaluate and record the result. On a stop request, nothing is recorded, and the next start evaluates."""
         if not self.validator.interval:
             return
-        result = self.validator.evaluate(self.state.encoder, self.is_stopping)
+        result = self.validator.evaluate(self.state.model, self.is_stopping)
         if result:
             self.recorder.log_evaluation(step=self.state.step, **result)
             reached("evaluated")
@@ -223,7 +227,7 @@ class Trainer:
                 self.run_dir.stopped.write_text(f"{self.stop_reason}\n", encoding="utf-8")
             else:
                 reached("results begin")
-                self.run_dir.write_model(copy_to_cpu(self.state.encoder.state_dict()))
+                self.run_dir.write_model(copy_to_cpu(self.state.model.state_dict()))
         except OSError as error:
             raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
         if self.saver.failed:
