@@ -122,8 +122,8 @@ def load(
         run_dir: a run directory. If the run is finished, its final parameters are loaded, otherwise its newest
             undamaged checkpoint. If there is only one of the two, that one is loaded.
         device: the device to compute on; `auto` is a GPU if there is one, otherwise the CPU.
-        step: load the checkpoint of this step instead; `best` is the one with the lowest validation loss, `newest` the
-            newest undamaged one.
+        step: load the checkpoint or milestone of this step instead; `best` is the one with the lowest validation loss,
+            `newest` the newest undamaged checkpoint.
 
     Raises:
         UserError: `run_dir` is not a run directory, it has no trained parameters yet or none of this step, its files

@@ -72,7 +72,7 @@ def add_step(parser: ArgumentParser) -> None:
         "--step",
         type=checkpoint_step,
         metavar="K",
-        help="load the checkpoint of step K, of the step with the lowest validation loss (best), or the newest "
+        help="load the checkpoint or milestone of step K, of the step with the lowest validation loss (best), or the newest "
         "(default: the final parameters of a finished run, otherwise the newest checkpoint)",
     )
 

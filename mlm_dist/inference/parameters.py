@@ -1,5 +1,6 @@
-"""Which parameters of a run are loaded: the final ones, or those of a checkpoint."""
+"""Which parameters of a run are loaded: the final ones, or those of a checkpoint or milestone."""
 
+import itertools
 from collections.abc import Set
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.state import model_parameters
 
 Step = int | Literal["best", "newest"]
-"""A checkpoint of a run: that of a step, the one with the lowest validation loss, or the newest undamaged one."""
+"""The checkpoint or milestone of a step or of the lowest validation loss, or the newest undamaged checkpoint."""
 
 
 def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple[dict[str, Any], int | None]:
@@ -41,7 +42,7 @@ def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple
 
 
 def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
-    """The path of an undamaged checkpoint.
+    """The path of an undamaged checkpoint or milestone.
 
     Raises:
         UserError: there is none of this step, or it is damaged.
@@ -50,14 +51,23 @@ def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
         if newest := find_newest(run_dir.checkpoints):
             return newest
         raise UserError(f"{run_dir.path} contains neither {run_dir.model.name} nor a checkpoint yet")
-    checkpoints = {step_of(path): path for path in list_checkpoints(run_dir.checkpoints)}
-    chosen = best_step(run_dir, checkpoints.keys()) if step == "best" else step
-    if chosen not in checkpoints:
-        kept = ", ".join(map(str, sorted(checkpoints))) or "no step"
-        raise UserError(f"{run_dir.checkpoints} has no checkpoint of step {chosen}; it has those of {kept}")
-    if damage := find_damage(checkpoints[chosen]):
-        raise UserError(f"{checkpoints[chosen]} is damaged: {damage}")
-    return checkpoints[chosen]
+    saved = saved_steps(run_dir)
+    chosen = best_step(run_dir, saved.keys()) if step == "best" else step
+    if chosen not in saved:
+        kept = ", ".join(str(step_of(path)) for path in reversed(list_checkpoints(run_dir.checkpoints))) or "no step"
+        marked = ", ".join(str(step_of(path)) for path in reversed(list_checkpoints(run_dir.milestones)))
+        milestones = f", and milestones of {marked}" if marked else ""
+        raise UserError(f"{run_dir.checkpoints} has no checkpoint of step {chosen}; it has those of {kept}{milestones}")
+    damages = {path: find_damage(path) for path in saved[chosen]}
+    if undamaged := [path for path, damage in damages.items() if damage is None]:
+        return undamaged[0]
+    raise UserError(f"{saved[chosen][0]} is damaged: {damages[saved[chosen][0]]}")
+
+
+def saved_steps(run_dir: RunDir) -> dict[int, list[Path]]:
+    """The steps of a run that have a checkpoint or a milestone, ascending, each with the paths of these."""
+    paths = sorted([*list_checkpoints(run_dir.checkpoints), *list_checkpoints(run_dir.milestones)], key=step_of)
+    return {step: list(group) for step, group in itertools.groupby(paths, step_of)}
 
 
 def best_step(run_dir: RunDir, steps: Set[int]) -> int:

@@ -30,6 +30,7 @@ class RunDir:
         machine: machine.json, which describes the machine of the last training process.
         metrics: metrics.jsonl, one line per event.
         checkpoints: the folder of step-00001000/ etc.
+        milestones: the folder of the steps in `checkpoint.milestones`.
         model: model.pth, the final `state_dict`.
         curves: the plot of losses, learning rate and throughput.
         tokenizer: the folder of the tokenizer.
@@ -45,6 +46,7 @@ class RunDir:
         self.machine = path / "machine.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.milestones = path / "milestones"
         self.model = path / "model.pth"
         self.curves = path / "plots" / "curves.png"
         self.tokenizer = path / "tokenizer"
@@ -90,19 +92,26 @@ class RunDir:
             return config.with_vocab_size(self.recorded_values().get("model.vocab_size"))
         return config
 
-    def check_space(self, checkpoint_bytes: int, config: Config) -> None:
-        """Raise `UserError` if the disk has no room for the checkpoints of the run. Writes nothing."""
+    def check_space(self, checkpoint_bytes: int, config: Config, milestone_bytes: int = 0) -> None:
+        """Raise `UserError` if the disk has no room for the checkpoints and milestones of the run. Writes nothing.
+
+        Args:
+            checkpoint_bytes: of one checkpoint.
+            config: of the run.
+            milestone_bytes: of all milestones.
+        """
         # In addition to the newest: the best one, and the one that is being written.
         count = min(config.checkpoint.keep, config.train.max_iters // config.checkpoint.interval) + 2
-        existing = sum(file.stat().st_size for file in self.checkpoints.glob("*/*"))
-        needed = count * checkpoint_bytes - existing
+        saved, marked = (sum(f.stat().st_size for f in at.glob("*/*")) for at in (self.checkpoints, self.milestones))
+        needed = count * checkpoint_bytes - saved + max(0, milestone_bytes - marked)
         parent = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
         disk = shutil.disk_usage(parent)
         if not disk.total:
             raise UserError(f"run_dir {self.path} is on a file system that cannot store files: give another run_dir")
         if needed > disk.free:
+            milestones = " and the milestones" if milestone_bytes else ""
             raise UserError(
-                f"run_dir {self.path} needs {format_size(needed)} more for {count} checkpoints, but only "
+                f"run_dir {self.path} needs {format_size(needed)} more for {count} checkpoints{milestones}, but only "
                 f"{format_size(disk.free)} are free: make room, lower checkpoint.keep, or give another run_dir"
             )
 

@@ -69,7 +69,12 @@ class TrainState:
     @property
     def max_bytes(self) -> int:
         """Upper bound on the size of a checkpoint, except a few kilobytes: parameters, two moments, and the average."""
-        return (4 if self.average else 3) * sum(parameter.nbytes for parameter in self.encoder.parameters())
+        return (4 if self.average else 3) * self.parameter_bytes
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Size of the parameters, and of a milestone except a few kilobytes."""
+        return sum(parameter.nbytes for parameter in self.encoder.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values. The tensors are not copies: training changes them."""
@@ -83,6 +88,10 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
         }
         return state | {"ema": self.average.model.state_dict()} if self.average else state
+
+    def milestone(self) -> dict[str, Any]:
+        """What a milestone has of `state_dict`: the parameters of `model`."""
+        return {"version": VERSION, "step": self.step, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state from a checkpoint. The optimizers keep the settings of the config.
@@ -127,6 +136,6 @@ class TrainState:
 
 
 def model_parameters(state: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of `TrainState.model` in the state of a checkpoint."""
+    """The parameters of `TrainState.model` in the state of a checkpoint or milestone."""
     parameters: dict[str, Any] = state.get("ema", state.get("model", {}))
     return parameters

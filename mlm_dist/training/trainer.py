@@ -23,6 +23,7 @@ from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.average import ParameterAverage
 from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
+from mlm_dist.training.milestones import milestone_steps
 from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
@@ -40,6 +41,7 @@ class Trainer:
         state: what a checkpoint stores.
         step: takes the next optimizer step with a learning rate.
         eager_step: the same, operation by operation.
+        milestones: what the config has for each step that is a milestone.
         stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
 
     Raises:
@@ -77,6 +79,7 @@ class Trainer:
                 shares=Shares(config.data.weights, batch_size, config.seed) if is_mixture else None,
             )
             self.validator = MixtureValidator(config, corpora, processes, self.dtype)
+            self.milestones = milestone_steps(config, corpora)
 
         torch.manual_seed(config.seed)
         with processes.raise_on_all_ranks(), user_error_if_out_of_memory():
@@ -104,6 +107,11 @@ class Trainer:
         """Tokens read so far, over all ranks and epochs."""
         return self.state.step * self.config.train.batch_size * self.config.model.block_size
 
+    @property
+    def milestone_bytes(self) -> int:
+        """Size of all milestones that the run reaches."""
+        return self.state.parameter_bytes * sum(step <= self.config.train.max_iters for step in self.milestones)
+
     def train(self) -> None:
         """Run the remaining steps and write the results; on a stop request, save a checkpoint and return.
 
@@ -129,6 +137,7 @@ class Trainer:
             self.recorder = Recorder.open(self.run_dir, self.config, state.step, self.tokens, state.seconds)
         if self.lacks_evaluation():
             self.evaluate()
+        self.save_milestone()  # of the step that the run resumes at, if it is missing
         self.eager_step.compile(steps_left=settings.max_iters - state.step)
         stopwatch = Stopwatch(state.seconds)
         while state.step < settings.max_iters and not self.is_stopping():
@@ -143,6 +152,7 @@ class Trainer:
             with stopwatch.paused():
                 if should_evaluate:
                     self.evaluate()
+                self.save_milestone()  # before the checkpoint, so that a run that resumes there has it
                 if should_save and (is_last or not state.skipped_steps):
                     self.save()
                 self.saver.report()
@@ -202,6 +212,11 @@ class Trainer:
         if result:
             self.recorder.log_evaluation(step=self.state.step, **result)
             reached("evaluated")
+
+    def save_milestone(self) -> None:
+        """Start to write a milestone, if this step is one (rank 0)."""
+        if self.processes.is_rank_zero and self.state.step in self.milestones:
+            self.saver.save_milestone(self.run_dir.milestones, self.state.step, self.state.milestone())
 
     def save(self) -> None:
         """Start to write a checkpoint (rank 0)."""
