@@ -72,8 +72,8 @@ def add_step(parser: ArgumentParser) -> None:
         "--step",
         type=checkpoint_step,
         metavar="K",
-        help="load the checkpoint or milestone of step K, of the step with the lowest validation loss (best), or the newest "
-        "(default: the final parameters of a finished run, otherwise the newest checkpoint)",
+        help="load the checkpoint or milestone of step K, that of the step with the lowest validation loss (best), or "
+        "the newest checkpoint (default: the final parameters of a finished run, otherwise the newest checkpoint)",
     )
 
 

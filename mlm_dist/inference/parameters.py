@@ -7,9 +7,10 @@ from typing import Any, Literal
 
 from mlm_dist.config import Config
 from mlm_dist.errors import UserError
+from mlm_dist.output import warn
 from mlm_dist.run.checkpoint import find_damage, find_newest, list_checkpoints, load_checkpoint, load_tensors, step_of
 from mlm_dist.run.metrics import read_events
-from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.run_dir import RunDir, not_a_run_directory
 from mlm_dist.training.state import model_parameters
 
 Step = int | Literal["best", "newest"]
@@ -68,6 +69,26 @@ def saved_steps(run_dir: RunDir) -> dict[int, list[Path]]:
     """The steps of a run that have a checkpoint or a milestone, ascending, each with the paths of these."""
     paths = sorted([*list_checkpoints(run_dir.checkpoints), *list_checkpoints(run_dir.milestones)], key=step_of)
     return {step: list(group) for step, group in itertools.groupby(paths, step_of)}
+
+
+def undamaged_steps(run_dir: RunDir) -> dict[int, Path]:
+    """An undamaged checkpoint or milestone of each step, ascending, with a warning for each damaged one.
+
+    Raises:
+        UserError: there is none, or this is not a run directory.
+    """
+    if not run_dir.config.exists():
+        raise not_a_run_directory(run_dir.path, run_dir.config.name)
+    undamaged: dict[int, Path] = {}
+    for step, paths in saved_steps(run_dir).items():
+        for path in paths:
+            if damage := find_damage(path):
+                warn(f"{path} is skipped: {damage}")
+            else:
+                undamaged[step] = path
+    if not undamaged:
+        raise UserError(f"{run_dir.path} has no undamaged checkpoint or milestone")
+    return undamaged
 
 
 def best_step(run_dir: RunDir, steps: Set[int]) -> int:
