@@ -59,11 +59,16 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         description=description,
         epilog=f"Example: {command_of(verb)} {example}",
     )
+    add_run(parser)
+    add_step(parser)
+    return parser
+
+
+def add_run(parser: ArgumentParser) -> None:
+    """Add `--run`."""
     parser.add_argument(
         "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="run directory of `train`"
     )
-    add_step(parser)
-    return parser
 
 
 def add_step(parser: ArgumentParser) -> None:

@@ -32,6 +32,7 @@ class RunDir:
         checkpoints: the folder of step-00001000/ etc.
         milestones: the folder of the steps in `checkpoint.milestones`.
         model: model.pth, the final `state_dict`.
+        averaged: averaged.json, in the output of `average`: what model.pth is the mean of (run/averaged.py).
         curves: the plot of losses, learning rate and throughput.
         tokenizer: the folder of the tokenizer.
         done: an empty file that marks a finished run.
@@ -48,6 +49,7 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.milestones = path / "milestones"
         self.model = path / "model.pth"
+        self.averaged = path / "averaged.json"
         self.curves = path / "plots" / "curves.png"
         self.tokenizer = path / "tokenizer"
         self.done = path / "DONE"

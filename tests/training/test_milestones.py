@@ -43,8 +43,8 @@ def test_a_number_of_words_is_the_first_step_after_which_so_many_were_read(corpu
 def test_in_a_mixture_words_count_by_the_weights(corpus: Corpus) -> None:
     spaces = np.array(corpus.tokenizer.encode(" \n"), dtype=corpus.train.dtype)
     blank = dataclasses.replace(corpus, train=spaces)
-    words = 160 * words_per_token(corpus.train, corpus.tokenizer) / 4
-    assert milestone_steps(config_of(["5kw"], 1, 3), [corpus, blank]) == {math.ceil(5000 / words): "5kw"}
+    words = 160 * words_per_token(corpus.train, corpus.tokenizer) * 2 / 5
+    assert milestone_steps(config_of(["5kw"], 2, 3), [corpus, blank]) == {math.ceil(5000 / words): "5kw"}
     with pytest.raises(UserError, match=r"has no words: give the steps of checkpoint\.milestones"):
         milestone_steps(config_of(["5kw"]), [blank])
 
