@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from mlm_dist.version import __version__
 
 if TYPE_CHECKING:
-    from mlm_dist.api import Run, load, prepare, train
+    from mlm_dist.api import Run, average, load, prepare, train
     from mlm_dist.config import Config
     from mlm_dist.config_reading import read_config
 
-__all__ = ["Config", "Run", "__version__", "load", "prepare", "read_config", "train"]
-CALLABLE_MODULES = {"prepare", "train"}
+__all__ = ["Config", "Run", "__version__", "average", "load", "prepare", "read_config", "train"]
+CALLABLE_MODULES = {"average", "prepare", "train"}
 MODULES = {"Config": "mlm_dist.config", "read_config": "mlm_dist.config_reading"}
 
 

@@ -16,6 +16,7 @@ COMMANDS = {
     "fill": "predict masked tokens",
     "generate": "write text",
     "embed": "vectors of lines",
+    "average": "average the last checkpoints of a run",
     "export": "convert a model for transformers",
     "plot": "curves, attention, nearest neighbours, report",
     "benchmark": "measure training steps",

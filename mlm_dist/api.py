@@ -1,4 +1,4 @@
-"""The verbs as Python functions: prepare, train, load."""
+"""The verbs as Python functions: prepare, train, load, average."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -142,8 +142,8 @@ def load(
         run_dir: a run directory. If the run is finished, its final parameters are loaded, otherwise its newest
             undamaged checkpoint. If there is only one of the two, that one is loaded.
         device: the device to compute on; `auto` is a GPU if there is one, otherwise the CPU.
-        step: load the checkpoint of this step instead; `best` is the one with the lowest validation loss, `newest` the
-            newest undamaged one.
+        step: load the checkpoint or milestone of this step instead; `best` is the one with the lowest validation loss,
+            `newest` the newest undamaged checkpoint.
 
     Raises:
         UserError: `run_dir` is not a run directory, it has no trained parameters yet or none of this step, its files
@@ -155,6 +155,26 @@ def load(
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
 
     return TrainedModel(Path(run_dir), choose_device(device), step)
+
+
+def average(run_dir: "str | PathLike[str]", last: int, out: "str | PathLike[str]") -> list[int]:
+    """Average the parameters of the last checkpoints and milestones of a run, in fp64, into a new run directory.
+
+    Args:
+        run_dir: a run directory.
+        last: how many steps to average.
+        out: the folder to write, which must not exist. It can be loaded, but not trained further.
+
+    Returns:
+        The steps that were averaged.
+
+    Raises:
+        UserError: `last` is below 1, the run has fewer undamaged checkpoints and milestones, they do not fit its
+            config, or `out` exists or cannot be written.
+    """
+    from mlm_dist.inference.averaging import average_parameters  # noqa: PLC0415
+
+    return average_parameters(Path(run_dir), last, Path(out))
 
 
 @dataclass(frozen=True)

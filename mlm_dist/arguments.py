@@ -59,11 +59,16 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         description=description,
         epilog=f"Example: {command_of(verb)} {example}",
     )
+    add_run(parser)
+    add_step(parser)
+    return parser
+
+
+def add_run(parser: ArgumentParser) -> None:
+    """Add `--run`."""
     parser.add_argument(
         "--run", "--run_dir", type=named_path, required=True, metavar="RUN_DIR", help="run directory of `train`"
     )
-    add_step(parser)
-    return parser
 
 
 def add_step(parser: ArgumentParser) -> None:
@@ -72,8 +77,8 @@ def add_step(parser: ArgumentParser) -> None:
         "--step",
         type=checkpoint_step,
         metavar="K",
-        help="load the checkpoint of step K, of the step with the lowest validation loss (best), or the newest "
-        "(default: the final parameters of a finished run, otherwise the newest checkpoint)",
+        help="load the checkpoint or milestone of step K, that of the step with the lowest validation loss (best), or "
+        "the newest checkpoint (default: the final parameters of a finished run, otherwise the newest checkpoint)",
     )
 
 

@@ -6,6 +6,7 @@ The docstring of a field is its `--help` and its row in docs/configuration.md. T
 """
 
 import dataclasses
+import re
 from dataclasses import field
 from typing import Annotated, Literal, Self
 
@@ -34,6 +35,7 @@ Rate = Annotated[float, Gt(0), Lt(1)]
 Text = Annotated[str, MinLen(1)]
 
 MOST_HEADS = 1 << 16  # that an error message suggests
+WORDS = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([kM])w")
 YEAR = 365 * 24 * 60  # in minutes
 SAMPLE = "sample"
 """The value of `data.path` for the sample text of the package."""
@@ -50,6 +52,21 @@ class Part(TypedDict):
 
     path: Text
     weight: PositiveFloat
+
+
+def words_of(milestone: str) -> int:
+    """The number of words of a milestone such as `500kw` or `1.5Mw`.
+
+    Raises:
+        ValueError: it is not a number of words.
+    """
+    match = WORDS.fullmatch(milestone)
+    words = round(float(match[1]) * {"k": 1e3, "M": 1e6}[match[2]]) if match else 0
+    if not words:
+        raise ValueError(
+            f"checkpoint.milestones has {milestone}: give a step, such as 500, or words, such as 500kw or 1.5Mw"
+        )
+    return words
 
 
 def on_or_off(value: object) -> object:
@@ -234,6 +251,9 @@ class OptimConfig:
     """Fraction of the run, at its end, over which wsd decays the learning rate. The decay starts after the warmup."""
     grad_clip: NonNegativeFloat = 1.0
     """Maximum gradient norm; larger gradients are scaled down to it. 0: no clipping."""
+    ema: Rate | None = None
+    """Decay of an exponential moving average of the parameters, such as 0.999. The average is then the model of the
+    run: what is evaluated during training, `model.pth`, and what is loaded from a checkpoint. null: no average."""
 
 
 @dataclass(config=VALIDATED)
@@ -279,6 +299,18 @@ class CheckpointConfig:
     """Steps between two checkpoints."""
     keep: PositiveInt = 3
     """Number of newest checkpoints to keep, in addition to the one with the lowest validation loss."""
+    milestones: list[PositiveInt | Text] = field(default_factory=list)
+    """Steps (`500`) and amounts of text (`500kw`, `1.5Mw`: thousands and millions of words) after which the parameters
+    are also saved in `milestones/` of the run, where they are never deleted. A word is what white space separates; the
+    words per token are the mean of the training text."""
+
+    @model_validator(mode="after")
+    def check_milestones(self) -> Self:
+        """Refuse text that is not a number of words."""
+        for milestone in self.milestones:
+            if isinstance(milestone, str):
+                words_of(milestone)
+        return self
 
 
 @dataclass(config=VALIDATED)

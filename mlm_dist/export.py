@@ -1,6 +1,7 @@
 """Export a trained model to transformers: `python -m mlm_dist.export --run RUN_DIR --out DIR`."""
 
 from mlm_dist.arguments import named_path, run_parser
+from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_log
 
@@ -16,14 +17,26 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--out", type=named_path, required=True, metavar="DIR", help="folder to create; must not exist yet"
     )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="export every checkpoint and milestone of the run, each to a folder such as DIR/step-00000500",
+    )
     given = parser.parse_args(arguments)
+    if given.all and given.step is not None:
+        raise UserError("--all and --step: give one of them")
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist import load  # noqa: PLC0415
-    from mlm_dist.huggingface.export import export_model  # noqa: PLC0415
+    from mlm_dist.huggingface.export import export_all, export_model  # noqa: PLC0415
 
-    export_model(load(given.run, "cpu", given.step), given.out)
-    size = sum(file.stat().st_size for file in given.out.iterdir())
-    print_log(f"{given.out}: {size / 1e6:.1f} MB, for AutoModelForMaskedLM.from_pretrained({str(given.out)!r})")
+    if given.all:
+        folders = export_all(given.run, given.out)
+    else:
+        export_model(load(given.run, "cpu", given.step), given.out)
+        folders = [given.out]
+    for folder in folders:
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        print_log(f"{folder}: {size / 1e6:.1f} MB, for AutoModelForMaskedLM.from_pretrained({str(folder)!r})")
 
 
 if __name__ == "__main__":

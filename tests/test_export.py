@@ -38,6 +38,40 @@ def test_the_newest_checkpoint_of_an_unfinished_run_is_exported(run_dir: Path, t
         assert parameters.metadata() == {"format": "pt"}
 
 
+def test_all_checkpoints_and_milestones_are_exported_and_damaged_ones_named(run_dir: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    (run / "milestones").mkdir()
+    (run / "checkpoints/step-00000010").rename(run / "milestones/step-00000010")
+    shutil.copytree(run / "checkpoints/step-00000030", run / "milestones/step-00000030")
+    (run / "checkpoints/step-00000020/state.pt").write_bytes(b"")
+    out = tmp_path / "out"
+    result = verb("export", "--run", run, "--out", out, "--all")
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
+        f"mlm_dist: {run}/checkpoints/step-00000020 is skipped: state.pt does not match manifest.json"
+    ]
+    assert [line.partition(": ")[0] for line in result.stdout.splitlines()] == [
+        f"{out}/step-00000010",
+        f"{out}/step-00000030",
+    ]
+    for step in (10, 30):
+        name = f"step-{step:08d}"
+        assert verb("export", "--run", run, "--out", tmp_path / name, "--step", step).returncode == 0
+        for file in (tmp_path / name).iterdir():
+            exported = (out / name / file.name).read_bytes()
+            assert exported.replace(f"out/{name}".encode(), name.encode()) == file.read_bytes()
+    assert sorted(path.name for path in out.iterdir()) == ["step-00000010", "step-00000030"]
+
+
+def test_if_one_checkpoint_cannot_be_exported_there_is_no_folder(run_dir: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 20, "val_loss": 2.0}\n')  # for the card of step 20
+    check_user_error(
+        verb("export", "--run", tmp_path / "run", "--out", tmp_path / "out", "--all"), "metrics.jsonl is damaged"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -51,6 +85,10 @@ def test_the_newest_checkpoint_of_an_unfinished_run_is_exported(run_dir: Path, t
         ("--run begun --out out", "begun contains neither model.pth nor a checkpoint yet"),
         ("--run damaged --out out", "model.pth cannot be read as model parameters"),
         ("--run {run} --out out --dtype bf16", "--dtype"),
+        ("--run {run} --out out --all --step 10", "--all and --step: give one of them"),
+        ("--run {run} --out taken --all", "taken already exists"),
+        ("--run nowhere --out out --all", "nowhere is not a run directory: there is no such folder"),
+        ("--run begun --out out --all", "begun has no undamaged checkpoint or milestone"),
     ],
 )
 def test_a_user_error_is_one_line_and_leaves_no_files(

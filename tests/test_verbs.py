@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from mlm_dist import embed, evaluate, export, fill, generate, plot
+from mlm_dist.average import main as average_main
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
 from mlm_dist.prepare import main as prepare_main
@@ -35,6 +36,7 @@ def test_every_verb_returns(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
         (evaluate.main, ["--run", run_dir, "--data", SAMPLE_TEXT]),
         (evaluate.main, ["--run", run_dir, "--lines", tmp_path / "lines.txt"]),
         (embed.main, ["--run", run_dir, tmp_path / "lines.txt", "--out", tmp_path / "vectors.npy"]),
+        (average_main, ["--run", run_dir, "--last", 2, "--out", tmp_path / "averaged"]),
         (export.main, ["--run", run_dir, "--out", tmp_path / "exported"]),
         (plot.main, ["--run", run_dir, "--out", tmp_path / "plots"]),
     ]

@@ -11,16 +11,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 
 from mlm_dist.data.tokenizer_json import TOKENIZER_CONFIG, TOKENIZER_JSON
 from mlm_dist.exported_shape import CONFIG_JSON, WEIGHTS
-from mlm_dist.files import new_folder
+from mlm_dist.files import new_folder, refuse_existing
 from mlm_dist.huggingface.megatron_bert import convert_parameters, describe_model
 from mlm_dist.huggingface.model_card import write_card
 from mlm_dist.huggingface.tokenizer_file import convert_tokenizer, describe_tokenizer
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import as_encoder
+from mlm_dist.run.parameters import undamaged_steps
+from mlm_dist.run.run_dir import RunDir
 
 
 def export_model(model: TrainedModel, out: Path) -> None:
@@ -34,18 +37,41 @@ def export_model(model: TrainedModel, out: Path) -> None:
         UserError: `out` exists or cannot be written, the tokenizer cannot be exported, or the metrics of the run are
             damaged.
     """
-    shape, encoder = model.config.model, as_encoder(model.encoder, "the export")
     with new_folder(out) as folder:
-        tokenizer = convert_tokenizer(model.tokenizer)
-        (folder / TOKENIZER_JSON).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
-        write_json(describe_tokenizer(model.tokenizer, shape.block_size), folder / TOKENIZER_CONFIG)
-        write_json(describe_model(shape, model.tokenizer), folder / CONFIG_JSON)
-        card = write_card(model, out.absolute().name)
-        # The folder's name and the run's machine record may contain characters that UTF-8 cannot encode.
-        (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-        parameters = convert_parameters(encoder.state_dict(), shape)
-        # transformers reads from the metadata which framework wrote the tensors; "pt" is torch.
-        (folder / WEIGHTS).write_bytes(save(parameters, metadata={"format": "pt"}))
+        write_model(model, folder, out.absolute().name)
+
+
+def export_all(run: Path, out: Path) -> list[Path]:
+    """Export every checkpoint and milestone of a run to `out`/step-00000500 etc., and return these folders.
+
+    The folder `out`, which must not exist yet, appears once it is complete. Damaged checkpoints and milestones are left
+    out, with a warning.
+
+    Raises:
+        UserError: as `export_model`, or the run has no undamaged checkpoint or milestone, or a parameter is not finite.
+    """
+    refuse_existing(out)
+    names = {step: path.name for step, path in undamaged_steps(RunDir(run)).items()}
+    with new_folder(out) as folder:
+        for step, name in names.items():
+            (folder / name).mkdir()
+            write_model(TrainedModel(run, torch.device("cpu"), step), folder / name, f"{out.absolute().name}/{name}")
+    return [out / name for name in names.values()]
+
+
+def write_model(model: TrainedModel, folder: Path, name: str) -> None:
+    """Write the files of an exported model, which has this name in its card, into a folder."""
+    shape, encoder = model.config.model, as_encoder(model.encoder, "the export")
+    tokenizer = convert_tokenizer(model.tokenizer)
+    (folder / TOKENIZER_JSON).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
+    write_json(describe_tokenizer(model.tokenizer, shape.block_size), folder / TOKENIZER_CONFIG)
+    write_json(describe_model(shape, model.tokenizer), folder / CONFIG_JSON)
+    card = write_card(model, name)
+    # The folder's name and the run's machine record may contain characters that UTF-8 cannot encode.
+    (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+    parameters = convert_parameters(encoder.state_dict(), shape)
+    # transformers reads from the metadata which framework wrote the tensors; "pt" is torch.
+    (folder / WEIGHTS).write_bytes(save(parameters, metadata={"format": "pt"}))
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:

@@ -6,6 +6,7 @@ from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
+from mlm_dist.run.averaged import describe_average
 from mlm_dist.run.history import EVALUATION
 from mlm_dist.run.machine import read_machine
 from mlm_dist.run.metrics import Event, read_events
@@ -100,8 +101,10 @@ def training_details(model: TrainedModel) -> dict[str, str]:
     """Table rows on the training: its corpus, length and settings, and the last evaluation of the run so far."""
     config, rows = model.config, model.config.train.batch_size
     masked = "always replaced by the mask token" if config.masking.replacement == "mask" else config.masking.replacement
+    average = describe_average(model.run_dir.averaged)
     return {
         "corpus": corpus_name(config),
+        **({"parameters": average} if average else {}),
         "steps": "unknown" if model.step is None else f"{model.step:,} of {config.train.max_iters:,}",
         "rows per step": f"{rows:,}",
         "tokens seen": "unknown" if model.step is None else f"{model.step * rows * config.model.block_size:,}",

@@ -15,6 +15,7 @@ from mlm_dist.files import LARGEST_SMALL_FILE, read_text, replacing
 from mlm_dist.plots.curves import LABELS, add_loss_legend, plot_losses, plot_metric, unit_of_time
 from mlm_dist.plots.sentences import Sentence
 from mlm_dist.plots.style import BLUE, INK, SKY, new_figure, printable, render
+from mlm_dist.run.averaged import describe_average
 from mlm_dist.run.history import Column, History
 from mlm_dist.run.machine import read_machine
 from mlm_dist.run.run_dir import RunDir
@@ -81,7 +82,9 @@ def write_report(run: Path, history: History, sentences: Sequence[Sentence], not
 
 
 def state_of(run_dir: RunDir) -> str:
-    """Whether a run is finished, stopped (and by what), or neither."""
+    """Whether a run is finished, stopped (and by what), or neither; of the output of `average`, what it is."""
+    if average := describe_average(run_dir.averaged):
+        return f"whose parameters are the {average}; the metrics are those of that run"
     if run_dir.done.exists():
         return "finished"
     if run_dir.stopped.exists():

@@ -1,7 +1,7 @@
 """Writing checkpoints in the background while training continues."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,16 @@ import torch
 
 from mlm_dist.output import warn
 from mlm_dist.run.checkpoint import save_checkpoint
+from mlm_dist.run.milestones import save_milestone
+
+CHECKPOINT = "a checkpoint"
 
 
 class BackgroundSaver:
-    """Writes one checkpoint at a time in a thread.
+    """Writes one checkpoint or milestone at a time in a thread.
 
-    `save`, `report` and `wait` handle the error of the previous write. An `OSError` is printed as a warning, and
-    training continues with the older checkpoints. Any other exception is a bug and is raised.
+    `save`, `save_milestone`, `report` and `wait` handle the error of the previous write. An `OSError` is printed as a
+    warning, and training continues with the older checkpoints. Any other exception is a bug and is raised.
 
     Args:
         folder: the run's checkpoint folder.
@@ -23,7 +26,7 @@ class BackgroundSaver:
         record: the run's record, stored in each checkpoint.
 
     Attributes:
-        failed: whether the last completed write failed.
+        failed: whether the last completed write of a checkpoint failed.
     """
 
     def __init__(self, folder: Path, keep: int, record: Mapping[str, Any] | None = None) -> None:
@@ -32,6 +35,7 @@ class BackgroundSaver:
         self.record = record
         self.failed = False
         self._thread: threading.Thread | None = None
+        self._what = ""  # is written
         self._error: Exception | None = None
 
     def save(self, step: int, state: dict[str, Any], val_losses: Mapping[int, float]) -> None:
@@ -43,9 +47,14 @@ class BackgroundSaver:
             val_losses: validation losses by step; the checkpoint with the lowest is kept.
         """
         self.wait()
-        arguments = (step, copy_to_cpu(state), dict(val_losses))
-        self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint", daemon=True)
-        self._thread.start()
+        content, losses = copy_to_cpu(state), dict(val_losses)
+        self._start(CHECKPOINT, lambda: save_checkpoint(self.folder, step, content, self.keep, losses, self.record))
+
+    def save_milestone(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """Wait for the previous write, then copy the state of a milestone and start to write it into `folder`."""
+        self.wait()
+        content = copy_to_cpu(state)
+        self._start(f"the milestone of step {step}", lambda: save_milestone(folder, step, content, self.record))
 
     def report(self) -> None:
         """Handle the error of a write that has ended. Does not wait."""
@@ -58,19 +67,25 @@ class BackgroundSaver:
             return
         self._thread.join()
         self._thread = None
-        self.failed = self._error is not None
+        if self._what == CHECKPOINT:
+            self.failed = self._error is not None
         if isinstance(self._error, OSError):
             warn(
-                f"a checkpoint could not be written ({self._error.strerror}); the older ones are kept, and training "
+                f"{self._what} could not be written ({self._error.strerror}); the older ones are kept, and training "
                 f"continues"
             )
         elif self._error:
             raise self._error
 
-    def _write(self, step: int, state: dict[str, Any], val_losses: Mapping[int, float]) -> None:
+    def _start(self, what: str, write: Callable[[], None]) -> None:
+        self._what = what
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _run(self, write: Callable[[], None]) -> None:
         self._error = None
         try:
-            save_checkpoint(self.folder, step, state, self.keep, val_losses, self.record)
+            write()
         except Exception as error:  # handled in the training thread
             self._error = error
 

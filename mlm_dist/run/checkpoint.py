@@ -3,9 +3,9 @@
 checkpoints/step-00001000/state.pt        written by torch.save
 checkpoints/step-00001000/manifest.json   size and SHA-256 of each file, and the run's record; written last
 
-state.pt contains what `TrainState.state_dict` in training/state.py returns: the parameters, the states of the
-optimizers and of the fp16 scaler, the step, the seconds of training, the number of consecutive skipped steps, and a
-format version.
+state.pt contains what `TrainState.state_dict` in training/state.py returns: the parameters, with `optim.ema` their
+average, the states of the optimizers and of the fp16 scaler, the step, the seconds of training, the number of
+consecutive skipped steps, and a format version.
 """
 
 import errno
@@ -53,7 +53,15 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or the folder cannot be written. Older checkpoints are unchanged.
     """
-    path = folder / f"step-{step:08d}"
+    write_step(folder, step, state, record)
+    reached("checkpoint saved")
+    for expired in find_expired(folder, step, keep, val_losses or {}):
+        shutil.rmtree(expired, ignore_errors=True)
+
+
+def write_step(folder: Path, step: int, state: dict[str, Any], record: Mapping[str, Any] | None) -> None:
+    """Write the state of a step and its manifest, atomically, with the arguments and errors of `save_checkpoint`."""
+    path = folder / step_name(step)
     partial = folder / f".{path.name}.partial"
     for incomplete in folder.glob(".step-*.partial"):
         shutil.rmtree(incomplete)
@@ -76,9 +84,6 @@ def save_checkpoint(
         fsync(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    reached("checkpoint saved")
-    for expired in find_expired(folder, step, keep, val_losses or {}):
-        shutil.rmtree(expired, ignore_errors=True)
 
 
 def find_expired(folder: Path, step: int, keep: int, val_losses: Mapping[int, float]) -> list[Path]:
@@ -95,6 +100,11 @@ def find_expired(folder: Path, step: int, keep: int, val_losses: Mapping[int, fl
     evaluated = [path for path in undamaged if step_of(path) in val_losses]
     best = min(evaluated, key=lambda path: val_losses[step_of(path)], default=None)
     return [path for path in earlier if step_of(path) < step_of(newest[-1]) and path != best]
+
+
+def step_name(step: int) -> str:
+    """The name of the checkpoint of a step."""
+    return f"step-{step:08d}"
 
 
 def step_of(path: Path) -> int:
@@ -190,6 +200,12 @@ def load_checkpoint(path: Path, mapped: bool = False) -> dict[str, Any]:
         raise UserError(f"{path / STATE}: {error.strerror}; every machine must be able to read run_dir") from error
     except ValueError as error:
         raise UserError(f"{path / STATE} contains something other than tensors and plain values") from error
+
+
+def model_parameters(state: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of the model in the state of a checkpoint or milestone: with `optim.ema`, the average."""
+    parameters: dict[str, Any] = state.get("ema", state.get("model", {}))
+    return parameters
 
 
 def load_tensors(file: Path, mapped: bool = False) -> dict[str, Any]:

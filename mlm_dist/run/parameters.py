@@ -1,14 +1,24 @@
-"""Which parameters of a run are loaded: the final ones, or those of a checkpoint."""
+"""Which parameters of a run are loaded: the final ones, or those of a checkpoint or milestone."""
 
+import itertools
 from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
 from mlm_dist.config import Config
 from mlm_dist.errors import UserError
-from mlm_dist.run.checkpoint import find_damage, find_newest, list_checkpoints, load_checkpoint, load_tensors, step_of
+from mlm_dist.output import warn
+from mlm_dist.run.checkpoint import (
+    find_damage,
+    find_newest,
+    list_checkpoints,
+    load_checkpoint,
+    load_tensors,
+    model_parameters,
+    step_of,
+)
 from mlm_dist.run.metrics import read_events
-from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.run_dir import RunDir, not_a_run_directory
 from mlm_dist.source import Step
 
 
@@ -24,7 +34,7 @@ def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple
     unfinished = not run_dir.done.exists() and list_checkpoints(run_dir.checkpoints)
     if step is not None or unfinished or not run_dir.model.exists():
         checkpoint = find_checkpoint(run_dir, "newest" if step is None else step)
-        return load_checkpoint(checkpoint).get("model", {}), step_of(checkpoint)
+        return model_parameters(load_checkpoint(checkpoint)), step_of(checkpoint)
     return load_final(run_dir), config.train.max_iters if run_dir.done.exists() else None
 
 
@@ -46,7 +56,7 @@ def load_final(run_dir: RunDir) -> dict[str, Any]:
 
 
 def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
-    """The path of an undamaged checkpoint.
+    """The path of an undamaged checkpoint or milestone.
 
     Raises:
         UserError: there is none of this step, or it is damaged.
@@ -55,14 +65,43 @@ def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
         if newest := find_newest(run_dir.checkpoints):
             return newest
         raise UserError(f"{run_dir.path} contains neither {run_dir.model.name} nor a checkpoint yet")
-    checkpoints = {step_of(path): path for path in list_checkpoints(run_dir.checkpoints)}
-    chosen = best_step(run_dir, checkpoints.keys()) if step == "best" else step
-    if chosen not in checkpoints:
-        kept = ", ".join(map(str, sorted(checkpoints))) or "no step"
-        raise UserError(f"{run_dir.checkpoints} has no checkpoint of step {chosen}; it has those of {kept}")
-    if damage := find_damage(checkpoints[chosen]):
-        raise UserError(f"{checkpoints[chosen]} is damaged: {damage}")
-    return checkpoints[chosen]
+    saved = saved_steps(run_dir)
+    chosen = best_step(run_dir, saved.keys()) if step == "best" else step
+    if chosen not in saved:
+        kept = ", ".join(str(step_of(path)) for path in reversed(list_checkpoints(run_dir.checkpoints))) or "no step"
+        marked = ", ".join(str(step_of(path)) for path in reversed(list_checkpoints(run_dir.milestones)))
+        milestones = f", and milestones of {marked}" if marked else ""
+        raise UserError(f"{run_dir.checkpoints} has no checkpoint of step {chosen}; it has those of {kept}{milestones}")
+    damages = {path: find_damage(path) for path in saved[chosen]}
+    if undamaged := [path for path, damage in damages.items() if damage is None]:
+        return undamaged[0]
+    raise UserError(f"{saved[chosen][0]} is damaged: {damages[saved[chosen][0]]}")
+
+
+def saved_steps(run_dir: RunDir) -> dict[int, list[Path]]:
+    """The steps of a run that have a checkpoint or a milestone, ascending, each with the paths of these."""
+    paths = sorted([*list_checkpoints(run_dir.checkpoints), *list_checkpoints(run_dir.milestones)], key=step_of)
+    return {step: list(group) for step, group in itertools.groupby(paths, step_of)}
+
+
+def undamaged_steps(run_dir: RunDir) -> dict[int, Path]:
+    """An undamaged checkpoint or milestone of each step, ascending, with a warning for each damaged one.
+
+    Raises:
+        UserError: there is none, or this is not a run directory.
+    """
+    if not run_dir.config.exists():
+        raise not_a_run_directory(run_dir.path, run_dir.config.name)
+    undamaged: dict[int, Path] = {}
+    for step, paths in saved_steps(run_dir).items():
+        for path in paths:
+            if damage := find_damage(path):
+                warn(f"{path} is skipped: {damage}")
+            else:
+                undamaged[step] = path
+    if not undamaged:
+        raise UserError(f"{run_dir.path} has no undamaged checkpoint or milestone")
+    return undamaged
 
 
 def best_step(run_dir: RunDir, steps: Set[int]) -> int:

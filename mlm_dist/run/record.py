@@ -27,6 +27,7 @@ DIGESTS = {
     "corpus.tokenizer_sha256": "the tokenizer (SHA-256)",
     ORIGIN_SHA256: "the parameters of init_from (SHA-256)",
 }
+FIXED = ("name", "ema")  # keys of optim that a run must not change
 SHOWN_DIGITS = 12  # of a digest, in a message
 SHORTENED = reprlib.Repr()
 SHORTENED.maxstring = 300  # a path should be whole
@@ -50,7 +51,7 @@ def describe_run(config: Config, corpora: Sequence[Corpus], dtype: torch.dtype) 
             "corpus.tokenizer_sha256": corpora[0].tokenizer.fingerprint,
         },
         "adjustable": {
-            **{f"optim.{key}": value for key, value in dataclasses.asdict(config.optim).items() if key != "name"},
+            **{f"optim.{key}": value for key, value in dataclasses.asdict(config.optim).items() if key not in FIXED},
             "train.max_iters": config.train.max_iters,
             "precision": str(dtype).removeprefix("torch."),
         },
@@ -68,7 +69,7 @@ def fixed_values(config: Config) -> dict[str, Any]:
         "data.shift_rows": config.data.shift_rows,
         "train.batch_size": config.train.batch_size,
         "train.eval_rows": config.train.eval_rows,
-        "optim.name": config.optim.name,
+        **{f"optim.{key}": getattr(config.optim, key) for key in FIXED},
         **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},
         **{f"masking.{key}": value for key, value in dataclasses.asdict(config.masking).items()},
     }

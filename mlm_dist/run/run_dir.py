@@ -20,7 +20,13 @@ from mlm_dist.run.record import Values, differences, fixed_values
 from mlm_dist.source import CHECKPOINTS, CONFIG, MODEL
 
 # The values of runs from before there were these keys.
-EARLIER = {"data.shift_rows": False, "data.documents": "joined", "init_from": None, "branch": False}
+EARLIER = {
+    "data.shift_rows": False,
+    "data.documents": "joined",
+    "init_from": None,
+    "branch": False,
+    "optim.ema": None,
+}
 
 
 class RunDir:
@@ -33,7 +39,9 @@ class RunDir:
         origin: origin.json, which describes what the run started from, if the config has `init_from`.
         metrics: metrics.jsonl, one line per event.
         checkpoints: the folder of step-00001000/ etc.
+        milestones: the folder of the steps in `checkpoint.milestones`.
         model: model.pth, the final `state_dict`.
+        averaged: averaged.json, in the output of `average`: what model.pth is the mean of (run/averaged.py).
         curves: the plot of losses, learning rate and throughput.
         tokenizer: the folder of the tokenizer.
         done: an empty file that marks a finished run.
@@ -49,7 +57,9 @@ class RunDir:
         self.origin = path / "origin.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / CHECKPOINTS
+        self.milestones = path / "milestones"
         self.model = path / MODEL
+        self.averaged = path / "averaged.json"
         self.curves = path / "plots" / "curves.png"
         self.tokenizer = path / "tokenizer"
         self.done = path / "DONE"
@@ -94,19 +104,26 @@ class RunDir:
             return config.with_vocab_size(self.recorded_values().get("model.vocab_size"))
         return config
 
-    def check_space(self, checkpoint_bytes: int, config: Config) -> None:
-        """Raise `UserError` if the disk has no room for the checkpoints of the run. Writes nothing."""
+    def check_space(self, checkpoint_bytes: int, config: Config, milestone_bytes: int = 0) -> None:
+        """Raise `UserError` if the disk has no room for the checkpoints and milestones of the run. Writes nothing.
+
+        Args:
+            checkpoint_bytes: of one checkpoint.
+            config: of the run.
+            milestone_bytes: of all milestones.
+        """
         # In addition to the newest: the best one, and the one that is being written.
         count = min(config.checkpoint.keep, config.train.max_iters // config.checkpoint.interval) + 2
-        existing = sum(file.stat().st_size for file in self.checkpoints.glob("*/*"))
-        needed = count * checkpoint_bytes - existing
+        saved, marked = (sum(f.stat().st_size for f in at.glob("*/*")) for at in (self.checkpoints, self.milestones))
+        needed = count * checkpoint_bytes - saved + max(0, milestone_bytes - marked)
         parent = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
         disk = shutil.disk_usage(parent)
         if not disk.total:
             raise UserError(f"run_dir {self.path} is on a file system that cannot store files: give another run_dir")
         if needed > disk.free:
+            milestones = " and the milestones" if milestone_bytes else ""
             raise UserError(
-                f"run_dir {self.path} needs {format_size(needed)} more for {count} checkpoints, but only "
+                f"run_dir {self.path} needs {format_size(needed)} more for {count} checkpoints{milestones}, but only "
                 f"{format_size(disk.free)} are free: make room, lower checkpoint.keep, or give another run_dir"
             )
 

@@ -14,7 +14,7 @@ from mlm_dist.run.checkpoint import read_record, step_of
 from mlm_dist.run.parameters import find_checkpoint
 from mlm_dist.run.record import differences
 from mlm_dist.run.run_dir import RunDir
-from mlm_dist.source import Source
+from mlm_dist.source import CHECKPOINTS, Source
 from mlm_dist.training.resume import load
 from mlm_dist.training.schedule import decay_start, learning_rate
 from mlm_dist.training.trainer import Trainer
@@ -32,6 +32,8 @@ def branch(trainer: Trainer, source: Source) -> tuple[int | None, dict[str, torc
         UserError: the other run is a different one, or its learning rate is already decaying.
     """
     path = find_checkpoint(RunDir(source.folder), "newest" if source.step is None else source.step)
+    if path.parent.name != CHECKPOINTS:
+        raise UserError(f"{path} has only parameters: a branch needs a checkpoint, with the state of the optimizer")
     record = read_record(path)
     if record:
         theirs = {key: value for key, value in record["fixed"].items() if key.split(".")[0] not in OWN}

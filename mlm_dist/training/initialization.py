@@ -138,7 +138,7 @@ def load_weights(trainer: Trainer, source: Source, read_exported: ReadExported) 
         UserError: the source is damaged, or does not fit the run.
     """
     weights = read_weights(source, read_exported)
-    trainer.state.encoder.load_state_dict(fit(weights, trainer))
+    trainer.state.start_from(fit(weights, trainer))
     return weights.step, weights.parameters
 
 

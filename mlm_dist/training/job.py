@@ -88,7 +88,7 @@ def lock(trainer: Trainer) -> None:
     """Check the disk space and acquire the lock of the run directory (rank 0)."""
     with trainer.processes.raise_on_all_ranks():
         if trainer.processes.is_rank_zero:
-            trainer.run_dir.check_space(trainer.state.max_bytes, trainer.config)
+            trainer.run_dir.check_space(trainer.state.max_bytes, trainer.config, trainer.milestone_bytes)
             trainer.run_dir.acquire()
 
 
@@ -102,7 +102,7 @@ def begin(trainer: Trainer) -> None:
         reached("run begun")
         run_dir.record_machine(describe_machine(processes.device, trainer.dtype, processes.world_size))
     print_log(describe(trainer))
-    for line in adjustments(trainer.tokenizer.vocab_size, trainer.config):
+    for line in adjustments(trainer.tokenizer.vocab_size, trainer.config, trainer.milestones):
         warn(line)
 
 

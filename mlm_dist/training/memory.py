@@ -67,11 +67,11 @@ def user_error_if_out_of_memory() -> Iterator[None]:
 
 
 def bytes_of_parameters(config: Config) -> int:
-    """Bytes of parameters, gradients and optimizer state: AdamW has two moments per parameter, Muon has one."""
+    """Bytes of parameters, their average, gradients and optimizer state: AdamW has two moments, Muon has one."""
     model = model_class(config.model)
     count = model.count_parameters(config.model)
     with_one_moment = model.count_in_hidden_matrices(config.model) if config.optim.name == "muon" else 0
-    return FP32_BYTES * (4 * count - with_one_moment)
+    return FP32_BYTES * ((5 if config.optim.ema else 4) * count - with_one_moment)
 
 
 def bytes_of_activations(config: Config, rows: int) -> int:

@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from mlm_dist.data.masking import MaskedBatch
 from mlm_dist.errors import UserError
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.registry import check_parameters
+from mlm_dist.training.average import ParameterAverage
 from mlm_dist.training.optim import check_state
 
 VERSION = 2  # version 1 has no key for its version
@@ -43,9 +45,10 @@ class TrainState:
     Rows, masks and learning rate are functions of the step, so the data has no state of its own.
 
     Attributes:
-        encoder: the model.
+        encoder: the model that is trained.
         optimizers: the optimizers of its parameters.
         scaler: the scaler of fp16 gradients; disabled in other precisions.
+        average: the average of the parameters; None without `optim.ema`.
         step: optimizer steps taken, including skipped ones.
         seconds: time spent in training, without evaluations and checkpoints.
         skipped_steps: number of consecutive skipped steps up to now.
@@ -54,18 +57,29 @@ class TrainState:
     encoder: MaskedModel
     optimizers: list[torch.optim.Optimizer]
     scaler: torch.amp.GradScaler
+    average: ParameterAverage | None = None
     step: int = 0
     seconds: float = 0.0
     skipped_steps: int = 0
 
     @property
+    def model(self) -> MaskedModel:
+        """The model of the run, which is evaluated and written: with `optim.ema` the average, otherwise the encoder."""
+        return self.average.model if self.average else self.encoder
+
+    @property
     def max_bytes(self) -> int:
-        """Upper bound on the size of a checkpoint, except a few kilobytes: the parameters and two moments of each."""
-        return 3 * sum(parameter.nbytes for parameter in self.encoder.parameters())
+        """Upper bound on the size of a checkpoint, except a few kilobytes: parameters, two moments, and the average."""
+        return (4 if self.average else 3) * self.parameter_bytes
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Size of the parameters, and of a milestone except a few kilobytes."""
+        return sum(parameter.nbytes for parameter in self.encoder.parameters())
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values. The tensors are not copies: training changes them."""
-        return {
+        state = {
             "version": VERSION,
             "step": self.step,
             "seconds": self.seconds,
@@ -74,6 +88,17 @@ class TrainState:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
         }
+        return state | {"ema": self.average.model.state_dict()} if self.average else state
+
+    def start_from(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Load the parameters that training starts from."""
+        self.encoder.load_state_dict(parameters)
+        if self.average:
+            self.average.model.load_state_dict(parameters)
+
+    def milestone(self) -> dict[str, Any]:
+        """What a milestone has of `state_dict`: the parameters of `model`."""
+        return {"version": VERSION, "step": self.step, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the state from a checkpoint. The optimizers keep the settings of the config.
@@ -101,6 +126,9 @@ class TrainState:
             raise ValueError("the time is not a number of seconds")
         check_parameters(state["model"], self.encoder.config)
         self.encoder.load_state_dict(state["model"])
+        if self.average:
+            check_parameters(state["ema"], self.encoder.config)
+            self.average.model.load_state_dict(state["ema"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             if not isinstance(saved, dict):  # torch would warn about indexing a tensor by a name
                 raise TypeError("the state of an optimizer is not a dict")

@@ -1,7 +1,10 @@
 """The lines that are printed before and after training."""
 
+from collections.abc import Mapping
+
 from mlm_dist.config import Config
 from mlm_dist.run.origin import Origin
+from mlm_dist.training.milestones import describe_milestones
 from mlm_dist.training.schedule import shortened_phases
 from mlm_dist.training.trainer import Trainer
 
@@ -10,10 +13,12 @@ def describe(trainer: Trainer) -> str:
     """One line: what is trained, and where."""
     parameters = sum(parameter.numel() for parameter in trainer.state.encoder.parameters())
     precision = str(trainer.dtype).removeprefix("torch.")
+    milestones = f", milestones at {describe_milestones(trainer.milestones)}" if trainer.milestones else ""
     return (
         f"training {parameters / 1e6:.1f} M parameters in {precision} on {trainer.processes.world_size} x "
         f"{trainer.device.type}, step {trainer.state.step} to {trainer.config.train.max_iters} "
-        f"({len(trainer.sampler)} steps per epoch), in {trainer.run_dir.path}{describe_origin(trainer.origin)}"
+        f"({len(trainer.sampler)} steps per epoch){milestones}, in {trainer.run_dir.path}"
+        f"{describe_origin(trainer.origin)}"
     )
 
 
@@ -24,14 +29,21 @@ def describe_origin(origin: Origin | None) -> str:
     return f", started from {origin.name}{'' if origin.step is None else f' (step {origin.step})'}"
 
 
-def adjustments(needed: int, config: Config) -> list[str]:
+def adjustments(needed: int, config: Config, milestones: Mapping[int, str]) -> list[str]:
     """One line for each config value that does not fit the run or its corpora, with its consequence.
 
     Args:
         needed: the vocabulary size of the corpora.
         config: the run's config.
+        milestones: what the config has for each step that is a milestone.
     """
     lines = shortened_phases(config.train.max_iters, config.optim)
+    late = {step: value for step, value in milestones.items() if step > config.train.max_iters}
+    if late:
+        lines.append(
+            f"checkpoint.milestones {describe_milestones(late)}: not saved, since train.max_iters is "
+            f"{config.train.max_iters}"
+        )
     size = config.model.entries
     if size > needed:
         unused = "1 entry is" if size - needed == 1 else f"{size - needed} entries are"

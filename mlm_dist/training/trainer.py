@@ -19,8 +19,10 @@ from mlm_dist.run.origin import Origin
 from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import RunDir
+from mlm_dist.training.average import ParameterAverage
 from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
+from mlm_dist.training.milestones import milestone_steps
 from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
@@ -39,6 +41,7 @@ class Trainer:
         step: takes the next optimizer step with a learning rate.
         eager_step: the same, operation by operation.
         origin: what the run started from, if its config has `init_from`.
+        milestones: what the config has for each step that is a milestone.
         stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
 
     Raises:
@@ -66,12 +69,14 @@ class Trainer:
         with processes.raise_on_all_ranks():
             rows, self.sampler = choose_rows(config, corpora, processes.rank, processes.world_size)
             self.validator = MixtureValidator(config, corpora, processes, self.dtype)
+            self.milestones = milestone_steps(config, corpora)
 
         torch.manual_seed(config.seed)
         with processes.raise_on_all_ranks(), user_error_if_out_of_memory():
             encoder = build_model(config.model).to(self.device)
+            average = ParameterAverage(encoder, config.optim.ema) if config.optim.ema else None
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler)
+        self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler, average)
         masker = Masker.from_config(config, block_size, self.tokenizer, config.seed, batch_size, self.device)
         reader = InputReader(rows, self.sampler, masker)
         self.eager_step = Step(config, self.state, reader, processes, self.dtype)
@@ -92,6 +97,11 @@ class Trainer:
     def tokens(self) -> int:
         """Tokens read so far, over all ranks and epochs."""
         return self.state.step * self.config.train.batch_size * self.config.model.block_size
+
+    @property
+    def milestone_bytes(self) -> int:
+        """Size of all milestones that the run reaches."""
+        return self.state.parameter_bytes * sum(step <= self.config.train.max_iters for step in self.milestones)
 
     def train(self) -> None:
         """Run the remaining steps and write the results; on a stop request, save a checkpoint and return.
@@ -118,6 +128,7 @@ class Trainer:
             self.recorder = Recorder.open(self.run_dir, self.config, state.step, self.tokens, state.seconds)
         if self.lacks_evaluation():
             self.evaluate()
+        self.save_milestone()  # of the step that the run resumes at, if it is missing
         self.eager_step.compile(steps_left=settings.max_iters - state.step)
         stopwatch = Stopwatch(state.seconds)
         while state.step < settings.max_iters and not self.is_stopping():
@@ -132,6 +143,7 @@ class Trainer:
             with stopwatch.paused():
                 if should_evaluate:
                     self.evaluate()
+                self.save_milestone()  # before the checkpoint, so that a run that resumes there has it
                 if should_save and (is_last or not state.skipped_steps):
                     self.save()
                 self.saver.report()
@@ -153,6 +165,8 @@ class Trainer:
         lr = self.learning_rate()
         batch, loss, grad_norm = self.step(lr)
         self.state.step += 1
+        if self.state.average:
+            self.state.average.update(self.state.step)
         reached("step taken")
         return StepResult(self.state.step, batch, loss, grad_norm, lr)
 
@@ -185,10 +199,15 @@ class Trainer:
         """Evaluate and record the result. On a stop request, nothing is recorded, and the next start evaluates."""
         if not self.validator.interval:
             return
-        result = self.validator.evaluate(self.state.encoder, self.is_stopping)
+        result = self.validator.evaluate(self.state.model, self.is_stopping)
         if result:
             self.recorder.log_evaluation(step=self.state.step, **result)
             reached("evaluated")
+
+    def save_milestone(self) -> None:
+        """Start to write a milestone, if this step is one (rank 0)."""
+        if self.processes.is_rank_zero and self.state.step in self.milestones:
+            self.saver.save_milestone(self.run_dir.milestones, self.state.step, self.state.milestone())
 
     def save(self) -> None:
         """Start to write a checkpoint (rank 0)."""
@@ -214,7 +233,7 @@ class Trainer:
                 self.run_dir.stopped.write_text(f"{self.stop_reason}\n", encoding="utf-8")
             else:
                 reached("results begin")
-                self.run_dir.write_model(copy_to_cpu(self.state.encoder.state_dict()))
+                self.run_dir.write_model(copy_to_cpu(self.state.model.state_dict()))
         except OSError as error:
             raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
         if self.saver.failed:

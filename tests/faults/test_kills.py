@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from mlm_dist.run.checkpoint import find_damage, load_checkpoint
 from tests.conftest import start
 from tests.faults.conftest import (
     assert_same_run,
@@ -66,6 +68,35 @@ def test_a_run_killed_while_it_writes_its_results_resumes(corpus_folder, referen
         assert not (run_dir / "DONE").exists()
     run_to_end(command)
     assert_same_run(run_dir, reference_run)
+    assert not [path for path in run_dir.rglob("*") if "partial" in path.name]
+
+
+def test_a_killed_run_has_the_same_average_and_the_same_milestones(corpus_folder, tmp_path):
+    settings: dict[str, Any] = {
+        "optim__ema": 0.9,
+        "train__max_iters": 30,
+        "train__eval_interval": 0,
+        "checkpoint__interval": 10,
+        "checkpoint__milestones": "[5, 10, 21, 1Mw]",
+    }
+    undisturbed, run_dir = tmp_path / "undisturbed", tmp_path / "run"
+    run_to_end(train_command(corpus_folder, undisturbed, **settings))
+    command = train_command(corpus_folder, run_dir, **settings)
+    kill_at("state written in half", 1, command, tmp_path / "output")  # milestone 5
+    kill_at("checkpoint begins", 3, command, tmp_path / "output")  # the checkpoint of step 10, after its milestone
+    assert not list(run_dir.glob("checkpoints/step-*"))
+    assert [path.name for path in sorted(run_dir.glob("milestones/step-*"))] == ["step-00000005", "step-00000010"]
+    written = (run_dir / "milestones/step-00000010/state.pt").stat()
+    kill_at("checkpoint begins", 2, command, tmp_path / "output")  # the checkpoint of step 20
+    kill_at("state written in half", 2, command, tmp_path / "output")  # milestone 21
+    assert [path.name for path in (run_dir / "milestones").glob(".*")] == [".step-00000021.partial"]
+    run_to_end(command)
+    assert_same_run(run_dir, undisturbed)
+    assert (run_dir / "milestones/step-00000010/state.pt").stat() == written
+    for path in ["milestones/step-00000005", "milestones/step-00000010", "milestones/step-00000021"]:
+        states = [load_checkpoint(run / path)["model"] for run in (run_dir, undisturbed)]
+        assert find_damage(run_dir / path) is None
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert not [path for path in run_dir.rglob("*") if "partial" in path.name]
 
 

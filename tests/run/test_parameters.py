@@ -61,6 +61,37 @@ def test_a_step_without_a_checkpoint_is_refused_with_those_that_have_one(copy: P
         mlm_dist.load(copy, "cpu", step=15)
 
 
+@pytest.fixture
+def with_milestones(copy: Path) -> Path:
+    """The run, with milestones of steps 10 and 15; the latter is the checkpoint of step 20 under another name."""
+    shutil.copytree(copy / "checkpoints/step-00000010", copy / "milestones/step-00000010")
+    milestone = Path(shutil.copytree(copy / "checkpoints/step-00000020", copy / "milestones/step-00000015"))
+    manifest = json.loads((milestone / "manifest.json").read_text())
+    (milestone / "manifest.json").write_text(json.dumps(manifest | {"step": 15}))
+    return copy
+
+
+def test_a_step_may_be_that_of_a_milestone(with_milestones: Path) -> None:
+    model, expected = (mlm_dist.load(with_milestones, "cpu", step=step) for step in (15, 20))
+    assert model.step == 15
+    assert torch.equal(model.encoder.output.weight, expected.encoder.output.weight)
+    (with_milestones / "checkpoints/step-00000010/state.pt").write_bytes(b"")  # its milestone has the same parameters
+    assert mlm_dist.load(with_milestones, "cpu", step=10).step == 10
+    set_val_loss(with_milestones, {10: 3.0, 15: 1.0, 20: 2.0})
+    assert mlm_dist.load(with_milestones, "cpu", step="best").step == 15
+
+
+def test_an_unknown_step_is_refused_with_checkpoints_and_milestones(with_milestones: Path) -> None:
+    with pytest.raises(UserError, match=r"of step 7; it has those of 10, 20, 30, and milestones of 10, 15$"):
+        mlm_dist.load(with_milestones, "cpu", step=7)
+
+
+def test_a_damaged_milestone_is_named(with_milestones: Path) -> None:
+    (with_milestones / "milestones/step-00000015/state.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"milestones/step-00000015 is damaged: state\.pt does not match"):
+        mlm_dist.load(with_milestones, "cpu", step=15)
+
+
 def test_a_damaged_checkpoint_is_not_replaced_by_another(copy: Path) -> None:
     (copy / "checkpoints/step-00000020/state.pt").write_bytes(b"")
     with pytest.raises(UserError, match=r"step-00000020 is damaged: state\.pt does not match manifest\.json$"):

@@ -39,6 +39,7 @@ def test_a_run_without_checkpoints_is_not_overwritten(tmp_path: Path) -> None:
         ("train", "batch_size", 8),
         ("train", "eval_rows", 8),
         ("optim", "name", "muon"),
+        ("optim", "ema", 0.99),
         ("masking", "mask_prob", 0.3),
     ],
 )
@@ -68,15 +69,17 @@ def test_a_vocabulary_size_of_null_is_replaced_by_that_of_the_run(run_dir: Path,
     assert RunDir(tmp_path / "new").fill_vocab_size(Config()).model.vocab_size is None
 
 
-def test_a_run_from_before_rows_were_shifted_or_isolated_has_neither(run_dir: Path, tmp_path: Path) -> None:
+def test_a_run_from_before_a_fixed_key_was_added_has_its_default(run_dir: Path, tmp_path: Path) -> None:
     earlier = Path(shutil.copytree(run_dir, tmp_path / "earlier"))
     for manifest in earlier.glob("checkpoints/*/manifest.json"):
         content = json.loads(manifest.read_text(encoding="utf-8"))
-        for key in ("data.shift_rows", "data.documents"):
+        for key in ("data.shift_rows", "data.documents", "optim.ema"):
             del content["record"]["fixed"][key]
         manifest.write_text(json.dumps(content), encoding="utf-8")
     config = read_config(run_dir / "config.yaml")
     for data in (DataConfig(shift_rows=True), DataConfig(documents="isolated")):
         with pytest.raises(UserError, match=r"was trained with data\.(shift_rows False|documents 'joined'), not"):
             RunDir(earlier).check(dataclasses.replace(config, data=data))
+    with pytest.raises(UserError, match=r"was trained with optim\.ema None, not 0\.9"):
+        RunDir(earlier).check(dataclasses.replace(config, optim=dataclasses.replace(config.optim, ema=0.9)))
     RunDir(earlier).check(dataclasses.replace(config, data=DataConfig()))

@@ -86,8 +86,9 @@ def train(make: Callable[..., Trainer], name: str, graphs: Iterator[Tape | None]
 
 
 def state_of(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Parameters and optimizer state by name."""
+    """Parameters, their average and optimizer state by name."""
     state = dict(trainer.state.encoder.state_dict())
+    state |= {f"average {name}": value for name, value in trainer.state.model.state_dict().items()}
     for index, values in trainer.state.optimizers[0].state_dict()["state"].items():
         state |= {f"{index} {name}": value for name, value in values.items()}
     return state
@@ -113,7 +114,7 @@ def assert_same(trainer: Trainer, expected: Trainer) -> None:
     [
         ({"masking__unit": "span", "masking__replacement": "80/10/10"}, True),
         ({"masking__mask_prob_end": "null", "masking__mask_prob_range": [0, 1]}, False),
-        ({"train__micro_batch_size": 48}, False),
+        ({"train__micro_batch_size": 48, "optim__ema": 0.9}, False),
     ],
     ids=str,
 )

@@ -12,6 +12,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.precision import autocast
 from mlm_dist.training import memory
+from mlm_dist.training.average import ParameterAverage
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.optim import build_optimizers
 from tests.conftest import start
@@ -84,13 +85,13 @@ def test_the_activations_kept_for_the_backward_pass_are_at_least_the_lower_bound
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("tied", "ema"), [(True, None), (False, None), (True, 0.9)])
 def test_parameters_gradients_and_optimizer_state_have_the_computed_size(
-    name: Literal["adamw", "muon"], tied: bool
+    name: Literal["adamw", "muon"], tied: bool, ema: float | None
 ) -> None:
     config = Config(
         model=ModelConfig(300, block_size=64, embedding_dim=64, heads=4, blocks=3, tie_embeddings=tied),
-        optim=OptimConfig(name=name),
+        optim=OptimConfig(name=name, ema=ema),
     )
     encoder = Encoder(config.model)
     optimizers = build_optimizers(encoder, config.optim)
@@ -98,7 +99,8 @@ def test_parameters_gradients_and_optimizer_state_have_the_computed_size(
     for optimizer in optimizers:
         optimizer.step()
     states = [value for optimizer in optimizers for state in optimizer.state.values() for value in state.values()]
-    tensors = [*encoder.parameters(), *(parameter.grad for parameter in encoder.parameters()), *states]
+    averages = ParameterAverage(encoder, ema).model.parameters() if ema else []
+    tensors = [*encoder.parameters(), *(parameter.grad for parameter in encoder.parameters()), *states, *averages]
     size = sum(tensor.nbytes for tensor in tensors if tensor is not None and tensor.ndim)
     assert memory.bytes_of_parameters(config) == size
 

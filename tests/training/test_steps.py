@@ -304,7 +304,10 @@ def make_late(make: Make) -> Make:
 
 
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
-@pytest.mark.parametrize("changes", [{}, {"masking__replacement": "80/10/10"}, {"masking__mask_prob_range": [0, 1]}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"masking__replacement": "80/10/10", "optim__ema": 0.9}, {"masking__mask_prob_range": [0, 1]}],
+)
 @pytest.mark.parametrize("micro_batch_size", [16, 4])
 def test_the_host_never_waits_for_a_step(
     changes: dict[str, Any], unit: str, micro_batch_size: int, make_late: Make

@@ -1,0 +1,28 @@
+"""Counts the words in tokens. A word is a run of bytes without ASCII white space, as `wc -w` counts in the C locale."""
+
+import numpy as np
+
+from mlm_dist.data.shards import StoredTokens
+from mlm_dist.data.tokenizer import Tokenizer
+
+BLOCK = 1 << 16  # tokens
+MOST_BLOCKS = 1 << 8
+
+
+def words_per_token(tokens: StoredTokens, tokenizer: Tokenizer) -> float:
+    """The number of words per token of a text: exact up to 2**24 tokens, otherwise that of 256 evenly spaced blocks.
+
+    It takes a fraction of a second, so nothing stores it.
+    """
+    inside = np.zeros(tokenizer.vocab_size, dtype=np.int64)  # words that start after the first byte of a token
+    starts, ends = np.zeros(len(inside), dtype=bool), np.ones(len(inside), dtype=bool)  # special tokens are white space
+    for token, rank in tokenizer.ranks.items():
+        starts[rank], ends[rank] = not token[:1].isspace(), token[-1:].isspace()
+        inside[rank] = len(token.split()) - starts[rank]
+    words = count = 0
+    for start in range(0, len(tokens), BLOCK * max(1, len(tokens) // (BLOCK * MOST_BLOCKS))):
+        block = np.array(tokens[max(0, start - 1) : start + BLOCK])  # with the token before it
+        found = inside[block] + (starts[block] & np.append(True, ends[block[:-1]]))
+        found = found[1:] if start else found
+        words, count = words + int(found.sum()), count + len(found)
+    return words / max(1, count)
