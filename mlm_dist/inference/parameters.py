@@ -36,7 +36,7 @@ def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple
             f"{run_dir.model} cannot be read as model parameters: it is damaged, or another program wrote it; "
             "restore a copy, or move it away to use the newest checkpoint"
         ) from error
-    return parameters, config.train.max_iters if run_dir.done.exists() else None
+    return parameters, run_dir.final_step() or (config.train.max_iters if run_dir.done.exists() else None)
 
 
 def find_checkpoint(run_dir: RunDir, step: Step) -> Path:

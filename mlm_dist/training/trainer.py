@@ -1,6 +1,7 @@
 """The training loop. `python -m mlm_dist.benchmark` measures the parts of a step; most is the loss, model/loss.py."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -17,12 +18,14 @@ from mlm_dist.fault_points import reached
 from mlm_dist.model.registry import build_model
 from mlm_dist.precision import choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
+from mlm_dist.run.checkpoint import find_best, find_damage, list_checkpoints, load_checkpoint, step_of
 from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.optim import build_optimizers
+from mlm_dist.training.patience import evaluations_without_improvement, is_lowest
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
 from mlm_dist.training.state import StepResult, TrainState
@@ -40,6 +43,8 @@ class Trainer:
         step: takes the next optimizer step with a learning rate.
         eager_step: the same, operation by operation.
         stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
+        is_out_of_patience: whether the run ends here, because its validation loss no longer improves.
+        final_step: the step of the parameters in model.pth, once it is written (rank 0).
 
     Raises:
         UserError: the config does not fit the corpora or the machine.
@@ -96,11 +101,18 @@ class Trainer:
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
         self.saved_step = 0
         self.stop_reason = ""
+        self.is_out_of_patience = False
+        self.final_step = 0
 
     @property
     def tokens(self) -> int:
         """Tokens read so far, over all ranks and epochs."""
         return self.state.step * self.config.train.batch_size * self.config.model.block_size
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the run ends, as far as is known."""
+        return self.state.step if self.is_out_of_patience else self.config.train.max_iters
 
     def train(self) -> None:
         """Run the remaining steps and write the results; on a stop request, save a checkpoint and return.
@@ -127,9 +139,10 @@ class Trainer:
             self.recorder = Recorder.open(self.run_dir, self.config, state.step, self.tokens, state.seconds)
         if self.lacks_evaluation():
             self.evaluate()
-        self.eager_step.compile(steps_left=settings.max_iters - state.step)
+        self.check_patience()
+        self.eager_step.compile(steps_left=self.last_step - state.step)
         stopwatch = Stopwatch(state.seconds)
-        while state.step < settings.max_iters and not self.is_stopping():
+        while state.step < self.last_step and not self.is_stopping():
             result = self.train_step()
             is_last = state.step == settings.max_iters
             should_evaluate = is_last or self.validator.is_due(state.step)
@@ -141,7 +154,8 @@ class Trainer:
             with stopwatch.paused():
                 if should_evaluate:
                     self.evaluate()
-                if should_save and (is_last or not state.skipped_steps):
+                    self.check_patience()
+                if self.is_best() or (should_save and (is_last or not state.skipped_steps)):
                     self.save()
                 self.saver.report()
         self.skipped_steps.read(self.recorder)
@@ -199,6 +213,17 @@ class Trainer:
             self.recorder.log_evaluation(step=self.state.step, **result)
             reached("evaluated")
 
+    def is_best(self) -> bool:
+        """Whether an early end would need these parameters (rank 0): no others had such a low validation loss."""
+        return bool(self.config.train.patience) and is_lowest(self.state.step, self.recorder.val_losses)
+
+    def check_patience(self) -> None:
+        """Find out whether the run ends here. A collective, because after a resume only rank 0 knows all losses."""
+        settings = self.config.train
+        if settings.patience and self.state.step < settings.max_iters:
+            count = evaluations_without_improvement(self.recorder.val_losses, settings.min_delta)
+            self.is_out_of_patience = self.processes.any(self.processes.is_rank_zero and count >= settings.patience)
+
     def save(self) -> None:
         """Start to write a checkpoint (rank 0)."""
         self.saved_step = self.state.step
@@ -213,7 +238,7 @@ class Trainer:
         """
         if not self.processes.is_rank_zero:
             return
-        try:
+        with self.run_error_if_unwritable():
             if self.state.step > self.saved_step:
                 self.save()
             self.saver.wait()
@@ -223,8 +248,30 @@ class Trainer:
                 self.run_dir.stopped.write_text(f"{self.stop_reason}\n", encoding="utf-8")
             else:
                 reached("results begin")
-                self.run_dir.write_model(copy_to_cpu(self.state.encoder.state_dict()))
-        except OSError as error:
-            raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
+                self.write_model()
         if self.saver.failed:
             raise RunError(f"{self.run_dir.path} has no checkpoint of step {self.state.step}: {MAKE_ROOM}")
+
+    def write_model(self) -> None:
+        """Write the parameters of the last step, or, without patience left, the best ones that were evaluated.
+
+        Raises:
+            OSError: they cannot be written.
+            RunError: no evaluated parameters could be saved.
+        """
+        self.final_step, parameters = self.state.step, self.state.encoder.state_dict()
+        if self.is_out_of_patience:
+            undamaged = [path for path in list_checkpoints(self.run_dir.checkpoints) if find_damage(path) is None]
+            best = find_best(undamaged, self.recorder.val_losses)
+            if best is None:
+                raise RunError(f"{self.run_dir.path} has no checkpoint of an evaluated step: {MAKE_ROOM}")
+            self.final_step, parameters = step_of(best), load_checkpoint(best, mapped=True)["model"]
+        self.run_dir.write_model(copy_to_cpu(parameters))
+
+    @contextmanager
+    def run_error_if_unwritable(self) -> Iterator[None]:
+        """Raise an `OSError` of the block as a `RunError`."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
