@@ -18,6 +18,7 @@ COMMANDS = {
     "embed": "vectors of lines",
     "export": "convert a model for transformers",
     "plot": "curves, attention, nearest neighbours, report",
+    "plan": "memory, disk and time of a run before it starts",
     "benchmark": "measure training steps",
 }
 
