@@ -1,7 +1,10 @@
 """Plan a run before it starts: `python -m mlm_dist.plan --config FILE`."""
 
 import json
-from argparse import ArgumentParser
+import math
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlm_dist.arguments import OneLineParser
@@ -14,6 +17,7 @@ from mlm_dist.output import print_result, warn
 
 if TYPE_CHECKING:
     from mlm_dist.benchmarks.forecast import Forecast
+    from mlm_dist.data.corpus import Corpus
 
 UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (0, "seconds"))
 
@@ -31,7 +35,34 @@ def build_parser() -> ArgumentParser:
         "--processes", type=int, default=1, metavar="N", help="processes of the run on this machine (default: 1)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--sweep",
+        type=sweep_range,
+        metavar="KEY=LOW..HIGH",
+        help="instead, train short runs at learning rates from LOW to HIGH, for KEY optim.lr or optim.muon_lr, and "
+        "suggest one: --sweep optim.lr=1e-4..1e-2",
+    )
+    parser.add_argument("--out", type=picture, metavar="FILE", help="for --sweep: plot the losses (.png or .svg)")
     return parser
+
+
+def sweep_range(text: str) -> tuple[str, float, float]:
+    """Parse `--sweep`: the key, the lowest rate and the highest."""
+    found = re.fullmatch(r"(optim\.(?:muon_)?lr)=([^=]+)\.\.([^=]+)", text)
+    try:
+        key, low, high = found[1], float(found[2]), float(found[3])  # type: ignore[index]
+    except (TypeError, ValueError) as error:
+        raise ArgumentTypeError(f"'{text}' is not a range such as optim.lr=1e-4..1e-2") from error
+    if not 0 < low < high < math.inf:
+        raise ArgumentTypeError(f"'{text}': the rates must be above 0, the lower one first")
+    return key, low, high
+
+
+def picture(text: str) -> Path:
+    """Parse `--out`."""
+    if Path(text).suffix not in (".png", ".svg"):
+        raise ArgumentTypeError(f"'{text}' must end in .png or .svg")
+    return Path(text)
 
 
 def main(arguments: list[str]) -> None:
@@ -40,12 +71,52 @@ def main(arguments: list[str]) -> None:
     config = parse_config(rest, "plan")
     if given.processes < 1:
         raise UserError(f"--processes is {given.processes}: it must be at least 1")
+    check_sweep(given, config)
     config.check_world_size(given.processes)
     # Imported here, so that --help and user errors do not wait for torch.
-    from mlm_dist.benchmarks.forecast import forecast, with_vocabulary  # noqa: PLC0415
+    from mlm_dist.benchmarks.forecast import forecast, open_corpora  # noqa: PLC0415
 
-    result = forecast(with_vocabulary(config), given.processes, warn)
-    print_result(json.dumps(result._asdict()) if given.json else describe(result, config))
+    config, corpora = open_corpora(config)
+    if given.sweep:
+        sweep(config, corpora, given)
+    else:
+        result = forecast(config, given.processes, warn)
+        print_result(json.dumps(result._asdict()) if given.json else describe(result, config))
+
+
+def check_sweep(given: Namespace, config: Config) -> None:
+    """Raise `UserError` if flags do not fit together, before a sweep takes minutes."""
+    if not given.sweep:
+        if given.out:
+            raise UserError("--out is the plot of --sweep: give both")
+        return
+    if given.processes > 1:
+        raise UserError("--sweep trains in one process: give no --processes")
+    if given.sweep[0] == "optim.muon_lr" and config.optim.name != "muon":
+        raise UserError(f"--sweep optim.muon_lr: optim.name is {config.optim.name}, which has no such rate")
+    if given.out and not given.out.parent.is_dir():
+        raise UserError(f"--out {given.out}: there is no folder {given.out.parent}")
+
+
+def sweep(config: Config, corpora: "list[Corpus]", given: Namespace) -> None:
+    """Train at several rates, print their losses, and plot them."""
+    from mlm_dist.benchmarks.sweep import best_of, short_config, spaced_rates, train_at_rates  # noqa: PLC0415
+    from mlm_dist.plots.rates import save_rates  # noqa: PLC0415
+
+    key, low, high = given.sweep
+    config = short_config(config)
+    trials = train_at_rates(config, corpora, key, spaced_rates(low, high), lambda trial: warn(f"measuring: {trial}"))
+    best = best_of(trials)
+    if given.out:
+        save_rates(given.out, [trial.rate for trial in trials], [trial.val_loss for trial in trials], key, best.rate)
+    rows = [f"{trial.rate:<12.3g}{trial.val_loss:.4f}{'  lowest' if trial == best else ''}" for trial in trials]
+    if given.json:
+        losses = {trial.rate: trial.val_loss if math.isfinite(trial.val_loss) else None for trial in trials}
+        print_result(json.dumps({"key": key, "best": best.rate, "val_losses": losses}))
+    else:
+        print_result(
+            f"{key:<12}validation loss after {config.train.max_iters} steps", *rows, f"--{key} {best.rate:.3g}"
+        )
 
 
 def describe(result: "Forecast", config: Config) -> str:

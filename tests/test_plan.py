@@ -57,6 +57,22 @@ def test_a_duration_has_few_digits(seconds: float, text: str) -> None:
     assert in_words(seconds) == text
 
 
+def test_a_sweep_prints_and_plots_the_losses(corpus_folder: Path, tmp_path: Path) -> None:
+    flags = [*tiny_flags(corpus_folder, tmp_path / "run", train__max_iters=8), "--sweep", "optim.lr=1e-4..1e-2"]
+    result = verb("plan", *flags, "--out", tmp_path / "rates.svg")
+    assert result.returncode == 0, result.stderr
+    title, *rows, suggestion = result.stdout.splitlines()
+    assert title == "optim.lr    validation loss after 8 steps"
+    losses = {rate: float(loss) for rate, loss, *_ in map(str.split, rows)}
+    assert list(losses) == ["0.0001", "0.000215", "0.000464", "0.001", "0.00215", "0.00464", "0.01"]
+    best = min(losses, key=lambda rate: losses[rate])
+    assert [row.endswith("  lowest") for row in rows] == [rate == best for rate in losses]
+    assert suggestion == f"--optim.lr {best}"
+    assert result.stderr.count("validation loss") == 7
+    assert [path.name for path in tmp_path.iterdir()] == ["rates.svg"]
+    assert "optim.lr" in (tmp_path / "rates.svg").read_text()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -64,6 +80,16 @@ def test_a_duration_has_few_digits(seconds: float, text: str) -> None:
         (["--processes", "3"], "train.batch_size 16 cannot be split over 3 processes"),
         (["--data.path", "nowhere"], "there is no such corpus or text"),
         (["--optim.lrr", "1"], "did you mean optim.lr?"),
+        (["--out", "lr.png"], "--out is the plot of --sweep: give both"),
+        (["--sweep", "optim.lr=1e-2"], "'optim.lr=1e-2' is not a range such as optim.lr=1e-4..1e-2"),
+        (["--sweep", "optim.lr=small..1e-2"], "is not a range such as"),
+        (["--sweep", "seed=1..2"], "is not a range such as"),
+        (["--sweep", "optim.lr=1e-2..1e-4"], "the rates must be above 0, the lower one first"),
+        (["--sweep", "optim.lr=1e-4..inf"], "the rates must be above 0, the lower one first"),
+        (["--sweep", "optim.muon_lr=1e-4..1e-2"], "optim.name is adamw, which has no such rate"),
+        (["--sweep", "optim.lr=1e-4..1e-2", "--processes", "2"], "--sweep trains in one process"),
+        (["--sweep", "optim.lr=1e-4..1e-2", "--out", "lr.pdf"], "'lr.pdf' must end in .png or .svg"),
+        (["--sweep", "optim.lr=1e-4..1e-2", "--out", "nowhere/lr.png"], "there is no folder nowhere"),
     ],
 )
 def test_a_user_error_is_reported_in_one_line(

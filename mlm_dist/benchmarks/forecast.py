@@ -123,15 +123,15 @@ def forecast(config: Config, processes: int, log: Callable[[str], None]) -> Fore
     )
 
 
-def with_vocabulary(config: Config) -> Config:
-    """The config with the vocabulary size of its corpora. Texts are first prepared in the user's cache.
+def open_corpora(config: Config) -> tuple[Config, list[Corpus]]:
+    """The config with the vocabulary size of its corpora, and these. Texts are first prepared in the user's cache.
 
     Raises:
         UserError: there is no such corpus or text, or it cannot be prepared.
     """
     corpora = [Corpus.open(folder) for folder in find_or_prepare_all(config.data, config.model.vocab_size)]
     check_mixture(corpora, config.model.block_size)
-    return config.with_vocab_size(corpora[0].tokenizer.vocab_size)
+    return config.with_vocab_size(corpora[0].tokenizer.vocab_size), corpora
 
 
 def usable_memory(config: Config, processes: int) -> int:
