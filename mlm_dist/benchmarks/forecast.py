@@ -141,9 +141,10 @@ def usable_memory(config: Config, processes: int) -> int:
 
 
 def peak_of_step(config: Config, rows: int, processes: int) -> int:
-    """Peak memory of a process that takes steps of this many rows at a time."""
+    """Peak memory of a process that takes steps of this many rows at a time, also while it saves a checkpoint."""
     with running([start(with_batch_size(config, rows * processes), processes)]) as (runner,):
-        runner.send(warm_up(config))
+        for command in (warm_up(config), "save", "run 1", "finish_saving"):
+            runner.send(command)
         return int(runner.max_over_ranks("peak_memory"))
 
 

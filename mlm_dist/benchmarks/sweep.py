@@ -15,7 +15,7 @@ from mlm_dist.training.memory import keep_freed_memory, user_error_if_out_of_mem
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer
 
-STEPS = 200
+STEPS = 300
 WARM_UP = 20  # steps
 RATES_PER_DECADE = 3
 

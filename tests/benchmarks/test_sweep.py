@@ -24,7 +24,7 @@ def test_rates_are_evenly_spaced_on_a_logarithmic_axis() -> None:
 def test_a_short_run_has_the_whole_schedule_and_one_evaluation() -> None:
     config = Config(train=TrainConfig(max_iters=5000, patience=3), optim=OptimConfig(warmup_iters=1000))
     short = short_config(config)
-    assert (short.train.max_iters, short.train.eval_interval, short.train.patience) == (200, 200, None)
+    assert (short.train.max_iters, short.train.eval_interval, short.train.patience) == (300, 300, None)
     assert short.optim.warmup_iters == 20
     assert short_config(Config(train=TrainConfig(max_iters=50))).train.max_iters == 50
 
