@@ -19,6 +19,7 @@ COMMANDS = {
     "average": "average the last checkpoints of a run",
     "export": "convert a model for transformers",
     "plot": "curves, attention, nearest neighbours, report",
+    "plan": "memory, disk and time of a run before it starts",
     "benchmark": "measure training steps",
 }
 

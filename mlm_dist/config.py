@@ -273,6 +273,13 @@ class TrainConfig:
     """Steps between two evaluations on the validation split. 0: never."""
     eval_rows: PositiveInt = 1024
     """Validation rows per evaluation: the same rows with the same masks every time."""
+    patience: PositiveInt | None = None
+    """The run ends after this many consecutive evaluations without an improvement of the validation loss. `model.pth`
+    then has the parameters of the evaluation with the lowest loss, of which every new one leaves a checkpoint. A run
+    with schedule wsd that ends like that has not decayed its learning rate. null: the run takes all its steps."""
+    min_delta: NonNegativeFloat = 0.0
+    """For `train.patience`: an improvement is a loss that is lower than at the last improvement, by at least this many
+    nats."""
     max_bad_steps: PositiveInt = 10
     """The run stops after this many consecutive skipped steps. A step is skipped if its gradient is not finite."""
     time_limit: PositiveFloat | None = None
@@ -288,6 +295,13 @@ class TrainConfig:
                 f"train.batch_size {self.batch_size} is not a multiple of train.micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_patience(self) -> Self:
+        """Refuse patience in a run without evaluations."""
+        if self.patience and not self.eval_interval:
+            raise ValueError("train.patience counts evaluations, but train.eval_interval 0 turns them off: set it too")
         return self
 
 

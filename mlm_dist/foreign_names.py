@@ -63,6 +63,8 @@ ALIASES = {
     "train.log_interval": ["logging_steps", "log_every", "log_every_n_steps"],
     "train.eval_interval": ["eval_steps", "eval_every", "validate_interval", "val_check_interval", "eval_freq"],
     "train.eval_rows": ["eval_iters", "max_eval_samples", "eval_batches"],
+    "train.patience": ["early_stopping_patience", "early_stopping_rounds"],
+    "train.min_delta": ["early_stopping_threshold", "early_stopping_min_delta"],
     "train.time_limit": ["max_time", "exit_duration_in_mins", "stop_time_hours"],
     "train.hang_timeout": ["ddp_timeout", "dist_timeout", "distributed_timeout_minutes"],
     "checkpoint.interval": ["save_steps", "save_interval", "checkpointing_steps", "save_every", "checkpoint_interval"],

@@ -38,6 +38,12 @@ def test_the_defaults_are_valid():
     assert parse_config([], verb="train") == Config()
 
 
+def test_patience_without_evaluations_is_refused():
+    patience = ["--train.patience=3"]
+    assert error_message([*patience, "--train.eval_interval=0"]).startswith("train.patience counts evaluations")
+    assert parse_config(patience, verb="train").train.patience == 3
+
+
 def test_sections_are_not_shared_between_configs():
     one, other = Config(), Config()
     one.optim.lr = 7.0

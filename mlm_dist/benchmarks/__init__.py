@@ -1,1 +1,1 @@
-"""Benchmarks of this package and its peers, each in its own processes, in alternating runs."""
+"""Benchmarks of this package and its peers in alternating runs, and plans of runs, each in processes of its own."""

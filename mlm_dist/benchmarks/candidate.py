@@ -21,9 +21,12 @@ from mlm_dist.benchmarks.peers import ENCODERS, mask_with_global_generator
 from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.corpus import Corpus
+from mlm_dist.data.mixture import join_corpora
+from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.data.rows import choose_rows
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import UserError
+from mlm_dist.plots.curves import save_curves
 from mlm_dist.precision import autocast, choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver
 from mlm_dist.run.run_dir import RunDir
@@ -53,9 +56,11 @@ class MlmDist:
     def __init__(self, config: Config, corpora: Sequence[Corpus], folder: Path) -> None:
         keep_freed_memory()
         self.processes = Processes(config.device, config.train.hang_timeout)
-        self.trainer = Trainer(config, corpora, self.processes, RunDir(folder), StopRequest())
+        self.run_dir = RunDir(folder)
+        self.trainer = Trainer(config, corpora, self.processes, self.run_dir, StopRequest())
         self.trainer.eager_step.compile(steps_left=config.train.max_iters)
-        self.saver = BackgroundSaver(folder / "checkpoints", keep=1)
+        self.saver = BackgroundSaver(self.run_dir.checkpoints, keep=1)
+        self.saver.folder.mkdir(exist_ok=True)
         self.device = self.processes.device
 
     def step(self) -> None:
@@ -110,11 +115,35 @@ class MlmDist:
         return (self.now() - start) / BATCHES_TO_READ
 
     def save(self) -> float:
-        """Seconds for which training is blocked when it saves a checkpoint in the background."""
+        """Seconds for which training is blocked when it saves a checkpoint in the background (rank 0)."""
         self.saver.wait()
         start = self.now()
-        self.saver.save(self.trainer.state.step, self.trainer.state.state_dict(), {})
+        if self.processes.is_rank_zero:
+            self.saver.save(self.trainer.state.step, self.trainer.state.state_dict(), {})
         return self.now() - start
+
+    def evaluate(self) -> float:
+        """Seconds that an evaluation of the run takes."""
+        start = self.now()
+        self.trainer.validator.evaluate(self.trainer.state.encoder, self.trainer.is_stopping)
+        return self.now() - start
+
+    def plot(self) -> float:
+        """Seconds that the plot at the end of a run takes (rank 0). Here it is that of a run with a single step."""
+        start = self.now()
+        if self.processes.is_rank_zero:
+            self.run_dir.metrics.write_text('{"step": 1, "loss": 1.0}\n', encoding="utf-8")
+            save_curves(self.run_dir.metrics, self.run_dir.curves)
+        return self.now() - start
+
+    def sizes(self) -> dict[str, int]:
+        """Parameters, bytes of a checkpoint, and rows of an epoch."""
+        trainer = self.trainer
+        return {
+            "parameters": sum(parameter.numel() for parameter in trainer.state.encoder.parameters()),
+            "checkpoint_bytes": trainer.state.max_bytes,
+            "rows_per_epoch": trainer.sampler.rows_per_epoch,
+        }
 
     def finish_saving(self) -> None:
         """Wait until the checkpoint is written."""
@@ -146,7 +175,7 @@ class Peer:
 
 
 def execute(candidate: Candidate, command: str) -> Any:
-    """Execute a command of the benchmark: `run N`, `step_parts`, `read`, `save`, `finish_saving` or `peak_memory`.
+    """Execute a command: `run N`, `peak_memory`, or a method of the candidate without arguments.
 
     `run N` returns the mean time of N steps, in seconds.
     """
@@ -173,7 +202,8 @@ def serve() -> None:
     os.dup2(2, 1)  # other output goes to stderr, so that stdout contains only JSON
     try:
         config = read_config(folder / "config.yaml")
-        corpora = [Corpus.open(Path(part["path"])) for part in config.data.parts]
+        opened = [Corpus.open(corpus) for corpus in find_or_prepare_all(config.data, config.model.vocab_size)]
+        corpora = join_corpora(opened, config.model.block_size)
         candidate = MlmDist(config, corpora, folder) if name == "mlm_dist" else Peer(name, config, corpora)
         print(json.dumps("ready"), file=replies, flush=True)
         for line in sys.stdin:

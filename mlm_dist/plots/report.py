@@ -68,7 +68,7 @@ def write_report(run: Path, history: History, sentences: Sequence[Sentence], not
     page = environment.get_template("report.html").render(
         name=printable(history.name),
         state=state_of(run_dir),
-        metrics=metrics_of(history),
+        metrics=metrics_of(history, run_dir.final_step()),
         charts=plot_charts(history),
         rows=losses_at_round_steps(history),
         sentences=sentences,
@@ -86,7 +86,8 @@ def state_of(run_dir: RunDir) -> str:
     if average := describe_average(run_dir.averaged):
         return f"whose parameters are the {average}; the metrics are those of that run"
     if run_dir.done.exists():
-        return "finished"
+        step = run_dir.final_step()
+        return "finished" if step is None else f"finished, with the parameters of step {step:,}"
     if run_dir.stopped.exists():
         try:
             return f"stopped by {read_text(run_dir.stopped, 'replace', LARGEST_SMALL_FILE).strip()}"
@@ -95,12 +96,19 @@ def state_of(run_dir: RunDir) -> str:
     return "not finished"
 
 
-def metrics_of(history: History) -> list[Metric]:
-    """The metrics of the run so far."""
+def metrics_of(history: History, final_step: int | None = None) -> list[Metric]:
+    """The metrics of the run so far; the evaluation is that of its final parameters, if they were evaluated.
+
+    Args:
+        history: of the run.
+        final_step: the step of the parameters in model.pth; None if it is unknown.
+    """
     training, evaluations = history.training, history.evaluations
-    tokens, seconds, loss = last(training["tokens"]), last(training["seconds"]), last(evaluations["val_loss"])
+    tokens, seconds = last(training["tokens"]), last(training["seconds"])
     steps, evaluated = last(np.append(evaluations["step"], training["step"])), last(evaluations["step"])
-    accuracy = last(evaluations["val_accuracy"])
+    if final_step is not None and final_step in evaluations["step"]:
+        evaluated = final_step
+    loss, accuracy = (value_at(evaluations, key, evaluated) for key in ("val_loss", "val_accuracy"))
     when = "no evaluation" if math.isnan(evaluated) else f"at step {evaluated:,.0f}"
     return [
         Metric("steps", format_number(steps, ",.0f"), "recorded so far"),

@@ -16,7 +16,7 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,14 +97,19 @@ def find_expired(folder: Path, step: int, keep: int, val_losses: Mapping[int, fl
     earlier = [path for path in list_checkpoints(folder) if step_of(path) <= step]
     undamaged = [path for path in earlier if step_of(path) == step or find_damage(path, verify=False) is None]
     newest = undamaged[:keep]
-    evaluated = [path for path in undamaged if step_of(path) in val_losses]
-    best = min(evaluated, key=lambda path: val_losses[step_of(path)], default=None)
+    best = find_best(undamaged, val_losses)
     return [path for path in earlier if step_of(path) < step_of(newest[-1]) and path != best]
 
 
 def step_name(step: int) -> str:
     """The name of the checkpoint of a step."""
     return f"step-{step:08d}"
+
+
+def find_best(checkpoints: Sequence[Path], val_losses: Mapping[int, float]) -> Path | None:
+    """Of these checkpoints, the one with the lowest validation loss, the earliest of several; None if none has one."""
+    evaluated = [path for path in checkpoints if step_of(path) in val_losses]
+    return min(evaluated, key=lambda path: (val_losses[step_of(path)], step_of(path)), default=None)
 
 
 def step_of(path: Path) -> int:

@@ -1,14 +1,15 @@
 """Which parameters of a run are loaded: the final ones, or those of a checkpoint or milestone."""
 
 import itertools
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from mlm_dist.config import Config
-from mlm_dist.errors import UserError
+from mlm_dist.errors import RunError, UserError
 from mlm_dist.output import warn
 from mlm_dist.run.checkpoint import (
+    find_best,
     find_damage,
     find_newest,
     list_checkpoints,
@@ -18,7 +19,7 @@ from mlm_dist.run.checkpoint import (
     step_of,
 )
 from mlm_dist.run.metrics import read_events
-from mlm_dist.run.run_dir import RunDir, not_a_run_directory
+from mlm_dist.run.run_dir import MAKE_ROOM, RunDir, not_a_run_directory
 from mlm_dist.source import Step
 
 
@@ -35,7 +36,8 @@ def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple
     if step is not None or unfinished or not run_dir.model.exists():
         checkpoint = find_checkpoint(run_dir, "newest" if step is None else step)
         return model_parameters(load_checkpoint(checkpoint)), step_of(checkpoint)
-    return load_final(run_dir), config.train.max_iters if run_dir.done.exists() else None
+    step_of_final = run_dir.final_step() or (config.train.max_iters if run_dir.done.exists() else None)
+    return load_final(run_dir), step_of_final
 
 
 def load_final(run_dir: RunDir) -> dict[str, Any]:
@@ -115,3 +117,16 @@ def best_step(run_dir: RunDir, steps: Set[int]) -> int:
     if not (evaluated := steps & losses.keys()):
         raise UserError(f"{run_dir.metrics} has no validation loss of a step with a checkpoint")
     return min(evaluated, key=lambda step: (losses[step], step))
+
+
+def best_parameters(run_dir: RunDir, val_losses: Mapping[int, float]) -> tuple[int, dict[str, Any]]:
+    """The parameters of the undamaged checkpoint with the lowest of these validation losses, and its step.
+
+    Raises:
+        RunError: no evaluated parameters could be saved.
+    """
+    undamaged = [path for path in list_checkpoints(run_dir.checkpoints) if find_damage(path) is None]
+    best = find_best(undamaged, val_losses)
+    if best is None:
+        raise RunError(f"{run_dir.path} has no checkpoint of an evaluated step: {MAKE_ROOM}")
+    return step_of(best), model_parameters(load_checkpoint(best, mapped=True))

@@ -10,9 +10,9 @@ from typing import IO, Any
 from mlm_dist.config import Config
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.errors import UserError
+from mlm_dist.errors import RunError, UserError
 from mlm_dist.fault_points import reached
-from mlm_dist.files import format_size, replacing
+from mlm_dist.files import format_size, read_text, replacing
 from mlm_dist.run.checkpoint import list_checkpoints, read_record, save_tensors
 from mlm_dist.run.lock import lock
 from mlm_dist.run.origin import Origin
@@ -27,6 +27,8 @@ EARLIER = {
     "branch": False,
     "optim.ema": None,
 }
+MAX_DIGITS = 16  # of a step
+MAKE_ROOM = "make room on the disk; the same command continues from the last checkpoint"
 
 
 class RunDir:
@@ -44,7 +46,7 @@ class RunDir:
         averaged: averaged.json, in the output of `average`: what model.pth is the mean of (run/averaged.py).
         curves: the plot of losses, learning rate and throughput.
         tokenizer: the folder of the tokenizer.
-        done: an empty file that marks a finished run.
+        done: marks a finished run; contains the step of the parameters in model.pth.
         stop: a file that asks the run to save a checkpoint and stop; the run deletes it.
         stopped: why an unfinished run has stopped; deleted when it is resumed.
         lock: the lock file, with the host and pid of the process that writes.
@@ -112,8 +114,7 @@ class RunDir:
             config: of the run.
             milestone_bytes: of all milestones.
         """
-        # In addition to the newest: the best one, and the one that is being written.
-        count = min(config.checkpoint.keep, config.train.max_iters // config.checkpoint.interval) + 2
+        count = most_checkpoints(config)
         saved, marked = (sum(f.stat().st_size for f in at.glob("*/*")) for at in (self.checkpoints, self.milestones))
         needed = count * checkpoint_bytes - saved + max(0, milestone_bytes - marked)
         parent = next(folder for folder in [self.path, *self.path.absolute().parents] if folder.exists())
@@ -175,6 +176,18 @@ class RunDir:
             save_tensors(parameters, file)
             reached("model.pth written")
 
+    def mark_done(self, step: int) -> None:
+        """Mark the run as finished, with the parameters of a step in model.pth. Raises `OSError`."""
+        with replacing(self.done) as file:
+            file.write(f"{step}\n".encode())
+
+    def final_step(self) -> int | None:
+        """The step of the parameters in model.pth; None if it is not recorded, as in earlier versions."""
+        try:
+            return int(read_text(self.done, largest=MAX_DIGITS))
+        except (OSError, ValueError):
+            return None
+
     @contextmanager
     def user_error_if_unwritable(self) -> Iterator[None]:
         """Raise an `OSError` of the block as a `UserError`."""
@@ -182,6 +195,22 @@ class RunDir:
             yield
         except OSError as error:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
+
+    @contextmanager
+    def run_error_if_unwritable(self) -> Iterator[None]:
+        """Raise an `OSError` of the block, in the middle of a run, as a `RunError`."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
+
+
+def most_checkpoints(config: Config) -> int:
+    """The most checkpoints that a run has on the disk at a time."""
+    newest = config.checkpoint.keep
+    if not config.train.patience:  # which also saves at evaluations
+        newest = min(newest, config.train.max_iters // config.checkpoint.interval)
+    return newest + 2  # the best one, and the one that is being written
 
 
 def not_a_run_directory(path: Path, missing: str) -> UserError:

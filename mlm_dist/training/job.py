@@ -88,7 +88,9 @@ def lock(trainer: Trainer) -> None:
     """Check the disk space and acquire the lock of the run directory (rank 0)."""
     with trainer.processes.raise_on_all_ranks():
         if trainer.processes.is_rank_zero:
-            trainer.run_dir.check_space(trainer.state.max_bytes, trainer.config, trainer.milestone_bytes)
+            reached_milestones = sum(step <= trainer.config.train.max_iters for step in trainer.milestones)
+            milestone_bytes = reached_milestones * trainer.state.parameter_bytes
+            trainer.run_dir.check_space(trainer.state.max_bytes, trainer.config, milestone_bytes)
             trainer.run_dir.acquire()
 
 
@@ -112,6 +114,7 @@ def finish(trainer: Trainer, plot: Callable[[RunDir], None]) -> None:
     with processes.raise_on_all_ranks():
         if processes.is_rank_zero and not trainer.stop_reason:
             plot(run_dir)
-            run_dir.done.touch()
+            with trainer.run_dir.run_error_if_unwritable():
+                run_dir.mark_done(trainer.final_step)
     if processes.is_rank_zero:
         print_log(summarize(trainer))

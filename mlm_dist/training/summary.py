@@ -62,9 +62,18 @@ def summarize(trainer: Trainer) -> str:
             f"stopped by {trainer.stop_reason} at step {step} of {trainer.config.train.max_iters}, saved in "
             f"{run_dir.path}; the same command continues from there"
         )
+    parameters = f"parameters: {run_dir.model}"
+    if trainer.patience.is_out:
+        patience, best = trainer.config.train.patience, trainer.final_step
+        return (
+            f"done: the validation loss no longer improves (train.patience {patience}), so the run ends at "
+            f"step {step} of {trainer.config.train.max_iters}; a larger train.patience continues it\n"
+            f"{parameters}, of step {best} with validation loss {trainer.recorder.val_losses[best]:.3f}\n"
+            f"loss curves: {run_dir.curves}"
+        )
     losses = list(trainer.recorder.val_losses.values())
     validation = f"validation loss {losses[0]:.3f} -> {losses[-1]:.3f}" if losses else "no evaluation"
     return (
         f"done: {step} steps in {trainer.state.seconds:.0f} s of training, {validation}\n"
-        f"parameters: {run_dir.model}\nloss curves: {run_dir.curves}"
+        f"{parameters}\nloss curves: {run_dir.curves}"
     )

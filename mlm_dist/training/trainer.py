@@ -16,21 +16,21 @@ from mlm_dist.model.registry import build_model
 from mlm_dist.precision import choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
 from mlm_dist.run.origin import Origin
+from mlm_dist.run.parameters import best_parameters
 from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
-from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.run_dir import MAKE_ROOM, RunDir
 from mlm_dist.training.average import ParameterAverage
 from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.milestones import milestone_steps
 from mlm_dist.training.optim import build_optimizers
+from mlm_dist.training.patience import Patience
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
 from mlm_dist.training.state import StepResult, TrainState
 from mlm_dist.training.step import CUDAGraph, GraphStep, Step, leave_default_stream
 from mlm_dist.training.stopping import StopFile, StopRequest
-
-MAKE_ROOM = "make room on the disk; the same command continues from the last checkpoint"
 
 
 class Trainer:
@@ -43,6 +43,8 @@ class Trainer:
         origin: what the run started from, if its config has `init_from`.
         milestones: what the config has for each step that is a milestone.
         stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
+        patience: whether the run ends early, because its validation loss no longer improves.
+        final_step: the step of the parameters in model.pth, once it is written (rank 0).
 
     Raises:
         UserError: the config does not fit the corpora or the machine.
@@ -58,6 +60,7 @@ class Trainer:
         self.run_dir = run_dir
         self.stop = stop
         self.stop_file = StopFile(run_dir.stop)
+        self.patience = Patience(config.train, processes)
         self.device = processes.device
         leave_default_stream(self.device)
         with processes.raise_on_all_ranks():
@@ -92,6 +95,7 @@ class Trainer:
         self.origin: Origin | None = None
         self.saved_step = 0
         self.stop_reason = ""
+        self.final_step = 0
 
     @property
     def tokens(self) -> int:
@@ -99,9 +103,9 @@ class Trainer:
         return self.state.step * self.config.train.batch_size * self.config.model.block_size
 
     @property
-    def milestone_bytes(self) -> int:
-        """Size of all milestones that the run reaches."""
-        return self.state.parameter_bytes * sum(step <= self.config.train.max_iters for step in self.milestones)
+    def last_step(self) -> int:
+        """The step at which the run ends, as far as is known."""
+        return self.state.step if self.patience.is_out else self.config.train.max_iters
 
     def train(self) -> None:
         """Run the remaining steps and write the results; on a stop request, save a checkpoint and return.
@@ -129,9 +133,10 @@ class Trainer:
         if self.lacks_evaluation():
             self.evaluate()
         self.save_milestone()  # of the step that the run resumes at, if it is missing
-        self.eager_step.compile(steps_left=settings.max_iters - state.step)
+        self.patience.check(state.step, self.recorder.val_losses)
+        self.eager_step.compile(steps_left=self.last_step - state.step)
         stopwatch = Stopwatch(state.seconds)
-        while state.step < settings.max_iters and not self.is_stopping():
+        while state.step < self.last_step and not self.is_stopping():
             result = self.train_step()
             is_last = state.step == settings.max_iters
             should_evaluate = is_last or self.validator.is_due(state.step)
@@ -143,8 +148,10 @@ class Trainer:
             with stopwatch.paused():
                 if should_evaluate:
                     self.evaluate()
+                    self.patience.check(state.step, self.recorder.val_losses)
                 self.save_milestone()  # before the checkpoint, so that a run that resumes there has it
-                if should_save and (is_last or not state.skipped_steps):
+                is_best = self.patience.is_best(state.step, self.recorder.val_losses)
+                if is_best or (should_save and (is_last or not state.skipped_steps)):
                     self.save()
                 self.saver.report()
         self.skipped_steps.read(self.recorder)
@@ -218,12 +225,14 @@ class Trainer:
     def finish(self) -> None:
         """Write the results (rank 0): the final parameters, or, after a stop request, a checkpoint and the reason.
 
+        The final parameters are those of the last step, or, if the run is out of patience, the best ones.
+
         Raises:
             RunError: the run directory cannot be written.
         """
         if not self.processes.is_rank_zero:
             return
-        try:
+        with self.run_dir.run_error_if_unwritable():
             if self.state.step > self.saved_step:
                 self.save()
             self.saver.wait()
@@ -233,8 +242,9 @@ class Trainer:
                 self.run_dir.stopped.write_text(f"{self.stop_reason}\n", encoding="utf-8")
             else:
                 reached("results begin")
-                self.run_dir.write_model(copy_to_cpu(self.state.model.state_dict()))
-        except OSError as error:
-            raise RunError(f"{self.run_dir.path} cannot be written ({error.strerror}): {MAKE_ROOM}") from error
+                self.final_step, parameters = self.state.step, self.state.model.state_dict()
+                if self.patience.is_out:
+                    self.final_step, parameters = best_parameters(self.run_dir, self.recorder.val_losses)
+                self.run_dir.write_model(copy_to_cpu(parameters))
         if self.saver.failed:
             raise RunError(f"{self.run_dir.path} has no checkpoint of step {self.state.step}: {MAKE_ROOM}")

@@ -44,9 +44,12 @@ def test_mlm_dist_executes_every_command_on_two_ranks(config: Config) -> None:
         parts = runner.send("step_parts")[0]
         assert parts.keys() == {"input", "forward", "backward", "optimizer", "all-reduce"}
         assert min(parts.values()) > 0
-        for command in ("read", "save", "all_reduce"):
+        for command in ("read", "save", "all_reduce", "evaluate", "plot"):
             assert runner.max_over_ranks(command) > 0
         assert runner.send("finish_saving") == [None, None]
+        (checkpoint,) = Path(runner._folder.name).glob("checkpoints/*/state.pt")
+        sizes, _ = runner.send("sizes")
+        assert checkpoint.stat().st_size == pytest.approx(sizes["checkpoint_bytes"], rel=0.5)
         assert 100e6 < runner.max_over_ranks("peak_memory") < 4e9
 
 

@@ -167,7 +167,12 @@ def test_a_page_without_machine_and_config_marks_them_as_not_recorded(
 
 @pytest.mark.parametrize(
     ("files", "state"),
-    [({"DONE": ""}, "finished"), ({"STOPPED": "SIG<TERM>\n"}, "stopped by SIG<TERM>"), ({}, "not finished")],
+    [
+        ({"DONE": ""}, "finished"),
+        ({"DONE": "1200\n"}, "finished, with the parameters of step 1,200"),
+        ({"STOPPED": "SIG<TERM>\n"}, "stopped by SIG<TERM>"),
+        ({}, "not finished"),
+    ],
 )
 def test_the_page_shows_whether_the_run_is_finished(
     run_dir: Path, tmp_path: Path, files: dict[str, str], state: str

@@ -13,6 +13,7 @@ import torch
 from mlm_dist.errors import UserError
 from mlm_dist.run import checkpoint
 from mlm_dist.run.checkpoint import (
+    find_best,
     find_damage,
     find_newest,
     list_checkpoints,
@@ -87,6 +88,13 @@ def test_the_best_checkpoint_is_kept_in_addition_to_the_newest(tmp_path: Path) -
     for step in range(1, 6):
         save_checkpoint(tmp_path, step, {"step": step}, keep=1, val_losses=VAL_LOSSES)
     assert saved_steps(tmp_path) == [5, 2]
+
+
+def test_of_equal_losses_the_earliest_is_the_best(tmp_path: Path) -> None:
+    paths = [tmp_path / f"step-{step:08d}" for step in (40, 30, 20, 10)]
+    losses = {5: 1.0, 10: 3.0, 20: 2.0, 30: 2.0}
+    assert find_best(paths, losses) == paths[2]
+    assert find_best(paths[:1], losses) is None
 
 
 def test_a_damaged_checkpoint_is_not_the_best(tmp_path: Path) -> None:

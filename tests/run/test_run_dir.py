@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.config import Config, DataConfig, ModelConfig
+from mlm_dist.config import Config, DataConfig, ModelConfig, TrainConfig
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
 from mlm_dist.run.record import fixed_values
-from mlm_dist.run.run_dir import RunDir, check_same_run
+from mlm_dist.run.run_dir import RunDir, check_same_run, most_checkpoints
 
 
 def test_a_resumed_run_is_neither_done_nor_stopped(tmp_path: Path, corpus: Corpus) -> None:
@@ -48,6 +48,27 @@ def test_keys_that_determine_parameters_and_data_cannot_change(section: str, key
     setattr(getattr(changed, section) if section else changed, key, value)
     with pytest.raises(UserError, match=rf"{key} .*, not {value!r}: use the same values, or another run_dir"):
         check_same_run(fixed_values(Config()), fixed_values(changed), Path("run"))
+
+
+def test_done_has_the_step_of_the_final_parameters_except_in_earlier_versions(tmp_path: Path) -> None:
+    run_dir = RunDir(tmp_path)
+    assert run_dir.final_step() is None
+    run_dir.mark_done(1200)
+    assert run_dir.done.read_text(encoding="utf-8") == "1200\n"
+    assert run_dir.final_step() == 1200
+    for content in (b"", b"last", b"9" * 5000, b"\xff"):
+        run_dir.done.write_bytes(content)
+        assert run_dir.final_step() is None
+
+
+@pytest.mark.parametrize(
+    ("max_iters", "patience", "count"), [(5000, None, 5), (600, None, 3), (400, None, 2), (400, 1, 5)]
+)
+def test_the_most_checkpoints_are_the_newest_the_best_and_the_next(
+    max_iters: int, patience: int | None, count: int
+) -> None:
+    config = Config(train=TrainConfig(max_iters=max_iters, patience=patience))
+    assert most_checkpoints(config) == count
 
 
 def test_other_keys_can_change() -> None:
