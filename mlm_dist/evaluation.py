@@ -195,8 +195,8 @@ def with_one_corpus(config: Config) -> list[Config]:
 def mean_evaluation(results: Sequence[Evaluation], weights: Sequence[float]) -> Evaluation:
     """The means of the results of corpora, by the weights of the corpora, with the tokens of all."""
     losses, accuracies, top5_accuracies, tokens = zip(*results, strict=True)
-    means = (weighted_mean(values, weights) for values in (losses, accuracies, top5_accuracies))
-    return Evaluation(*means, sum(tokens))
+    loss, accuracy, top5 = (weighted_mean(values, weights) for values in (losses, accuracies, top5_accuracies))
+    return Evaluation(loss, accuracy, top5, sum(tokens))
 
 
 def evaluate_text(
