@@ -1,7 +1,8 @@
 """A prepared corpus: memory-mapped token files, and the manifest that describes them.
 
 corpus.json               format version, tokenizer, vocabulary, counts of tokens and documents, SHA-256 of each file
-train.bin                 token ids, little-endian, uint16 if the vocabulary allows, else uint32; or in shards
+train.bin                 token ids, little-endian, uint16 if the vocabulary allows, else uint32; or, in shards,
+                          train-00000.bin, train-00001.bin, ... (data/shards.py)
 val.bin                   the validation split, in the same format
 documents.bin, .names     the index of the documents (data/documents.py)
 tokenizer/                ranks.tiktoken, encoding.json

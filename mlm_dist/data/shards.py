@@ -1,4 +1,7 @@
-"""Token ids in shards: a split in several files, train-00000.bin, train-00001.bin, ..., which are read as one array."""
+"""Token ids in shards: a split in several files, which are read as one array.
+
+All shards of a split have the same number of tokens, but the last one, which may have fewer. Rows may cross their ends.
+"""
 
 import hashlib
 import os

@@ -138,7 +138,6 @@ def test_a_damaged_shard_is_named_in_a_line(
     sharded_folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     folder = Path(shutil.copytree(sharded_folder, tmp_path / "corpus"))
-    Corpus.open(folder)
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
         Corpus.open(folder)
