@@ -10,9 +10,9 @@ MOST_BLOCKS = 1 << 8
 
 
 def words_per_token(tokens: StoredTokens, tokenizer: Tokenizer) -> float:
-    """The number of words per token of a text: exact up to 2**24 tokens, otherwise that of 256 evenly spaced blocks.
+    """The number of words per token of a text.
 
-    It takes a fraction of a second, so nothing stores it.
+    Of a text of more than 2**25 tokens, evenly spaced blocks are counted, at least 2**24 tokens together.
     """
     inside = np.zeros(tokenizer.vocab_size, dtype=np.int64)  # words that start after the first byte of a token
     starts, ends = np.zeros(len(inside), dtype=bool), np.ones(len(inside), dtype=bool)  # special tokens are white space

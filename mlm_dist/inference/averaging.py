@@ -39,9 +39,8 @@ def average_parameters(run: Path, last: int, out: Path) -> list[int]:
     model = TrainedModel(run, torch.device("cpu"), [*paths][-1])  # checks config.yaml and the tokenizer
     model.encoder.load_state_dict(mean_parameters(list(paths.values()), model))
     try:
-        copies = {
-            file.name: read_bytes(file) for file in (model.run_dir.metrics, model.run_dir.machine) if file.exists()
-        }
+        files = [file for file in (model.run_dir.metrics, model.run_dir.machine) if file.exists()]
+        copies = {file.name: read_bytes(file) for file in files}
     except OSError as error:
         raise UserError(f"{error.filename}: {error.strerror}") from error
     with new_folder(out) as folder:

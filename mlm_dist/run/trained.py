@@ -77,7 +77,7 @@ def read_run_config(run_dir: RunDir) -> Config:
 
 
 def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
-    """Compare config.yaml and the tokenizer of a run with the record in its newest checkpoint that has a record.
+    """Compare config.yaml and the tokenizer of a run with the newest record in its checkpoints and milestones.
 
     Without this check, the parameters could be loaded with a different number of heads or different tokens, and
     the predictions would be wrong without an error.
@@ -85,7 +85,8 @@ def check_record(run_dir: RunDir, config: Config, tokenizer: Tokenizer) -> None:
     Raises:
         UserError: they differ.
     """
-    records = (read_record(checkpoint) for checkpoint in list_checkpoints(run_dir.checkpoints))
+    folders = (run_dir.checkpoints, run_dir.milestones)
+    records = (read_record(path) for folder in folders for path in list_checkpoints(folder))
     record = next(filter(None, records), None)
     shape = {f"model.{key}": value for key, value in dataclasses.asdict(config.model).items() if key != "dropout"}
     now = shape | {"corpus.tokenizer_sha256": tokenizer.fingerprint}

@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from mlm_dist.run.checkpoint import find_newest, step_of
+from mlm_dist.run.checkpoint import find_newest, load_checkpoint, step_of
+from mlm_dist.training.state import model_parameters
 from tests.faults.conftest import has_reached, history, run_to_end, running, train_command, wait_for_exit, wait_until
 
 pytestmark = pytest.mark.slow
@@ -29,6 +31,38 @@ def stop_at(step: int, command: list[str], run_dir: Path) -> int:
 def loss_at(step: int, run_dir: Path) -> float:
     (loss,) = [event["loss"] for event in history(run_dir) if event["step"] == step and "loss" in event]
     return float(loss)
+
+
+@pytest.mark.multiprocess
+def test_the_average_and_the_milestones_are_the_same_with_two_processes(corpus_folder, tmp_path):
+    settings: dict[str, Any] = {
+        **WITHOUT_DROPOUT,
+        "train__max_iters": 12,
+        "optim__ema": 0.5,
+        "checkpoint__milestones": "[5, 10, 12]",
+        "checkpoint__interval": 10,
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_to_end(train_command(corpus_folder, one, **settings))
+    shutil.copytree(one, two)
+    for path in ["checkpoints/step-00000012", "milestones/step-00000010", "milestones/step-00000012"]:
+        shutil.rmtree(two / path)
+    run_to_end(train_command(corpus_folder, two, processes=2, **settings))  # from step 10
+
+    def parameters(run: Path, path: str) -> dict[str, torch.Tensor]:
+        return model_parameters(load_checkpoint(run / path))
+
+    # At step 10 the average is that of the checkpoint, bit for bit; after it, sums are rounded differently.
+    for path, atol in [("milestones/step-00000010", 0), ("milestones/step-00000012", 1e-4)]:
+        found, expected = parameters(two, path), parameters(one, path)
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=atol)
+    assert torch.equal(
+        parameters(two, "milestones/step-00000010")["output.weight"],
+        parameters(two, "checkpoints/step-00000010")["output.weight"],
+    )
+    losses = [[event["val_loss"] for event in history(run) if "val_loss" in event] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
 
 
 @pytest.mark.long

@@ -126,3 +126,12 @@ def test_every_verb_that_takes_a_run_takes_a_step(copy: Path, tmp_path: Path) ->
         )
     lines = ["--lines", tmp_path / "lines.txt"]
     assert verb("evaluate", *common, 10, *lines).stdout != verb("evaluate", "--run", copy, *lines).stdout
+
+
+def test_the_record_of_a_milestone_protects_the_parameters_of_a_run_without_checkpoints(with_milestones: Path) -> None:
+    shutil.rmtree(with_milestones / "checkpoints")
+    assert mlm_dist.load(with_milestones, "cpu", step=15).step == 15
+    config = with_milestones / "config.yaml"
+    config.write_text(config.read_text().replace("heads: 2", "heads: 4"))
+    with pytest.raises(UserError, match=r"was changed after the training, which used model\.heads 2, not 4"):
+        mlm_dist.load(with_milestones, "cpu", step=15)
