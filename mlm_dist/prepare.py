@@ -91,9 +91,7 @@ def add_vocabulary(parser: ArgumentParser) -> None:
         help="a tiktoken encoding, the folder of a corpus or run whose tokenizer is used, or `bpe` to train a "
         f"byte-level BPE on the texts (default: {api.DEFAULT_TOKENIZER})",
     )
-    parser.add_argument(
-        "--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, including special tokens"
-    )
+    parser.add_argument("--vocab_size", type=int, metavar="N", help="for bpe: vocabulary size, with special tokens")
     parser.add_argument(
         "--extend",
         type=named_path,
