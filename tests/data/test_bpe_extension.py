@@ -1,6 +1,7 @@
 """An extended tokenizer continues the training of its base, and keeps every id of it."""
 
 import dataclasses
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,15 +85,21 @@ def test_an_extension_is_deterministic(base: Tokenizer, extended: Tokenizer, mon
     assert extend_bpe(base, iter(TEXTS), 300).fingerprint == extended.fingerprint
 
 
-def test_the_main_thread_only_waits_and_can_be_interrupted(base: Tokenizer) -> None:
-    threads = []
+@pytest.mark.usefixtures("kept_handlers")
+def test_an_interrupt_ends_the_learning_at_once(base: Tokenizer) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore SIGINT
+    main_thread, may_end, ended = threading.get_ident(), threading.Event(), threading.Event()
 
     def texts() -> Iterator[str]:
-        threads.append(threading.current_thread())
         yield SAMPLE
+        signal.pthread_kill(main_thread, signal.SIGINT)
+        may_end.wait(20)
+        ended.set()
 
-    extend_bpe(base, texts(), 1)
-    assert len(threads) == 1 and threads[0] is not threading.main_thread()
+    with pytest.raises(KeyboardInterrupt):
+        extend_bpe(base, texts(), 1)
+    assert not ended.is_set()
+    may_end.set()
 
 
 def test_short_texts_give_fewer_tokens(base: Tokenizer) -> None:

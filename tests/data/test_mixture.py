@@ -117,12 +117,12 @@ def test_the_masks_of_the_same_row_of_two_corpora_differ(corpus: Corpus) -> None
     assert first.digest() != second.digest()
 
 
+@pytest.mark.parametrize("others", [0, 1, 2])
 @pytest.mark.parametrize("order", [1, -1])
-def test_the_corpora_of_a_run_have_the_tokenizer_that_extends_the_others(order: int, corpus: Corpus) -> None:
+def test_the_corpora_of_a_run_have_the_tokenizer_that_extends_the_others(
+    order: int, others: int, corpus: Corpus
+) -> None:
     extended = replace(corpus, tokenizer=extend_bpe(corpus.tokenizer, ["Once more and once more"], 5))
-    for corpora in ([corpus, extended], [corpus, extended, corpus], [corpus], [corpus, corpus]):
-        joined = join_corpora(corpora[::order], T)
-        assert {each.tokenizer.vocab_size for each in joined} == {
-            305 if any(each is extended for each in corpora) else 300
-        }
-        assert [each.train is corpus.train for each in joined] == [True] * len(corpora)
+    joined = join_corpora([extended, *[corpus] * others][::order], T)
+    assert [each.tokenizer.vocab_size for each in joined] == [305] * (others + 1)
+    assert all(each.train is corpus.train for each in joined)

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlm_dist.run.checkpoint import find_newest, load_checkpoint, step_of
-from mlm_dist.training.state import model_parameters
+from mlm_dist.run.checkpoint import find_newest, load_checkpoint, model_parameters, step_of
 from tests.faults.conftest import has_reached, history, run_to_end, running, train_command, wait_for_exit, wait_until
 
 pytestmark = pytest.mark.slow
