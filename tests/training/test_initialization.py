@@ -57,6 +57,25 @@ def test_a_run_starts_with_the_parameters_of_its_source(source, corpus_folder, t
     assert {int(values["step"]) for values in state["optimizers"][0]["state"].values()} == {10}  # a new optimizer
 
 
+def test_the_average_of_the_parameters_starts_with_them_too(source, corpus_folder, tmp_path):
+    result = start_from(source, corpus_folder, tmp_path / "run", optim__ema=0.9)
+    assert result.returncode == 0, result.stderr
+    assert evaluations(tmp_path / "run")[0]["val_loss"] == evaluations(source)[30]["val_loss"]
+
+
+def test_a_milestone_has_parameters_to_start_from_but_no_optimizer_to_branch_from(corpus_folder, tmp_path):
+    source = tmp_path / "source"
+    flags = tiny_flags(corpus_folder, source, checkpoint__milestones="[10]", checkpoint__keep=1, train__max_iters=25)
+    assert verb("train", *flags).returncode == 0
+    for step in (10, 20):
+        shutil.rmtree(source / "checkpoints" / f"step-000000{step}", ignore_errors=True)
+    result = start_from(f"{source}@10", corpus_folder, tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert evaluations(tmp_path / "run")[0]["val_loss"] == evaluations(source)[10]["val_loss"]
+    line = error_of(start_from(f"{source}@10", corpus_folder, tmp_path / "branch", branch=True))
+    assert "milestones/step-00000010 has only parameters: a branch needs a checkpoint" in line
+
+
 def test_the_shape_of_the_model_is_taken_from_the_source(source, corpus_folder, tmp_path):
     result = start_from(source, corpus_folder, tmp_path / "run", without=("model.",))
     assert result.returncode == 0, result.stderr
