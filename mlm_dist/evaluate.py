@@ -1,19 +1,14 @@
 """Evaluate a trained model: `python -m mlm_dist.evaluate --run RUN_DIR`, alone or under torchrun."""
 
 import json
-import math
 from argparse import ArgumentParser
-from typing import TYPE_CHECKING
 
 from mlm_dist.arguments import add_device, named_path, read_lines, run_parser
-from mlm_dist.config import DataConfig, MaskingConfig
+from mlm_dist.config import MaskingConfig
 from mlm_dist.config_reading import FLAG, Problems, Setting, validate
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result
-
-if TYPE_CHECKING:
-    from mlm_dist.evaluation import Evaluation
 
 
 def build_parser() -> ArgumentParser:
@@ -86,6 +81,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.evaluation import evaluate_text, with_one_corpus  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
+    from mlm_dist.inference.results import describe  # noqa: PLC0415
     from mlm_dist.inference.scoring import score_on_all_ranks  # noqa: PLC0415
 
     processes = Processes(given.device)
@@ -124,39 +120,6 @@ def read_masking(rate: float | None, bounds: list[float] | None) -> MaskingConfi
     masking = validate(MaskingConfig, "", given, problems)
     problems.raise_if_any()
     return masking if given else None
-
-
-def describe(results: "list[Evaluation]", data: DataConfig, kind: str, as_json: bool) -> str:
-    """The metrics of one text; or of each corpus of a mixture, and their means by the weights of the corpora."""
-    from mlm_dist.evaluation import mean_evaluation  # noqa: PLC0415
-
-    if len(results) == 1:
-        return json.dumps(to_json(results[0])) if as_json else to_text(results[0], kind)
-    together, parts = mean_evaluation(results, data.weights), list(zip(data.parts, results, strict=True))
-    if as_json:
-        each = {f"{name}/{part['path']}": value for part, result in parts for name, value in to_json(result).items()}
-        return json.dumps(to_json(together) | each)
-    blocks = [f"{part['path']}, weight {part['weight']:g}\n{to_text(result, kind)}" for part, result in parts]
-    return "\n\n".join([*blocks, f"together, by weight\n{to_text(together, kind)}"])
-
-
-def to_json(result: "Evaluation") -> dict[str, float | None]:
-    """The metrics by name. NaN and infinity become null, because JSON has neither."""
-    metrics = result._asdict() | {"perplexity": result.perplexity}
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def to_text(result: "Evaluation", kind: str) -> str:
-    """The metrics, one per line. They are averages per `kind`: "masked token", or "token" of the text."""
-    return "\n".join(
-        [
-            f"loss            {result.loss:.4f} nats per {kind}",
-            f"perplexity      {result.perplexity:,.2f} over {kind}s",
-            f"accuracy        {result.accuracy:.2%}",
-            f"among the top 5 {result.top5_accuracy:.2%}",
-            f"{kind + 's':<15} {result.tokens:,}",
-        ]
-    )
 
 
 if __name__ == "__main__":
