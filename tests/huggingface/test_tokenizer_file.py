@@ -11,6 +11,7 @@ import tokenizers
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.texts import find_files
 from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, MASK, Tokenizer
+from mlm_dist.data.tokenizer_json import find_merges
 from mlm_dist.errors import UserError
 from mlm_dist.huggingface.tokenizer_file import convert_tokenizer
 from tests.data.test_pieces import HARD_TEXTS, pattern_of, random_text, ranks_across_words
