@@ -162,11 +162,11 @@ def test_a_fine_tuned_model_has_the_same_states_and_nearly_the_same_loss(
     check_states(found, tuned, mask(rows, model)[0])
     with torch.no_grad():
         expected, loss = (masked_loss(m, rows, model).item() for m in (tuned, encoder_of(found)))
-    print(f"\nloss {before:.4f}, fine-tuned {expected:.4f}, read {loss:.4f}")
     assert expected < before - 0.1
     assert loss < expected + 0.05 * (before - expected)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("mlm_dist:")]
     assert "fine-tuning has changed the layer before the output layer" in line
+    print(f"\nloss {before:.4f}, fine-tuned {expected:.4f}, read {loss:.4f}; {line}")
 
 
 def test_the_body_of_a_classifier_is_read(
