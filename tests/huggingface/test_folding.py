@@ -25,9 +25,10 @@ Parameters = dict[str, torch.Tensor]
 @pytest.fixture
 def parameters() -> Parameters:
     """The parameters of an export, all of which differ from their initial values."""
-    encoder, generator = Encoder(SHAPE), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    encoder = Encoder(SHAPE)
     for parameter in encoder.parameters():
-        parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+        parameter.data.add_(torch.randn(parameter.shape), alpha=0.2)
     return convert_parameters(encoder.state_dict(), SHAPE)
 
 
