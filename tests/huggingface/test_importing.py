@@ -147,6 +147,7 @@ def test_reading_draws_no_random_numbers(folder: Path, tmp_path: Path) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model", "untied"])
 def test_a_fine_tuned_model_has_the_same_states_and_nearly_the_same_loss(
     name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
@@ -169,6 +170,7 @@ def test_a_fine_tuned_model_has_the_same_states_and_nearly_the_same_loss(
     print(f"\nloss {before:.4f}, fine-tuned {expected:.4f}, read {loss:.4f}; {line}")
 
 
+@pytest.mark.slow
 def test_the_body_of_a_classifier_is_read(
     model: TrainedModel, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,6 +315,7 @@ def test_a_truncated_file_is_refused(share: float, folder: Path) -> None:
     refuse(folder, "it is damaged")
 
 
+@pytest.mark.slow
 def test_a_damaged_header_is_a_value_error(folder: Path) -> None:
     """Bytes of the header are changed. Some changes, such as those of a name, leave a valid file."""
     file = folder / "model.safetensors"
