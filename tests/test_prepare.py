@@ -506,11 +506,12 @@ def test_a_bpe_vocabulary_smaller_than_requested_is_explained(tmp_path: Path) ->
     assert "instead of" not in verb(*trained, "--vocab_size", size, "--out", tmp_path / "as_many").stdout
 
 
-def test_the_tokenizer_of_a_corpus_or_run_can_be_used_again(run_dir: Path, corpus_folder: Path, tmp_path: Path) -> None:
+def test_the_tokenizer_of_a_folder_can_be_used_again(run_dir: Path, corpus_folder: Path, tmp_path: Path) -> None:
+    assert verb("export", "--run", run_dir, "--out", tmp_path / "exported").returncode == 0
     (tmp_path / "other.txt").write_text("Quite another text, in which a bpe would find other words.\n" * 50)
     expected = Corpus.open(corpus_folder).tokenizer.fingerprint
-    for source in (corpus_folder, run_dir):
-        out = tmp_path / source.name
+    for source in (corpus_folder, run_dir, tmp_path / "exported"):
+        out = tmp_path / f"from {source.name}"
         result = verb("prepare", tmp_path / "other.txt", "--out", out, "--tokenizer", source)
         assert result.returncode == 0, result.stderr
         assert Corpus.open(out).tokenizer.fingerprint == expected

@@ -24,6 +24,7 @@ from mlm_dist.huggingface.megatron_bert import (
     layer_name,
     relu_offset,
 )
+from mlm_dist.model.encoder import LAYER_NORM_EPS
 
 # Singular values of W_query below this fraction of the largest are taken as 0. A shift that they need would be so large
 # that float32 rounds away what it is added to.
@@ -101,8 +102,9 @@ def fold_head(parameters: dict[str, torch.Tensor], states: torch.Tensor) -> floa
     """
     weight, bias = (parameters[f"{TRANSFORM}.dense.{kind}"].double() for kind in ("weight", "bias"))
     scale, shift = (parameters[f"{FINAL_NORM}.{kind}"].double() for kind in ("weight", "bias"))
-    states = F.layer_norm(states.double(), bias.shape)
-    outputs = F.layer_norm(F.linear(states * scale + shift, weight, bias).relu(), bias.shape)
+    states = F.layer_norm(states.double(), bias.shape, eps=LAYER_NORM_EPS)
+    transformed = F.linear(states * scale + shift, weight, bias).relu()
+    outputs = F.layer_norm(transformed, bias.shape, eps=LAYER_NORM_EPS)
     covariance, variance = (((states - states.mean(0)) * other).mean(0) for other in (outputs, states))
     gain = (covariance + SMALLEST_VARIANCE) / (variance + SMALLEST_VARIANCE)
     move = outputs.mean(0) - gain * states.mean(0)

@@ -124,7 +124,7 @@ def select(tensors: dict[str, torch.Tensor], model: ModelConfig) -> dict[str, to
         if not model.tie_embeddings:
             raise ValueError("it has no output layer for masked tokens, and its embeddings are not tied")
         expected = {name: tensor for name, tensor in expected.items() if name.startswith(BODY)}
-    for name in tensors:
+    for name in sorted(tensors):
         if name.startswith(BODY) and name not in expected and not name.startswith(UNUSED):
             raise ValueError(f"{name} is not a parameter of an exported model")
     selected = {}

@@ -32,6 +32,7 @@ from mlm_dist.data.texts import Split
 from mlm_dist.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
 from mlm_dist.errors import UserError
 from tests.data.test_pieces import HARD_TEXTS, random_text
+from tests.data.test_tokenizer_json import write as write_exported
 
 
 def byte_tokenizer(end_id: int = 256) -> Tokenizer:
@@ -340,3 +341,17 @@ def test_a_corpus_without_its_description_is_not_taken_for_texts(
     with pytest.raises(UserError, match=r"^no text in .*corpus: give files, or folders with files"):
         find_or_prepare(DataConfig(path=str(damaged), tokenizer=str(damaged)), None)
     assert not cache.exists()
+
+
+def test_the_tokenizer_of_an_exported_model_is_used(corpus: Corpus, tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.txt").write_text("A lamp in the harbour. " * 200)
+    exported = write_exported(corpus.tokenizer, tmp_path / "exported")
+    config = DataConfig(path=str(tmp_path / "a.txt"), tokenizer=str(exported))
+    first = find_or_prepare(config, None)
+    assert first.parent == cache
+    assert Corpus.open(first).tokenizer.fingerprint == corpus.tokenizer.fingerprint
+    assert find_or_prepare(config, None) == first
+    write_exported(Tokenizer.train_bpe(["Another text."], 260), exported)
+    second = find_or_prepare(config, None)
+    assert second != first
+    assert Corpus.open(second).manifest.vocab_size == 260
