@@ -25,19 +25,22 @@ def run(run_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_the_mean_is_that_of_the_last_steps_in_fp64(run: Path, tmp_path: Path) -> None:
-    result = verb("average", "--run", run, "--last", 2, "--out", "out", cwd=tmp_path)
+    random = {name: torch.randn_like(value) for name, value in mlm_dist.load(run, "cpu").encoder.state_dict().items()}
+    random["output.weight"] = random["token_embedding.weight"]
+    save_checkpoint(run / "checkpoints", 40, {"model": random}, keep=9)
+    result = verb("average", "--run", run, "--last", 3, "--out", "out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == "out: the mean of the parameters of steps 20, 30\n"
-    paths = ["milestones/step-00000020", "milestones/step-00000030"]
+    assert result.stdout == "out: the mean of the parameters of steps 20, 30, 40\n"
+    paths = ["milestones/step-00000020", "milestones/step-00000030", "checkpoints/step-00000040"]
     states = [load_checkpoint(run / path)["model"] for path in paths]
     mean = torch.load(tmp_path / "out/model.pth", weights_only=True)
     for name, value in mean.items():
         assert value.dtype == torch.float32
-        assert torch.equal(value, ((states[0][name].double() + states[1][name].double()) / 2).float())
+        assert torch.equal(value, (sum(state[name].double() for state in states) / 3).float())
     assert mean["output.weight"].data_ptr() == mean["token_embedding.weight"].data_ptr()  # tied, and stored once
     assert json.loads((tmp_path / "out/averaged.json").read_text()) == {
         "run": str(run),
-        "steps": [20, 30],
+        "steps": [20, 30, 40],
         "sha256": {f"{path}/state.pt": fingerprint(run / path / "state.pt")["sha256"] for path in paths},
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
