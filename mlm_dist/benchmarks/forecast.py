@@ -18,7 +18,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.run.run_dir import most_checkpoints
 from mlm_dist.training.memory import bytes_of_activations, total_memory
 
-USABLE = 0.9  # of the memory
+USABLE = 0.8  # of the memory, because peaks that are extrapolated from few rows are up to a fifth too low
 WARM_UP = {"cpu": "run 2", "cuda": "run 20"}  # until the optimizer has its state and, on a GPU, the graph is captured
 ROUNDS = 3
 SECONDS_PER_ROUND = 3.0
