@@ -35,7 +35,11 @@ print(re.search(r"VmHWM:.*", Path("/proc/self/status").read_text())[0])
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_a_plan_has_the_peak_memory_of_the_run_and_writes_nothing(corpus_folder: Path, tmp_path: Path) -> None:
+def test_a_plan_has_the_peak_memory_of_the_run_and_writes_nothing(
+    corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ROUNDS", 1)
+    monkeypatch.setattr(module, "MOST_STEPS", 3)
     # Activations that are larger than the program itself.
     large = {"train__batch_size": 256, "model__block_size": 64, "model__embedding_dim": 64, "train__max_iters": 12}
     flags = tiny_flags(corpus_folder, tmp_path / "run", **large)

@@ -24,9 +24,7 @@ KILLS = [
     ("checkpoint flushed", 7),  # of step 35: every evaluation so far was better than the one before
     ("checkpoint renamed", 1),
     ("evaluated", 2),  # at step 45
-    ("checkpoint begins", 1),
-    ("checkpoint renamed", 1),
-    ("results begin", 1),
+    ("checkpoint renamed", 1),  # of step 45
     ("model.pth written in half", 1),
     ("plotted", 1),
 ]
