@@ -8,7 +8,7 @@ from mlm_dist.config import Config
 from mlm_dist.errors import UserError
 from mlm_dist.run.checkpoint import find_damage, find_newest, list_checkpoints, load_checkpoint, load_tensors, step_of
 from mlm_dist.run.metrics import read_events
-from mlm_dist.run.run_dir import RunDir
+from mlm_dist.run.run_dir import RunDir, not_a_run_directory
 
 Step = int | Literal["best", "newest"]
 """A checkpoint of a run: that of a step, the one with the lowest validation loss, or the newest undamaged one."""
@@ -57,6 +57,19 @@ def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
     if damage := find_damage(checkpoints[chosen]):
         raise UserError(f"{checkpoints[chosen]} is damaged: {damage}")
     return checkpoints[chosen]
+
+
+def steps_at_hand(run_dir: RunDir) -> list[int]:
+    """The steps whose parameters a run has, in ascending order.
+
+    Raises:
+        UserError: it is not a run directory, or there are none.
+    """
+    if not run_dir.config.exists():
+        raise not_a_run_directory(run_dir.path, run_dir.config.name)
+    if not (steps := sorted(map(step_of, list_checkpoints(run_dir.checkpoints)))):
+        raise UserError(f"{run_dir.checkpoints} has no checkpoint")
+    return steps
 
 
 def best_step(run_dir: RunDir, steps: Set[int]) -> int:
