@@ -75,7 +75,7 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Print accuracies; with `--step all`, also write the learning curves."""
     given = build_parser().parse_args(arguments)
-    is_curve = given.step == ALL_STEPS
+    is_curve, folder = given.step == ALL_STEPS, given.out or given.run / "plots"
     if given.out is not None and not is_curve:
         raise UserError("--out needs --step all")
     # Imported here, so that --help and user errors do not wait for torch.
@@ -83,6 +83,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.inference.probe_report import group_to_text, to_json, to_text  # noqa: PLC0415
     from mlm_dist.plots.probes import save_probes  # noqa: PLC0415
+    from mlm_dist.plots.writing import output_folder  # noqa: PLC0415
 
     processes = Processes(given.device)
     with processes.report_missing_ranks("run the command again"):
@@ -90,15 +91,19 @@ def main(arguments: list[str]) -> None:
         pairs = processes.on_rank_zero(lambda: read_pairs(given.pairs, pair_format))
         probes: list[Probe] = []
         paths: list[Path] = []
+        if is_curve:
+            with processes.raise_on_all_ranks(), output_folder(folder):
+                pass  # rather than find out after hours that it cannot be written
         for probe, block_size in probe_steps(given, pairs, processes):
             probes.append(probe)
             if processes.is_rank_zero:
                 table = f"step {probe.step}  {group_to_text(probe.overall)}" if is_curve else to_text(probe, block_size)
                 print_result(json.dumps(to_json(probe, given.within_word)) if given.json else table)
             if is_curve:  # after each step, so that no result is lost if a later one fails
-                folder = given.out or given.run / "plots"
                 paths = processes.on_rank_zero(lambda: save_probes(folder, probes, given.within_word))
-    if processes.is_rank_zero and not given.json:
+    if not probes:
+        raise UserError(f"{given.run}: none of its checkpoints can be loaded")
+    if processes.is_rank_zero and paths and not given.json:
         print_result(*map(str, paths))
     processes.close()
 

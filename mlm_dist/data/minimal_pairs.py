@@ -103,7 +103,7 @@ def read_records(path: Path, lines: Sequence[str], pair_format: PairFormat) -> R
             continue
         try:
             record = json.loads(line)
-            good, bad = text_of(record, pair_format.good_key), text_of(record, pair_format.bad_key)
+            good, bad = field_of(record, pair_format.good_key), field_of(record, pair_format.bad_key)
             yield number, good, bad, phenomenon_of(record, pair_format.phenomenon_key)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path} line {number}: {json_fault(error)}") from error
@@ -111,7 +111,17 @@ def read_records(path: Path, lines: Sequence[str], pair_format: PairFormat) -> R
 
 def phenomenon_of(record: dict[str, Any], key: str | None) -> str:
     """The phenomenon of a record; empty if it is that of the file."""
-    return text_of(record, key or PHENOMENON_KEY) if key or PHENOMENON_KEY in record else ""
+    return field_of(record, key or PHENOMENON_KEY) if key or PHENOMENON_KEY in record else ""
+
+
+def field_of(record: Any, key: str) -> str:
+    """A field of a record, which is text. Raises ValueError if it is not there, with the names of those that are."""
+    if isinstance(record, dict) and key not in record:
+        known = ", ".join(list(record)[:MOST_NAMES])
+        raise ValueError(
+            f"there is no '{key}' among its fields {known}: --good_key, --bad_key, --phenomenon_key name it"
+        )
+    return text_of(record, key)
 
 
 def read_alternating(path: Path, lines: Sequence[str], pair_format: PairFormat) -> Read:

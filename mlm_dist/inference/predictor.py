@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.model.loss import chunks
 from mlm_dist.model.masked_model import MaskedModel
 
 MAX_BATCH_SIZE = 64
@@ -98,14 +99,13 @@ class Predictor:
         Returns:
             (N,)
         """
-        output = self.encoder.output
-        size = ENTRIES_AT_ONCE[self.device.type]
+        weight, bias = self.encoder.output.weight, self.encoder.output.bias
         hidden = self.encoder.encode(tokens, torch.tensor(positions, device=self.device)[:, None])[:, 0]  # (B, C)
-        layers = zip(output.weight.split(size), output.bias.split(size), strict=True)
-        parts = [F.linear(hidden, weight, bias).logsumexp(1) for weight, bias in layers]
-        normalizers = torch.stack(parts).logsumexp(0)  # (B,)
+        parts = chunks(len(weight), 1, ENTRIES_AT_ONCE[self.device.type])
+        sums = [F.linear(hidden, weight[part], bias[part]).logsumexp(1) for part in parts]
+        normalizers = torch.stack(sums).logsumexp(0)  # (B,)
         of_rows, ids = torch.tensor(rows, device=self.device), torch.tensor(targets, device=self.device)
-        logits = (hidden[of_rows] * output.weight[ids]).sum(1) + output.bias[ids]
+        logits = (hidden[of_rows] * weight[ids]).sum(1) + bias[ids]
         return logits - normalizers[of_rows]
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:

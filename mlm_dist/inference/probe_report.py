@@ -34,8 +34,8 @@ def to_text(probe: Probe, block_size: int) -> str:
         lines += [f"{name:<{width}}  {group_to_text(group)}" for name, group in groups.items()]
     if probe.long_sentences:
         lines.append(
-            f"{probe.long_sentences:,} sentences have more than {block_size} tokens: each token is predicted from a "
-            f"window of {block_size} around it"
+            f"sentences of more than {block_size} tokens: {probe.long_sentences:,}; each of their tokens is predicted "
+            f"from a window of {block_size} around it"
         )
     return "\n".join(lines)
 

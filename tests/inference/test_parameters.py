@@ -9,8 +9,10 @@ import torch
 
 import mlm_dist
 from mlm_dist.errors import UserError
+from mlm_dist.inference.parameters import steps_at_hand
 from mlm_dist.run.checkpoint import load_checkpoint
 from mlm_dist.run.metrics import read_events
+from mlm_dist.run.run_dir import RunDir
 from tests.conftest import verb
 
 
@@ -95,3 +97,12 @@ def test_every_verb_that_takes_a_run_takes_a_step(copy: Path, tmp_path: Path) ->
         )
     lines = ["--lines", tmp_path / "lines.txt"]
     assert verb("evaluate", *common, 10, *lines).stdout != verb("evaluate", "--run", copy, *lines).stdout
+
+
+def test_the_steps_at_hand_are_those_of_the_checkpoints(copy: Path) -> None:
+    assert steps_at_hand(RunDir(copy)) == [10, 20, 30]
+    shutil.rmtree(copy / "checkpoints/step-00000020")
+    assert steps_at_hand(RunDir(copy)) == [10, 30]
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match=r"checkpoints has no checkpoint$"):
+        steps_at_hand(RunDir(copy))
