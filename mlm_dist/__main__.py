@@ -13,6 +13,7 @@ COMMANDS = {
     "prepare": "encode texts into a corpus",
     "train": "train a model, or continue its run",
     "evaluate": "loss and accuracy on a text, or the likelihood of lines",
+    "probe": "accuracy on minimal pairs, such as BLiMP's",
     "fill": "predict masked tokens",
     "generate": "write text",
     "embed": "vectors of lines",

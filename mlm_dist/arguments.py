@@ -2,15 +2,20 @@
 
 import argparse
 import difflib
+import functools
 import re
 import sys
 from argparse import ArgumentParser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import command_of
 from mlm_dist.files import read_bytes
+
+ALL_STEPS = "all"
+"""The value of `--step` for all checkpoints of a run, one after the other."""
 
 
 class OneLineParser(ArgumentParser):
@@ -43,7 +48,7 @@ class OneLineParser(ArgumentParser):
         raise UserError(f"{message}; did you mean {near[0]}?" if near else message)
 
 
-def run_parser(verb: str, description: str, example: str) -> OneLineParser:
+def run_parser(verb: str, description: str, example: str, has_all_steps: bool = False) -> OneLineParser:
     """The parser of a verb that takes a run, with `--run`.
 
     `--run_dir` is an alias: torchrun on Python 3.11 refuses `--run` after `-m mlm_dist.<verb>`, because it parses it as
@@ -53,6 +58,7 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         verb: the name of the verb.
         description: the description in --help.
         example: the arguments of the example in --help.
+        has_all_steps: whether the verb takes `--step all`.
     """
     parser = OneLineParser(
         prog=command_of(verb),
@@ -60,7 +66,7 @@ def run_parser(verb: str, description: str, example: str) -> OneLineParser:
         epilog=f"Example: {command_of(verb)} {example}",
     )
     add_run(parser)
-    add_step(parser)
+    add_step(parser, has_all_steps)
     return parser
 
 
@@ -71,23 +77,26 @@ def add_run(parser: ArgumentParser) -> None:
     )
 
 
-def add_step(parser: ArgumentParser) -> None:
+def add_step(parser: ArgumentParser, has_all_steps: bool = False) -> None:
     """Add `--step`."""
+    words = ("best", "newest", *([ALL_STEPS] if has_all_steps else []))
     parser.add_argument(
         "--step",
-        type=checkpoint_step,
+        type=functools.partial(checkpoint_step, words=words),
         metavar="K",
         help="load the checkpoint or milestone of step K, that of the step with the lowest validation loss (best), or "
-        "the newest checkpoint (default: the final parameters of a finished run, otherwise the newest checkpoint)",
+        f"the newest checkpoint{'; all: one after the other ' if has_all_steps else ' '}"
+        "(default: the final parameters of a finished run, otherwise the newest checkpoint)",
     )
 
 
-def checkpoint_step(text: str) -> int | str:
-    """Parse `--step`."""
-    if text in ("best", "newest"):
+def checkpoint_step(text: str, words: Sequence[str]) -> int | str:
+    """Parse `--step`: a number, or one of some words."""
+    if text in words:
         return text
     if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"it is {text}: give the step of a checkpoint, best or newest")
+        listed = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise argparse.ArgumentTypeError(f"it is {text}: give the step of a checkpoint, {listed}")
     return int(text)
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mlm_dist.errors import refuse_single
+from mlm_dist.data.minimal_pairs import MinimalPair
+from mlm_dist.errors import UserError, refuse_single
 from mlm_dist.inference.embedding import embed
 from mlm_dist.inference.filling import Filling, fill
 from mlm_dist.inference.generation import Generation, Watch, generate
 from mlm_dist.inference.predictor import Predictor
+from mlm_dist.inference.probing import Probe, compare, score_pairs
 from mlm_dist.inference.request import Order, Request
 from mlm_dist.inference.scoring import Score, score
 from mlm_dist.model.registry import build_model
@@ -132,6 +134,21 @@ class TrainedModel:
         """
         refuse_single("texts", texts, "text")
         return score(self._predictor, texts, within_word)
+
+    def probe(self, pairs: Sequence[MinimalPair], within_word: bool = False) -> Probe:
+        """Compute how often the acceptable sentence of a minimal pair is more likely than the other one.
+
+        Args:
+            pairs: one or more pairs, such as `read_pairs` in mlm_dist/data/minimal_pairs.py reads.
+            within_word: as in `score`.
+
+        Raises:
+            UserError: there is no pair, or a sentence contains a lone surrogate.
+        """
+        if not pairs:
+            raise UserError("there are no minimal pairs")
+        scores = score_pairs(lambda texts: self.score(texts, within_word), pairs)
+        return compare(self.step, self.config.model.block_size, pairs, scores)
 
     def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Embed texts of any length as the mean of their last hidden states.

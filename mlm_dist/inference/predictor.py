@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import torch
+import torch.nn.functional as F
 
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.model.loss import chunks
 from mlm_dist.model.masked_model import MaskedModel
 
 MAX_BATCH_SIZE = 64
+
+# Entries of the vocabulary whose logits are computed at a time: on a CPU, they and their weights stay in its cache.
+ENTRIES_AT_ONCE = {"cpu": 1 << 10, "cuda": 1 << 17}
 
 Key = TypeVar("Key")
 
@@ -44,23 +49,28 @@ class Predictor:
         start = max(0, min(position - self.block_size // 2, length - self.block_size))
         return Window(start, min(length, start + self.block_size))
 
-    def in_batches(self, rows: Iterable[tuple[Key, Sequence[int]]]) -> Iterator[tuple[list[Key], torch.Tensor]]:
+    def in_batches(
+        self, rows: Iterable[tuple[Key, Sequence[int]]], tokens: int = 0
+    ) -> Iterator[tuple[list[Key], torch.Tensor]]:
         """Group rows of token ids by length into batches, since the model does not support padding.
 
-        Fewer than `MAX_BATCH_SIZE` rows of each length are held back.
+        Less than a batch of each length is held back.
 
         Args:
             rows: each row has a key that identifies it, and 1 to `block_size` token ids.
+            tokens: a batch has `MAX_BATCH_SIZE` rows, or more if they are so short that it has fewer than this many
+                tokens.
 
         Yields:
             The keys of a batch and its (B, T) token ids. The order of the rows is not kept.
         """
         pending: dict[int, list[tuple[Key, Sequence[int]]]] = {}
         for row in rows:
-            same_length = pending.setdefault(len(row[1]), [])
+            length = len(row[1])
+            same_length = pending.setdefault(length, [])
             same_length.append(row)
-            if len(same_length) == MAX_BATCH_SIZE:
-                yield self._batch(pending.pop(len(row[1])))
+            if len(same_length) == max(MAX_BATCH_SIZE, tokens // length):
+                yield self._batch(pending.pop(length))
         for same_length in pending.values():
             yield self._batch(same_length)
 
@@ -73,6 +83,30 @@ class Predictor:
         columns = torch.tensor(positions, device=self.device)[:, None]
         out: torch.Tensor = self.encoder(tokens, columns)[:, 0]
         return out
+
+    @torch.no_grad()
+    def log_likelihoods(
+        self, tokens: torch.Tensor, positions: Sequence[int], rows: Sequence[int], targets: Sequence[int]
+    ) -> torch.Tensor:
+        """Log-probabilities of tokens, without all logits at once: on a CPU, these take most of the time to write.
+
+        Args:
+            tokens: (B, T) ids.
+            positions: B positions, one in each row.
+            rows: N rows. Each of the N targets is predicted at the position of its row.
+            targets: N ids.
+
+        Returns:
+            (N,)
+        """
+        weight, bias = self.encoder.output.weight, self.encoder.output.bias
+        hidden = self.encoder.encode(tokens, torch.tensor(positions, device=self.device)[:, None])[:, 0]  # (B, C)
+        parts = chunks(len(weight), 1, ENTRIES_AT_ONCE[self.device.type])
+        sums = [F.linear(hidden, weight[part], bias[part]).logsumexp(1) for part in parts]
+        normalizers = torch.stack(sums).logsumexp(0)  # (B,)
+        of_rows, ids = torch.tensor(rows, device=self.device), torch.tensor(targets, device=self.device)
+        logits = (hidden[of_rows] * weight[ids]).sum(1) + bias[ids]
+        return logits - normalizers[of_rows]
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Log-probabilities among the tokens that stand for text; minus infinity for the others.

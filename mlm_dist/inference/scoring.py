@@ -1,12 +1,19 @@
 """Scoring texts with a masked language model: their pseudo-log-likelihood."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from mlm_dist.distributed import Processes
 from mlm_dist.inference.predictor import Predictor
+
+TOKENS_AT_ONCE = 2048  # of a batch of short rows: the fastest on a CPU
+ROWS_COMPARED = 1024  # enough for the texts of many pairs, and few enough to hold rows of any length in memory
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Score(NamedTuple):
@@ -32,7 +39,8 @@ class MaskedToken(NamedTuple):
 def score(predictor: Predictor, texts: Sequence[str], within_word: bool) -> list[Score]:
     """Sum the log-probabilities of the tokens of each text, masking one at a time.
 
-    This is the pseudo-log-likelihood of Salazar et al. 2020, arXiv 1910.14659.
+    This is the pseudo-log-likelihood of Salazar et al. 2020, arXiv 1910.14659. A row that occurs again soon is computed
+    once: texts that differ in one token have one in common, the one in which this token is masked.
 
     Args:
         predictor: the model.
@@ -47,23 +55,21 @@ def score(predictor: Predictor, texts: Sequence[str], within_word: bool) -> list
     sums = torch.zeros(len(texts), dtype=torch.float64)
     words = [predictor.tokenizer.encode_words(text) for text in texts]
     rows = (row for i, text in enumerate(words) for row in mask_each(predictor, i, text, within_word))
-    for masked, tokens in predictor.in_batches(rows):
-        logits = predictor.logits(tokens, [token.position for token in masked])
-        targets = torch.tensor([token.target for token in masked], device=logits.device)
-        found = logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
-        sums.index_add_(0, torch.tensor([token.text for token in masked]), found.double().cpu())
+    for masked, tokens in predictor.in_batches(merge_equal(rows), TOKENS_AT_ONCE):
+        positions = [equal[0].position for equal in masked]
+        row_of, predicted = zip(*((row, token) for row, equal in enumerate(masked) for token in equal), strict=True)
+        found = predictor.log_likelihoods(tokens, positions, row_of, [token.target for token in predicted])
+        sums.index_add_(0, torch.tensor([token.text for token in predicted]), found.double().cpu())
     counts = [sum(map(len, text)) for text in words]
     return [Score(total, count) for total, count in zip(sums.tolist(), counts, strict=True)]
 
 
 def score_on_all_ranks(
-    score_texts: Callable[[Sequence[str]], list[Score]], texts: Sequence[str], processes: Processes
-) -> list[Score]:
-    """Score a part of the texts on each rank, and return all scores on all ranks."""
-    scores = [Score(0.0, 0)] * len(texts)
-    for rank, part in enumerate(processes.all_gather(score_texts(texts[processes.rank :: processes.world_size]))):
-        scores[rank :: processes.world_size] = part
-    return scores
+    score_items: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item], processes: Processes
+) -> list[Result]:
+    """Score a part of the items (texts or pairs of them) on each rank, and return all scores on all ranks."""
+    parts = processes.all_gather(score_items(items[processes.rank :: processes.world_size]))
+    return [score for scores in itertools.zip_longest(*parts) for score in scores if score is not None]
 
 
 def mask_each(
@@ -84,6 +90,21 @@ def mask_each(
         mask_end = min(stop, ends[index]) if within_word else index + 1
         masks = [predictor.tokenizer.mask_id] * (mask_end - index)
         yield MaskedToken(i, index - start, target), [*ids[start:index], *masks, *ids[mask_end:stop]]
+
+
+def merge_equal(
+    rows: Iterable[tuple[MaskedToken, list[int]]],
+) -> Iterator[tuple[list[MaskedToken], tuple[int, ...]]]:
+    """Yield each row once, with all tokens to predict in it; of `ROWS_COMPARED` rows at a time.
+
+    The position is the same for all of them: that of the first mask, since no text contains the mask token.
+    """
+    rows = iter(rows)
+    while compared := list(itertools.islice(rows, ROWS_COMPARED)):
+        tokens_of: dict[tuple[int, ...], list[MaskedToken]] = {}
+        for token, ids in compared:
+            tokens_of.setdefault(tuple(ids), []).append(token)
+        yield from ((tokens, ids) for ids, tokens in tokens_of.items())
 
 
 def ends_of(words: list[list[int]]) -> list[int]:

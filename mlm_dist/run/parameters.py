@@ -86,6 +86,19 @@ def saved_steps(run_dir: RunDir) -> dict[int, list[Path]]:
     return {step: list(group) for step, group in itertools.groupby(paths, step_of)}
 
 
+def steps_at_hand(run_dir: RunDir) -> list[int]:
+    """The steps that have a checkpoint or a milestone, ascending.
+
+    Raises:
+        UserError: it is not a run directory, or there are none.
+    """
+    if not run_dir.config.exists():
+        raise not_a_run_directory(run_dir.path, run_dir.config.name)
+    if not (saved := saved_steps(run_dir)):
+        raise UserError(f"{run_dir.path} has no checkpoint and no milestone")
+    return list(saved)
+
+
 def undamaged_steps(run_dir: RunDir) -> dict[int, Path]:
     """An undamaged checkpoint or milestone of each step, ascending, with a warning for each damaged one.
 

@@ -48,6 +48,27 @@ def test_a_score_does_not_depend_on_the_other_texts(predictor: Predictor) -> Non
         assert found.log_likelihood == pytest.approx(alone.log_likelihood, rel=1e-9)
 
 
+def test_rows_that_texts_have_in_common_are_computed_once(
+    predictor: Predictor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[tuple[int, ...]] = []
+    encode = predictor.encoder.encode
+
+    def recorded(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        computed.extend(map(tuple, tokens.tolist()))
+        return encode(tokens, positions)
+
+    texts = ["The lamp", "The camp", "The lamp"]  # one letter differs, and each letter is a token
+    ids = [predictor.tokenizer.encode(text).tolist() for text in texts]
+    assert sum(a != b for a, b in zip(ids[0], ids[1], strict=True)) == 1
+    alone = [score(predictor, [text], within_word=False)[0] for text in texts]
+    monkeypatch.setattr(predictor.encoder, "encode", recorded)
+    together = score(predictor, texts, within_word=False)
+    assert len(computed) == len(set(computed)) == 2 * len(ids[0]) - 1
+    for found, expected in zip(together, alone, strict=True):
+        assert found == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("within_word", [False, True])
 def test_a_long_text_is_scored_in_windows(predictor: Predictor, within_word: bool) -> None:
     text = "The ferry came in under the harbour wall and nobody saw it, unbelievably."

@@ -11,6 +11,8 @@ import mlm_dist
 from mlm_dist.errors import UserError
 from mlm_dist.run.checkpoint import load_checkpoint
 from mlm_dist.run.metrics import read_events
+from mlm_dist.run.parameters import steps_at_hand
+from mlm_dist.run.run_dir import RunDir
 from tests.conftest import verb
 
 
@@ -135,3 +137,12 @@ def test_the_record_of_a_milestone_protects_the_parameters_of_a_run_without_chec
     config.write_text(config.read_text().replace("heads: 2", "heads: 4"))
     with pytest.raises(UserError, match=r"was changed after the training, which used model\.heads 2, not 4"):
         mlm_dist.load(with_milestones, "cpu", step=15)
+
+
+def test_the_steps_at_hand_are_those_of_the_checkpoints(copy: Path) -> None:
+    assert steps_at_hand(RunDir(copy)) == [10, 20, 30]
+    shutil.rmtree(copy / "checkpoints/step-00000020")
+    assert steps_at_hand(RunDir(copy)) == [10, 30]
+    shutil.rmtree(copy / "checkpoints")
+    with pytest.raises(UserError, match=r"has no checkpoint and no milestone$"):
+        steps_at_hand(RunDir(copy))
