@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 
 # The parameters of an `Encoder` with a row for each entry of the vocabulary.
 VOCABULARY_PARAMETERS = ("token_embedding.weight", "output.weight", "output.bias")
@@ -48,9 +49,10 @@ def extend_rows(old: torch.Tensor, pieces: Mapping[int, Sequence[int]], entries:
 def fit_positions(embedding: torch.Tensor, block_size: int) -> torch.Tensor:
     """Fit position embeddings to another block size: (T, C) -> (block_size, C).
 
-    A shorter block has the first positions.
+    A shorter block has the first positions. For a longer one, they are interpolated linearly, with the first and the
+    last at the ends. docs/adaptation.md compares this with other rules.
     """
-    length = len(embedding)
-    if block_size <= length:
+    if block_size <= len(embedding):
         return embedding[:block_size].clone()
-    return embedding[torch.arange(block_size) % length]
+    stretched = F.interpolate(embedding.T[None], size=block_size, mode="linear", align_corners=True)
+    return stretched[0].T.contiguous()

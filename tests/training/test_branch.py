@@ -76,3 +76,10 @@ def test_a_branch_of_nothing_is_refused(corpus_folder, tmp_path):
     result = verb("train", *tiny_flags(corpus_folder, tmp_path / "branch", branch=True))
     assert result.returncode == 2
     assert "branch: true needs init_from RUN@STEP" in result.stderr
+
+
+def test_a_branch_of_the_last_step_is_a_finished_run_of_its_own(run_dir, corpus_folder, tmp_path):
+    result = branch(f"{run_dir}@30", corpus_folder, tmp_path / "branch")
+    assert result.returncode == 0, result.stderr
+    assert same_parameters(tmp_path / "branch", run_dir)
+    assert (tmp_path / "branch" / "checkpoints" / "step-00000030").is_dir()

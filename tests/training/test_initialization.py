@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 from mlm_dist.config_reading import read_config
+from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.run.checkpoint import list_checkpoints, load_checkpoint, read_record
 from mlm_dist.run.metrics import Event, read_events
+from mlm_dist.training.source_corpora import open_corpus
 from tests.conftest import Result, tiny_flags, verb
 
 pytestmark = pytest.mark.slow
@@ -120,14 +122,15 @@ def test_a_corpus_with_another_tokenizer_is_refused(source, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("block_size", [8, 40])
-def test_another_block_size_keeps_the_positions_that_both_have(source, corpus_folder, tmp_path, block_size):
+@pytest.mark.parametrize(("block_size", "step"), [(8, 1), (46, 3)])
+def test_positions_are_fitted_to_another_block_size(source, corpus_folder, tmp_path, block_size, step):
     result = start_from(source, corpus_folder, tmp_path / "run", model__block_size=block_size, **UNMOVED)
     assert result.returncode == 0, result.stderr
     before, after = (torch.load(run / "model.pth")["position_embedding.weight"] for run in (source, tmp_path / "run"))
     assert len(after) == block_size
-    assert torch.equal(after[:16], before[:block_size])
-    assert after.isfinite().all()
+    assert torch.allclose(after[::step], before[:block_size], atol=1e-6)  # every third of a block of 3 * 15 + 1
+    if step > 1:
+        assert torch.allclose(after[1], (2 * before[0] + before[1]) / 3, atol=1e-6)
 
 
 def test_the_source_is_recorded_and_not_needed_again(source, corpus_folder, tmp_path):
@@ -261,3 +264,10 @@ def test_an_exported_model_has_no_optimizer_to_branch_from(source, corpus_folder
     assert verb("export", "--run", source, "--out", tmp_path / "exported").returncode == 0
     line = error_of(start_from(tmp_path / "exported", corpus_folder, tmp_path / "run", branch=True))
     assert "branch: true needs a checkpoint, with the state of the optimizer" in line
+
+
+def test_a_corpus_that_is_not_that_of_the_source_anymore_is_not_evaluated(corpus_folder, paragraphs):
+    sha256 = Corpus.open(corpus_folder).manifest.sha256["val"]
+    assert open_corpus(corpus_folder, sha256, 16, verify=True)[1] == ""
+    assert open_corpus(paragraphs, sha256, 16, verify=True) == (None, f"{paragraphs} has changed")
+    assert open_corpus(corpus_folder, sha256, 100_000, verify=True) == (None, f"{corpus_folder} has no validation row")
