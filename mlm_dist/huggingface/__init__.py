@@ -1,1 +1,1 @@
-"""Exporting a trained model to the format of Hugging Face transformers."""
+"""Exporting a trained model to the format of Hugging Face transformers, and reading it back."""

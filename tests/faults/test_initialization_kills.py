@@ -4,11 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.conftest import TINY
-from tests.faults.conftest import assert_same_run, history, kill_at, run_to_end, train_command
+from mlm_dist.run.checkpoint import load_checkpoint
+from tests.conftest import TINY, start
+from tests.faults.conftest import assert_same_run, history, kill_at, run_to_end, train_command, with_script
 
 pytestmark = pytest.mark.slow
+
+DYING = Path(__file__).with_name("dying.py")
 
 # As those of the tiny run, from which a branch continues.
 SETTINGS: dict[str, Any] = {
@@ -46,3 +50,26 @@ def test_two_processes_start_from_the_same_parameters(
     for event, expected in zip(*map(history, runs.values()), strict=True):
         assert event == pytest.approx(expected, abs=1e-5)
     assert f"val_loss/{corpus_folder}" in history(runs[2])[0]
+
+
+@pytest.mark.long
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("processes", "changes"),
+    [(4, {"seed": 5, "optim__ema": 0.9, "train__patience": 2}), (2, {"branch": True})],
+    ids=["weights, average and patience on four ranks", "branch on two ranks"],
+)
+def test_ranks_that_are_killed_three_times_end_in_the_same_bits(
+    processes: int, changes: dict[str, Any], run_dir: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    settings = SETTINGS | {"init_from": f"{run_dir}@10", "checkpoint__milestones": "[12, 20]"} | changes
+    runs = tmp_path / "undisturbed", tmp_path / "killed"
+    undisturbed, command = (train_command(corpus_folder, run, processes, **settings) for run in runs)
+    run_to_end(undisturbed)
+    result = start(with_script(command, DYING, "step taken", 7, 1))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("training 0.0 M parameters") == 4
+    assert_same_run(runs[1], runs[0])
+    for milestone in ("step-00000012", "step-00000020"):
+        expected, found = (load_checkpoint(run / "milestones" / milestone)["model"] for run in runs)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
