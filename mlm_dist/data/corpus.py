@@ -120,8 +120,9 @@ class Manifest:
             numbers += [] if manifest.shard_tokens is None else [manifest.shard_tokens - 1]  # at least one token
             if not all(isinstance(number, int) and 0 <= number < LARGEST_NUMBER for number in numbers):
                 raise ValueError("counts and ids must be integers from 0 to 2**48 - 1")
-            shards = (file.sha256 for split in SPLITS for file in manifest.files(split))
-            if not all(isinstance(digest, str) for digest in (*map(manifest.sha256.__getitem__, files), *shards)):
+            digests = [manifest.sha256[file] for file in files]
+            digests += [file.sha256 for split in SPLITS for file in manifest.files(split)]
+            if not all(isinstance(digest, str) for digest in digests):
                 raise ValueError("a digest must be a string")
         except OSError as error:
             raise UserError(f"{path}: {error.strerror}; was {folder} written by prepare?") from error

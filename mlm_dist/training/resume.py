@@ -27,7 +27,8 @@ def resume(trainer: Trainer) -> None:
         record = read_record(path)
         if record:
             check_same_run(record["fixed"], trainer.record["fixed"], path)
-            trainer.record["fixed"].setdefault(ORIGIN_SHA256, record["fixed"].get(ORIGIN_SHA256))
+            if ORIGIN_SHA256 in record["fixed"]:  # origin.json, which also has it, may be lost
+                trainer.record["fixed"][ORIGIN_SHA256] = record["fixed"][ORIGIN_SHA256]
         load(trainer, path, check_corpus=not record)
     if record and (changes := differences(trainer.record["adjustable"], record["adjustable"])):
         warn(f"{path}: the run continues with {changes}")
