@@ -14,6 +14,7 @@ pytestmark = pytest.mark.multiprocess
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_benchmark_prints_tables_and_saves_json_and_a_plot(corpus_folder: Path, tmp_path: Path) -> None:
     flags = tiny_flags(corpus_folder, tmp_path / "unused")
     options = ["--rounds", 2, "--rows", 8, "--against", "naive", "transformers", "--out", tmp_path / "out"]

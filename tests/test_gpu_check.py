@@ -45,6 +45,7 @@ def test_a_stage_that_fails_or_runs_out_of_time_does_not_stop_the_rest(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_stages_of_a_dry_run_succeed(tmp_path: Path) -> None:
     stages = ["machine", "resume", "verbs"]
     result = start(["bash", "launch/gpu_check.sh", "--tiny", "--out", str(tmp_path / "out"), "--only", *stages])

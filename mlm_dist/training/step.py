@@ -25,6 +25,8 @@ from mlm_dist.training.state import TrainState
 WARM_UP_STEPS = 3
 WARM_UP_STEPS_WITH_DDP = 11
 
+MOST_COMMUTING = 2  # ranks whose sum is the same in any order
+
 
 class Outcome(NamedTuple):
     """What a step returns, on the device.
@@ -69,6 +71,7 @@ class Step:
         self.loss = MaskedLoss(state.encoder, max_masked)
         self.without_host = self.device.type == "cuda" and can_update_without_host(state.optimizers, state.scaler)
         self.model = self.wrap_loss()
+        self.has_final_buckets = processes.world_size <= MOST_COMMUTING
 
     @property
     def can_be_captured(self) -> bool:
@@ -107,8 +110,22 @@ class Step:
     def run(self, inputs: StepInputs, lr: float) -> Outcome:
         """Take the step with these inputs, which are on the device. `lr` is for an update by the host."""
         batch = self.reader.batch(inputs)
+        if not self.has_final_buckets:
+            self.settle_buckets(batch)
         loss = self.forward_backward(batch)
         return Outcome(batch, loss, self.update(inputs.lr if self.without_host else lr))
+
+    def settle_buckets(self, batch: MaskedBatch) -> None:
+        """Let DDP choose its final buckets before the first step, with a gradient that is not used.
+
+        After the first gradient, DDP orders its buckets anew. The order in which an all-reduce adds the gradients of
+        more than two ranks depends on the place in a bucket, so the first step after a resume would be rounded
+        differently from the same step of an undisturbed run.
+        """
+        self.forward_backward(batch)
+        for optimizer in self.state.optimizers:
+            optimizer.zero_grad()
+        self.has_final_buckets = True
 
     def next_batch(self) -> MaskedBatch:
         """Read and mask this rank's part of the next step's global batch, without taking the step."""

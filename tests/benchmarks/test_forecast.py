@@ -35,6 +35,7 @@ print(re.search(r"VmHWM:.*", Path("/proc/self/status").read_text())[0])
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
+@pytest.mark.long
 def test_a_plan_has_the_peak_memory_of_the_run_and_writes_nothing(
     corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

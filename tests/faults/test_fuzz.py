@@ -17,7 +17,7 @@ PARTS = 2
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("cases_per_file", "fewest"), [(40, 500), pytest.param(190, 2000, marks=pytest.mark.long)], ids=["short", "long"]
+    ("cases_per_file", "fewest"), [(20, 250), pytest.param(190, 2000, marks=pytest.mark.long)], ids=["short", "long"]
 )
 def test_every_verb_reports_every_damaged_file_in_a_line(
     cases_per_file: int, fewest: int, run_dir: Path, corpus_folder: Path, tmp_path: Path

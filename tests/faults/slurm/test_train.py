@@ -218,6 +218,7 @@ def test_a_signal_to_torchrun_and_its_workers_is_harmless(
     assert_same_run(job.run_dir, two_rank_reference)
 
 
+@pytest.mark.long
 def test_training_continues_after_the_loss_of_any_process(cluster, corpus_folder, two_rank_reference, tmp_path):
     job = Job(cluster, corpus_folder, tmp_path / "run")
     for node, step in (("n2", 30), ("n1", 90)):
