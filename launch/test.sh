@@ -10,4 +10,4 @@ ruff check .
 ruff format --check .
 mypy
 # Three workers on two cores: a worker often waits for other processes.
-python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m "not long" "$@"
+python -m pytest --numprocesses=3 --dist=loadfile -m "not long" "$@"

@@ -52,11 +52,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--without-processes", action="store_true", help="skip the tests that start a process")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the few long files of tests/faults first, so that all workers are busy to the end."""
-    items.sort(key=lambda item: "faults" not in item.path.parts)
-
-
 Result = subprocess.CompletedProcess[str]
 
 
