@@ -27,7 +27,7 @@ from mlm_dist.config_help import (
 from mlm_dist.errors import UserError
 from mlm_dist.exported_shape import read_exported_shape
 from mlm_dist.files import read_text
-from mlm_dist.source import CONFIG, Source, has_checkpoints
+from mlm_dist.source import CONFIG, SHARED, Source, has_checkpoints
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ FLAG = "--"
 CONFIGS = resources.files("mlm_dist") / "configs"
 
 # The keys that a run takes from the source of its parameters.
-SHAPE = {f"model.{key}" for key in ("name", "block_size", "embedding_dim", "heads", "blocks", "tie_embeddings")}
+SHAPE = {f"model.{key}" for key in (*SHARED, "block_size")}
 INHERITED = {*SHAPE, "data.tokenizer"}
 
 # Part of the YAML parser's message -> the usual cause and what to do.

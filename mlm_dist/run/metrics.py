@@ -103,6 +103,11 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
+def validation_losses(events: list[Event]) -> dict[int, float]:
+    """The finite validation losses among events, by step."""
+    return {event["step"]: event["val_loss"] for event in events if event.get("val_loss") is not None}
+
+
 def is_event(value: Any) -> bool:
     """Whether a value is a dict with a step whose metrics, if present, are numbers that can be plotted."""
     if not isinstance(value, dict) or type(value.get("step")) is not int:

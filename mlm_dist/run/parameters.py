@@ -18,7 +18,7 @@ from mlm_dist.run.checkpoint import (
     model_parameters,
     step_of,
 )
-from mlm_dist.run.metrics import read_events
+from mlm_dist.run.metrics import read_events, validation_losses
 from mlm_dist.run.run_dir import MAKE_ROOM, RunDir, not_a_run_directory
 from mlm_dist.source import Step
 
@@ -81,7 +81,13 @@ def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
 
 
 def saved_steps(run_dir: RunDir) -> dict[int, list[Path]]:
-    """The steps of a run that have a checkpoint or a milestone, ascending, each with the paths of these."""
+    """The steps of a run that have a checkpoint or a milestone, ascending, each with the paths of these.
+
+    Raises:
+        UserError: it is not a run directory.
+    """
+    if not run_dir.config.exists():
+        raise not_a_run_directory(run_dir.path, run_dir.config.name)
     paths = sorted([*list_checkpoints(run_dir.checkpoints), *list_checkpoints(run_dir.milestones)], key=step_of)
     return {step: list(group) for step, group in itertools.groupby(paths, step_of)}
 
@@ -92,8 +98,6 @@ def steps_at_hand(run_dir: RunDir) -> list[int]:
     Raises:
         UserError: it is not a run directory, or there are none.
     """
-    if not run_dir.config.exists():
-        raise not_a_run_directory(run_dir.path, run_dir.config.name)
     if not (saved := saved_steps(run_dir)):
         raise UserError(f"{run_dir.path} has no checkpoint and no milestone")
     return list(saved)
@@ -105,8 +109,6 @@ def undamaged_steps(run_dir: RunDir) -> dict[int, Path]:
     Raises:
         UserError: there is none, or this is not a run directory.
     """
-    if not run_dir.config.exists():
-        raise not_a_run_directory(run_dir.path, run_dir.config.name)
     undamaged: dict[int, Path] = {}
     for step, paths in saved_steps(run_dir).items():
         for path in paths:
@@ -126,7 +128,7 @@ def best_step(run_dir: RunDir, steps: Set[int]) -> int:
         UserError: none of them was evaluated.
     """
     events = read_events(run_dir.metrics) if run_dir.metrics.exists() else []
-    losses = {event["step"]: event["val_loss"] for event in events if event.get("val_loss") is not None}
+    losses = validation_losses(events)
     if not (evaluated := steps & losses.keys()):
         raise UserError(f"{run_dir.metrics} has no validation loss of a step with a checkpoint")
     return min(evaluated, key=lambda step: (losses[step], step))

@@ -14,7 +14,7 @@ from mlm_dist.config import Config
 from mlm_dist.config_reading import flatten
 from mlm_dist.fault_points import reached
 from mlm_dist.output import print_log, warn
-from mlm_dist.run.metrics import Event, MetricsFile, drop_later_events, throughput
+from mlm_dist.run.metrics import Event, MetricsFile, drop_later_events, throughput, validation_losses
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.run.trackers import TrackerSink
 
@@ -68,7 +68,7 @@ class Recorder:
         reached("recorder opens")
         kept = drop_later_events(run_dir.metrics, step)
         reached("later events dropped")
-        val_losses = {event["step"]: event["val_loss"] for event in kept if event.get("val_loss") is not None}
+        val_losses = validation_losses(kept)
         values = dict(flatten(dataclasses.asdict(config)))
         sinks: list[Sink] = [
             MetricsFile(run_dir.metrics),

@@ -51,9 +51,8 @@ def branch(trainer: Trainer, source: Source) -> tuple[int | None, dict[str, torc
 def check_schedule(path: Path, adjustable: Mapping[str, Any], config: Config) -> None:
     """Raise `UserError` if the learning rate has begun to decay at a checkpoint, and a branch would raise it again."""
     step, max_iters = step_of(path), adjustable["train.max_iters"]
-    names = {field.name for field in dataclasses.fields(OptimConfig)}
-    settings = {key.removeprefix("optim."): value for key, value in adjustable.items() if key.startswith("optim.")}
-    before = OptimConfig(**{key: value for key, value in settings.items() if key in names})
+    names = (field.name for field in dataclasses.fields(OptimConfig))
+    before = OptimConfig(**{name: adjustable[f"optim.{name}"] for name in names if f"optim.{name}" in adjustable})
     start = decay_start(max_iters, before)
     rates = [learning_rate(step, max_iters, before), learning_rate(step, config.train.max_iters, config.optim)]
     if step > start and rates[0] != rates[1]:

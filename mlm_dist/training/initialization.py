@@ -18,13 +18,12 @@ from mlm_dist.run.origin import Origin, digest
 from mlm_dist.run.record import ORIGIN_SHA256
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.run.trained import read_run_config, read_trained
-from mlm_dist.source import Source
+from mlm_dist.source import SHARED, Source
 from mlm_dist.training.branch import branch
 from mlm_dist.training.source_corpora import find_corpora, watch_source_corpora
 from mlm_dist.training.trainer import Trainer
 
 POSITIONS = "position_embedding.weight"
-SHAPE = ("name", "embedding_dim", "heads", "blocks", "tie_embeddings")  # the keys of the model that must be the same
 
 
 class Weights(NamedTuple):
@@ -50,27 +49,36 @@ ReadExported = Callable[[Path], Weights]
 """Reads a folder that `export` wrote."""
 
 
-def check_source(config: Config, run_dir: RunDir) -> None:
-    """Raise `UserError` if a new run cannot start from its `init_from`, as far as that shows without its parameters."""
+def check_source(config: Config, run_dir: RunDir) -> int:
+    """Check what can be checked of the `init_from` of a new run without its parameters.
+
+    Returns:
+        The vocabulary size of the source; 0 if the run has none, or does not need it again.
+
+    Raises:
+        UserError: the run cannot start from it.
+    """
     if config.init_from is None or list_checkpoints(run_dir.checkpoints):
-        return
+        return 0
     source = Source.parse(config.init_from)
     if config.branch and (source.is_exported or source.is_final):
         raise UserError(
             f"branch: true needs a checkpoint, with the state of the optimizer: give init_from RUN@STEP instead of "
             f"{source.name}"
         )
-    theirs, ours = dataclasses.asdict(source_model(source)), dataclasses.asdict(config.model)
-    for key in SHAPE:
+    model = source_model(source)
+    theirs, ours = dataclasses.asdict(model), dataclasses.asdict(config.model)
+    for key in SHARED:
         if ours[key] != theirs[key]:
             raise UserError(
                 f"model.{key} is {ours[key]}, but {source.folder} has {theirs[key]}: remove the key, or set it to that"
             )
-    if config.model.vocab_size is not None and config.model.vocab_size < theirs["vocab_size"]:
+    if config.model.vocab_size is not None and config.model.vocab_size < model.entries:
         raise UserError(
-            f"model.vocab_size {config.model.vocab_size} is smaller than the {theirs['vocab_size']} of "
-            f"{source.folder}: remove the key"
+            f"model.vocab_size {config.model.vocab_size} is smaller than the {model.entries} of {source.folder}: "
+            f"remove the key"
         )
+    return model.entries
 
 
 def source_model(source: Source) -> ModelConfig:
@@ -80,13 +88,6 @@ def source_model(source: Source) -> ModelConfig:
         UserError: its config is damaged.
     """
     return read_exported_shape(source.folder) if source.is_exported else read_run_config(RunDir(source.folder)).model
-
-
-def source_entries(config: Config, run_dir: RunDir) -> int:
-    """The vocabulary size of the model that a new run starts from; 0 if it starts from random parameters."""
-    if config.init_from is None or list_checkpoints(run_dir.checkpoints):
-        return 0
-    return source_model(Source.parse(config.init_from)).entries
 
 
 def initialize(trainer: Trainer, read_exported: ReadExported) -> None:

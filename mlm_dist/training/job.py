@@ -15,7 +15,7 @@ from mlm_dist.output import print_log, warn
 from mlm_dist.run.machine import describe_machine
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.run.trackers import check_trackers
-from mlm_dist.training.initialization import ReadExported, check_source, initialize, source_entries
+from mlm_dist.training.initialization import ReadExported, check_source, initialize
 from mlm_dist.training.memory import keep_freed_memory
 from mlm_dist.training.resume import resume
 from mlm_dist.training.stopping import StopRequest
@@ -42,8 +42,8 @@ def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None], r
     keep_freed_memory()
     processes = Processes(config.device, config.train.hang_timeout, config.run_dir)
     run_dir = RunDir(Path(config.run_dir))
-    check(config, run_dir, processes)
-    corpora, config = open_corpora(config, run_dir, processes)
+    entries = check(config, run_dir, processes)
+    corpora, config = open_corpora(config, run_dir, processes, entries)
     with processes.report_missing_ranks("the same command continues from the last checkpoint"), closing(run_dir):
         trainer = Trainer(config, corpora, processes, run_dir, stop)
         initialize(trainer, read_exported)
@@ -58,24 +58,29 @@ def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None], r
     return trainer.stop_reason
 
 
-def check(config: Config, run_dir: RunDir, processes: Processes) -> None:
-    """Check what can be checked before the corpus is read."""
+def check(config: Config, run_dir: RunDir, processes: Processes) -> int:
+    """Check what can be checked before the corpus is read. Returns the vocabulary size of `init_from`, or 0."""
     with processes.raise_on_all_ranks():
         check_trackers(config.report_to)
         model_class(config.model)
         run_dir.check(config)
-        check_source(config, run_dir)
+        return check_source(config, run_dir)
 
 
-def open_corpora(config: Config, run_dir: RunDir, processes: Processes) -> tuple[list[Corpus], Config]:
+def open_corpora(config: Config, run_dir: RunDir, processes: Processes, entries: int) -> tuple[list[Corpus], Config]:
     """Open the corpora. Rank 0 prepares one first if its path is text, and one rank of each host verifies them.
+
+    Args:
+        config: of the run.
+        run_dir: its directory.
+        processes: all ranks.
+        entries: the smallest vocabulary size of the model.
 
     Returns:
         The corpora, and the config with the vocabulary size of the run.
     """
     with processes.raise_on_all_ranks():
         config = run_dir.fill_vocab_size(config)
-        entries = source_entries(config, run_dir)
     folders = processes.on_rank_zero(lambda: find_or_prepare_all(config.data, config.model.vocab_size))
     with processes.raise_on_all_ranks():
         verify: Verify = "always" if config.data.verify else "once"
