@@ -119,13 +119,18 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k not in TIMINGS} for event in read_events(run_dir / "metrics.jsonl")]
 
 
-def assert_same_run(run_dir: Path, reference_run: Path) -> None:
-    """Assert that a run is done and has the same parameters, bit for bit, and the same events as the reference run."""
+def assert_same_run(run_dir: Path, reference_run: Path, branched_at: int | None = None) -> None:
+    """Assert that a run is done and has the same parameters, bit for bit, and the same events as the reference run.
+
+    A branch of the reference run has its events from the evaluation of the step at which it branched on.
+    """
     parameters, expected = (torch.load(path / "model.pth", weights_only=True) for path in (run_dir, reference_run))
     assert parameters.keys() == expected.keys()
     for name, parameter in parameters.items():
         assert torch.equal(parameter, expected[name]), name
-    assert history(run_dir) == history(reference_run)
+    events = history(reference_run)
+    is_first = [branched_at in (None, event["step"] if "val_loss" in event else -1) for event in events]
+    assert history(run_dir) == events[is_first.index(True) :]
     assert (run_dir / "DONE").exists()
     assert not (run_dir / "STOPPED").exists()
 

@@ -1,10 +1,11 @@
 """Runs in place of the training verb, and kills itself with SIGKILL at a fault point.
 
-    dying.py POINT CALL RANK FLAGS...
+    dying.py POINT:CALL[,POINT:CALL...] RANK FLAGS...
 
 Rank RANK dies when it reaches POINT (see mlm_dist/fault_points.py) for the CALL-th time, counted from 1. Under torchrun
-it dies in every attempt except the last one that --max-restarts allows. If POINT ends in ` in half`, every file that is
-being written is first truncated to half its size, as if the process had died while writing it.
+it dies in every attempt except the last one that --max-restarts allows: in each at a point of its own, if there are
+several. If POINT ends in ` in half`, every file that is being written is first truncated to half its size, as if the
+process had died while writing it.
 """
 
 import os
@@ -61,9 +62,11 @@ def train_and_die(point: str, call: int, flags: list[str], output: Path) -> None
 
 
 if __name__ == "__main__":
-    point, call, rank, *flags = sys.argv[1:]
+    kills, rank, *flags = sys.argv[1:]
     sys.argv[1:] = flags
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if os.environ.get("RANK", "0") == rank and attempt < LAST_ATTEMPT:
+        points = kills.split(",")
+        point, call = points[attempt % len(points)].split(":")
         die_at(point, int(call))
     run_verb(main)

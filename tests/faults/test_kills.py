@@ -161,7 +161,7 @@ def test_torchrun_restarts_all_ranks_when_one_is_killed(
     point, call, rank, store, corpus_folder, two_rank_reference, tmp_path
 ):
     run_dir = tmp_path / "run"
-    command = with_script(train_command(corpus_folder, run_dir, processes=2), DYING, point, call, rank)
+    command = with_script(train_command(corpus_folder, run_dir, processes=2), DYING, f"{point}:{call}", rank)
     result = start(command, TORCH_DISABLE_SHARE_RDZV_TCP_STORE=str(int(store == "rank 0's")))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("training 0.0 M parameters") == 4  # killed three times
