@@ -275,8 +275,9 @@ class TrainConfig:
     """Validation rows per evaluation: the same rows with the same masks every time."""
     patience: PositiveInt | None = None
     """The run ends after this many consecutive evaluations without an improvement of the validation loss. `model.pth`
-    then has the parameters of the evaluation with the lowest loss, of which every new one leaves a checkpoint. A run
-    with schedule wsd that ends like that has not decayed its learning rate. null: the run takes all its steps."""
+    then has the parameters of the evaluation with the lowest loss, of which every new one leaves a checkpoint. With
+    `init_from`, the evaluation at step 0 counts too. A run with schedule wsd that ends like that has not decayed its
+    learning rate. null: the run takes all its steps."""
     min_delta: NonNegativeFloat = 0.0
     """For `train.patience`: an improvement is a loss that is lower than at the last improvement, by at least this many
     nats."""

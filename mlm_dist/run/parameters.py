@@ -36,8 +36,8 @@ def load_parameters(run_dir: RunDir, config: Config, step: Step | None) -> tuple
     if step is not None or unfinished or not run_dir.model.exists():
         checkpoint = find_checkpoint(run_dir, "newest" if step is None else step)
         return model_parameters(load_checkpoint(checkpoint)), step_of(checkpoint)
-    step_of_final = run_dir.final_step() or (config.train.max_iters if run_dir.done.exists() else None)
-    return load_final(run_dir), step_of_final
+    recorded, last = run_dir.final_step(), config.train.max_iters if run_dir.done.exists() else None
+    return load_final(run_dir), last if recorded is None else recorded
 
 
 def load_final(run_dir: RunDir) -> dict[str, Any]:

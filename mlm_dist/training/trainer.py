@@ -15,6 +15,7 @@ from mlm_dist.fault_points import reached
 from mlm_dist.model.registry import build_model
 from mlm_dist.precision import choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver, copy_to_cpu
+from mlm_dist.run.checkpoint import list_checkpoints
 from mlm_dist.run.origin import Origin
 from mlm_dist.run.parameters import best_parameters
 from mlm_dist.run.record import describe_run
@@ -60,7 +61,7 @@ class Trainer:
         self.run_dir = run_dir
         self.stop = stop
         self.stop_file = StopFile(run_dir.stop)
-        self.patience = Patience(config.train, processes)
+        self.patience = Patience(config, processes)
         self.device = processes.device
         leave_default_stream(self.device)
         with processes.raise_on_all_ranks():
@@ -133,6 +134,7 @@ class Trainer:
         if self.lacks_evaluation():
             self.evaluate()
         self.save_milestone()  # of the step that the run resumes at, if it is missing
+        self.save_start()
         self.patience.check(state.step, self.recorder.val_losses)
         self.eager_step.compile(steps_left=self.last_step - state.step)
         stopwatch = Stopwatch(state.seconds)
@@ -221,6 +223,12 @@ class Trainer:
         self.saved_step = self.state.step
         if self.processes.is_rank_zero:
             self.saver.save(self.state.step, self.state.state_dict(), self.recorder.val_losses)
+
+    def save_start(self) -> None:
+        """Save a checkpoint of step 0, if an early end may need the parameters of `init_from` (rank 0)."""
+        is_new = self.state.step == 0 and not list_checkpoints(self.run_dir.checkpoints)
+        if is_new and self.patience.is_best(0, self.recorder.val_losses):
+            self.save()
 
     def finish(self) -> None:
         """Write the results (rank 0): the final parameters, or, after a stop request, a checkpoint and the reason.

@@ -1,5 +1,6 @@
-"""A run that ends early is killed at each fault point around its last evaluation, and ends like an undisturbed one."""
+"""A run that ends early is killed around its best and its last evaluation, and ends like an undisturbed one."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,3 +42,25 @@ def test_a_run_that_ends_early_is_killed_around_the_decision(corpus_folder, tmp_
     assert "ends at step 45 of 60" in run_to_end(command)
     assert_same_run(killed, undisturbed)
     assert (killed / "DONE").read_text() == "35\n"
+
+
+def test_a_run_whose_source_is_better_is_killed_around_its_first_evaluation(
+    run_dir: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    settings = NOISY | {"init_from": run_dir, "optim__lr": 1.0, "optim__ema": 0.5}
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    run_to_end(train_command(corpus_folder, undisturbed, **settings))
+    command = train_command(corpus_folder, killed, **settings)
+    for point, call in [
+        ("evaluated", 1),
+        ("state written in half", 1),  # of step 0
+        ("checkpoint renamed", 1),
+        ("evaluated", 2),  # at step 5
+        ("checkpoint renamed", 1),  # of step 10
+        ("model.pth written in half", 1),
+    ]:
+        kill_at(point, call, command, tmp_path / "output")
+        assert not (killed / "DONE").exists()
+    assert "ends at step 10 of 60" in run_to_end(command)
+    assert_same_run(killed, undisturbed)
+    assert (killed / "DONE").read_text() == "0\n"

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import mlm_dist
+from mlm_dist.config import Config, TrainConfig
+from mlm_dist.distributed import Processes
 from mlm_dist.run.checkpoint import load_checkpoint
 from mlm_dist.run.metrics import read_events
-from mlm_dist.training.patience import evaluations_without_improvement, is_lowest
+from mlm_dist.training.patience import Patience, evaluations_without_improvement, is_lowest
 from tests.conftest import tiny_flags, torchrun, verb
 
 # At this learning rate, the loss soon goes up and down: it is lowest at step 35, then at step 50.
@@ -31,7 +33,7 @@ NOISY: dict[str, Any] = {
     [
         ({}, 0.0, 0),
         ({0: 5.0}, 0.0, 0),
-        ({0: 2.0, 10: 5.0}, 0.0, 0),  # before the first step
+        ({0: 2.0, 10: 5.0}, 0.0, 1),
         ({10: 5.0, 20: 5.0, 30: 5.1}, 0.0, 2),  # not lower
         ({10: 5.0, 20: 5.1, 30: math.nextafter(5.0, 0)}, 0.0, 0),
         ({10: 5.0, 20: 4.5, 30: 4.0}, 0.5, 0),  # exactly min_delta
@@ -44,11 +46,23 @@ def test_evaluations_count_since_the_last_improvement(losses: dict[int, float], 
     assert evaluations_without_improvement(losses, min_delta) == count
 
 
-def test_the_lowest_loss_is_that_of_the_earliest_step_after_the_start() -> None:
-    losses = {0: 1.0, 10: 3.0, 20: 2.0, 30: 2.0}
+def test_the_lowest_loss_is_below_all_others() -> None:
+    losses = {0: 3.0, 10: 4.0, 20: 2.0, 30: 2.0}
     assert [step for step in (0, 5, 10, 20, 30) if is_lowest(step, losses)] == []
     del losses[30]
     assert [step for step in (0, 5, 10, 20) if is_lowest(step, losses)] == [20]
+
+
+@pytest.mark.parametrize(("init_from", "counts"), [(None, False), ("runs/novels", True)])
+def test_the_evaluation_before_the_first_step_counts_if_the_run_started_from_trained_parameters(
+    init_from: str | None, counts: bool
+) -> None:
+    train = TrainConfig(patience=2, batch_size=8)
+    patience = Patience(Config(init_from=init_from, train=train), Processes("cpu", 1.0))
+    losses = {0: 1.0, 250: 3.0, 500: 2.0}
+    assert [step for step in losses if patience.is_best(step, losses)] == [0 if counts else 500]
+    patience.check(500, losses)
+    assert patience.is_out == counts
 
 
 def val_losses(run: Path) -> dict[int, float]:
@@ -121,6 +135,24 @@ def test_without_the_best_checkpoint_the_next_best_is_final(
     assert result.returncode == 0, result.stderr
     assert f"of step 45 with validation loss {val_losses(run)[45]:.3f}" in result.stdout
     assert mlm_dist.load(run, "cpu").step == 45
+
+
+def test_an_adaptation_that_makes_things_worse_ends_with_the_parameters_of_its_source(
+    run_dir: Path, corpus_folder: Path, tmp_path: Path
+) -> None:
+    run, settings = tmp_path / "run", NOISY | {"init_from": run_dir, "optim__lr": 1.0, "optim__ema": 0.5}
+    result = verb("train", *tiny_flags(corpus_folder, run, **settings))
+    assert result.returncode == 0, result.stderr
+    losses = val_losses(run)
+    assert list(losses) == [0, 5, 10]
+    assert f"of step 0 with validation loss {losses[0]:.3f}" in result.stdout
+    assert checkpoints(run) == [0, 10]
+    model, source = (mlm_dist.load(path, "cpu") for path in (run, run_dir))
+    assert (model.step, (run / "DONE").read_text()) == (0, "0\n")
+    assert all(
+        torch.equal(value, source.encoder.state_dict()[name]) for name, value in model.encoder.state_dict().items()
+    )
+    assert mlm_dist.load(run, "cpu", step="best").step == 0
 
 
 @pytest.mark.multiprocess
