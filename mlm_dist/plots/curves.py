@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from mlm_dist.files import replacing
-from mlm_dist.plots.style import BLUE, GREY, PALETTE, VERMILLION, new_figure, render, shortened
+from mlm_dist.plots.style import BLUE, GREEN, GREY, PALETTE, VERMILLION, new_figure, render, shortened
 from mlm_dist.run.history import Column, History, read_history
 
 if TYPE_CHECKING:
@@ -35,13 +35,15 @@ MAX_NAME_LENGTH = 90  # in characters
 LEGEND_WIDTH = 120  # in characters
 
 Dashes = Literal["-", "--", ":"]
+SOURCE_LINE: dict[str, Any] = {"linewidth": 1.2, "marker": "s", "markerfacecolor": "none"}  # unlike validation
 
 
 class LineStyle(NamedTuple):
-    """The line style of a run: the colours of its training and validation metrics, and the dashes of both."""
+    """The line style of a run: the colours of its metrics in training, in validation and on the text of its source."""
 
     training: str
     validation: str
+    source: str
     dashes: Dashes
 
 
@@ -83,7 +85,7 @@ def lay_out_curves(figure: "Figure", histories: Sequence[History]) -> None:
 
 
 def plot_losses(axes: "Axes", histories: Sequence[History], against: str) -> None:
-    """Plot training losses, faint, with their running mean, and validation losses.
+    """Plot training losses, faint, with their running mean, and validation losses, also on the text of the source.
 
     Args:
         axes: to plot into.
@@ -97,16 +99,11 @@ def plot_losses(axes: "Axes", histories: Sequence[History], against: str) -> Non
         x, losses = training[against] / scale, training["loss"]
         axes.plot(x, losses, color=style.training, linewidth=0.8, alpha=0.35)
         axes.plot(x, running_mean(losses), style.dashes, color=style.training, linewidth=1.2, marker=point_marker(x))
-        axes.plot(
-            evaluations[against] / scale,
-            evaluations["val_loss"],
-            style.dashes,
-            color=style.validation,
-            linewidth=2,
-            marker="o",
-            markersize=4,
-            markevery=max(1, len(evaluations["step"]) // MAX_MARKERS),
-        )
+        x, every = evaluations[against] / scale, max(1, len(evaluations["step"]) // MAX_MARKERS)
+        validation: dict[str, Any] = {"linestyle": style.dashes, "markersize": 4, "markevery": every}
+        axes.plot(x, evaluations["val_loss"], color=style.validation, linewidth=2, marker="o", **validation)
+        for losses in history.source_losses.values():
+            axes.plot(x, losses, color=style.source, **SOURCE_LINE, **validation)
     limit_loss_axis(axes, histories)
     axes.set_ylabel("loss (nats per token)" if against == "step" else "loss")
     axes.yaxis.set_major_formatter("{x:g}")
@@ -153,7 +150,11 @@ def limit_loss_axis(axes: "Axes", histories: Sequence[History]) -> None:
     The last loss of every run stays visible, even if the run has only just started.
     """
     curves = [(h.training["step"], running_mean(h.training["loss"])) for h in histories]
-    curves += [(h.evaluations["step"], h.evaluations["val_loss"]) for h in histories]
+    curves += [
+        (h.evaluations["step"], losses)
+        for h in histories
+        for losses in (h.evaluations["val_loss"], *h.source_losses.values())
+    ]
     early_steps = EARLY_FRACTION * max(step for steps, _ in curves for step in steps)
     losses = finite([values for _, values in curves])
     later = finite([np.append(values[steps >= early_steps], values[-1:]) for steps, values in curves])
@@ -167,33 +168,36 @@ def limit_loss_axis(axes: "Axes", histories: Sequence[History]) -> None:
 
 
 def add_loss_legend(axes: "Axes", histories: Sequence[History]) -> None:
-    """Add a legend above the axes that distinguishes training from validation lines."""
-    (style,) = line_styles(1) if len(histories) == 1 else [LineStyle(GREY, GREY, "-")]
+    """Add a legend above the axes that distinguishes training, validation, and validation on the source's text."""
+    (style,) = line_styles(1) if len(histories) == 1 else [LineStyle(GREY, GREY, GREY, "-")]
     lines, labels = [new_line(style.training, "-", 1.2)], ["training"]
     if any(history.evaluations["step"].size for history in histories):
         lines.append(new_line(style.validation, "-", 2, marker="o", markersize=4))
         labels.append("validation")
-    axes.legend(lines, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0.2)
+    if any(history.source_losses for history in histories):
+        lines.append(new_line(style.source, "-", **SOURCE_LINE, markersize=4))
+        labels.append("text of the source")
+    axes.legend(lines, labels, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, borderaxespad=0.2)
 
 
-def new_line(color: str, dashes: Dashes, width: float, **marker: Any) -> "Line2D":
+def new_line(color: str, dashes: Dashes, linewidth: float, **marker: Any) -> "Line2D":
     """A line for a legend."""
     from matplotlib.lines import Line2D  # noqa: PLC0415
 
-    return Line2D([], [], color=color, linestyle=dashes, linewidth=width, **marker)
+    return Line2D([], [], color=color, linestyle=dashes, linewidth=linewidth, **marker)
 
 
 def line_styles(count: int) -> list[LineStyle]:
     """Line styles for this many runs.
 
-    A single run has one colour for training and one for validation. Several runs have one colour each, and other dashes
-    once the colours are used up.
+    A single run has one colour for training, one for validation, and one for the text of its source. Several runs have
+    one colour each, and other dashes once the colours are used up.
     """
     if count == 1:
-        return [LineStyle(BLUE, VERMILLION, "-")]
+        return [LineStyle(BLUE, VERMILLION, GREEN, "-")]
     dashes: tuple[Dashes, ...] = ("-", "--", ":")
     styles = itertools.cycle(itertools.product(dashes, PALETTE))
-    return [LineStyle(color, color, line) for line, color in itertools.islice(styles, count)]
+    return [LineStyle(color, color, color, line) for line, color in itertools.islice(styles, count)]
 
 
 def running_mean(values: Column) -> Column:

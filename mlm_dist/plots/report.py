@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mlm_dist.files import LARGEST_SMALL_FILE, read_text, replacing
 from mlm_dist.plots.curves import LABELS, add_loss_legend, plot_losses, plot_metric, unit_of_time
 from mlm_dist.plots.sentences import Sentence
-from mlm_dist.plots.style import BLUE, INK, SKY, new_figure, printable, render
+from mlm_dist.plots.style import BLUE, INK, SKY, new_figure, printable, render, shortened
 from mlm_dist.run.averaged import describe_average
 from mlm_dist.run.history import Column, History
 from mlm_dist.run.machine import read_machine
@@ -27,6 +27,7 @@ ROWS = 10
 CHART = (4.8, 3.2)  # inches: about the width of a phone, so that the text stays readable on one
 INK_IN_DARK_MODE = "#d6d6d6"
 UNKNOWN = "–"
+MAX_PATH_LENGTH = 30  # in characters
 
 
 class Metric(NamedTuple):
@@ -70,6 +71,7 @@ def write_report(run: Path, history: History, sentences: Sequence[Sentence], not
         state=state_of(run_dir),
         metrics=metrics_of(history, run_dir.final_step()),
         charts=plot_charts(history),
+        source_paths=[shortened(path, MAX_PATH_LENGTH) for path in history.source_losses],
         rows=losses_at_round_steps(history),
         sentences=sentences,
         note=note,
@@ -116,13 +118,28 @@ def metrics_of(history: History, final_step: int | None = None) -> list[Metric]:
         Metric("validation loss", format_number(loss, ".3f"), f"nats per token, {when}"),
         Metric("accuracy", format_number(accuracy, ".1%"), f"of masked tokens predicted correctly, {when}"),
         Metric("perplexity", format_perplexity(loss), f"of masked tokens, {when}"),
+        *(forgotten(history, path, evaluated) for path in history.source_losses),
         Metric("training time", format_duration(seconds), "without evaluations"),
         Metric("throughput", format_amount(tokens / seconds if seconds else math.nan), "tokens per second, on average"),
     ]
 
 
+def forgotten(history: History, path: str, step: float) -> Metric:
+    """By how much the loss on a corpus of the source is higher at a step than at the first evaluation."""
+    losses, steps = history.source_losses[path], history.evaluations["step"]
+    increase = last(losses[steps == step]) - losses[0]
+    when = f"step {steps[0]:,.0f} to {step:,.0f}"
+    return Metric(
+        "forgotten",
+        format_number(increase, "+.3f"),
+        f"nats per token of {shortened(path, MAX_PATH_LENGTH)}, {when}",
+    )
+
+
 def losses_at_round_steps(history: History) -> list[list[str]]:
     """A table of step, tokens, training loss, validation loss, accuracy and perplexity at about evenly spaced steps.
+
+    Columns with the losses on the corpora of the source follow, if they were measured.
 
     If the run was evaluated, only evaluated steps are listed.
     """
@@ -141,6 +158,7 @@ def losses_at_round_steps(history: History) -> list[list[str]]:
             format_number(loss, ".3f"),
             format_number(value_at(evaluations, "val_accuracy", step), ".1%"),
             format_perplexity(loss),
+            *(format_number(losses[index], ".3f") for losses in history.source_losses.values()),
         ]
         rows.append(row)
     return rows

@@ -1,7 +1,7 @@
 """The metrics of runs, one column per metric."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from mlm_dist.errors import UserError
 from mlm_dist.run.metrics import Event, read_events
+from mlm_dist.run.origin import Origin
 from mlm_dist.run.run_dir import RunDir, not_a_run_directory
 
 TRAINING = ("step", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "seconds")
@@ -25,23 +26,27 @@ class History:
         name: the name of the run in legends.
         training: the columns `TRAINING`, (N,) each.
         evaluations: the columns `EVALUATION`, (M,) each, with the `tokens` and `seconds` used so far.
+        source_losses: the losses of the evaluations on the corpora of `init_from` that were measured, (M,) each.
     """
 
     name: str
     training: dict[str, Column]
     evaluations: dict[str, Column]
+    source_losses: dict[str, Column] = field(default_factory=dict)
 
 
 def read_history(metrics: Path, name: str) -> History:
     """Read a metrics.jsonl.
 
     Raises:
-        UserError: it cannot be read, or has no events yet.
+        UserError: it cannot be read, or has no events yet, or origin.json is damaged.
     """
+    origin = Origin.read(RunDir(metrics.parent).origin)
     try:
         events = read_events(metrics)
         training = columns([event for event in events if "loss" in event], TRAINING)
-        evaluations = columns([event for event in events if "val_loss" in event], EVALUATION)
+        evaluated = [event for event in events if "val_loss" in event]
+        evaluations = columns(evaluated, EVALUATION)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise not_a_run_directory(metrics.parent, metrics.name) from error
     except OSError as error:
@@ -51,7 +56,7 @@ def read_history(metrics: Path, name: str) -> History:
     for key in ("tokens", "seconds"):  # recorded for steps only; both are 0 at the start of a run
         steps, used = np.append(0, training["step"]), np.append(0, training[key])
         evaluations[key] = np.interp(evaluations["step"], steps, used)
-    return History(name, training, evaluations)
+    return History(name, training, evaluations, source_losses(evaluated, origin) if origin else {})
 
 
 def read_histories(runs: Sequence[Path]) -> list[History]:
@@ -67,6 +72,18 @@ def read_histories(runs: Sequence[Path]) -> list[History]:
 def columns(events: list[Event], keys: tuple[str, ...]) -> dict[str, Column]:
     """The values of events, as one column per key."""
     return {key: np.array([event.get(key) for event in events], dtype=np.float64) for key in keys}
+
+
+def source_losses(evaluated: list[Event], origin: Origin) -> dict[str, Column]:
+    """The losses on the corpora of the source, as `History.source_losses`, by their paths."""
+    recorded = {key for event in evaluated for key in event}
+    losses = {}
+    for path, (folder, _) in origin.corpora.items():
+        # The folder if a corpus of the run itself has this path, see `watch_source_corpora`.
+        keys = [key for key in (f"val_loss/{folder}", f"val_loss/{path}") if key in recorded]
+        if keys:
+            losses[path] = columns(evaluated, (keys[0],))[keys[0]]
+    return losses
 
 
 def shortest_names(runs: Sequence[Path]) -> list[str]:

@@ -112,7 +112,7 @@ def is_event(value: Any) -> bool:
     """Whether a value is a dict with a step whose metrics, if present, are numbers that can be plotted."""
     if not isinstance(value, dict) or type(value.get("step")) is not int:
         return False
-    metrics = [value.get(key) for key in METRICS]
+    metrics = [metric for key, metric in value.items() if key.partition("/")[0] in METRICS]  # val_loss/PATH too
     return all(metric is None or (type(metric) in (int, float) and abs(metric) < LARGEST_METRIC) for metric in metrics)
 
 

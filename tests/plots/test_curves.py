@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from mlm_dist.plots.curves import SIZE, lay_out_curves, line_styles, running_mean, save_curves
 from mlm_dist.plots.style import new_figure, render
 from mlm_dist.run.history import read_histories
+from mlm_dist.run.origin import Origin
 
 
 def test_a_run_is_plotted(run_dir: Path) -> None:
@@ -121,6 +122,38 @@ def test_several_runs_have_one_colour_each_and_a_legend_above_the_panels(tmp_pat
     assert legend_of_styles
     for box in (legend.get_window_extent(), legend_of_styles.get_window_extent()):
         assert box.y0 >= panels["step"].get_window_extent().y1
+
+
+def forgetting_run(folder: Path) -> Path:
+    """Write the metrics of a run whose loss on the text of its source rises from 9 to 13."""
+    run = write_run(folder, 200, quick_then_slow)
+    events = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    events = [event | ({"val_loss/old": 9 + event["step"] / 50} if "val_loss" in event else {}) for event in events]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    Origin("runs/source", 1000, "digest", {"old": ["/corpora/old", "digest"]}).write(run / "origin.json")
+    return run
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_loss_on_the_text_of_the_source_is_plotted_where_it_was_measured(
+    tmp_path: Path, figure: Figure, count: int
+) -> None:
+    runs = [forgetting_run(tmp_path / "forgets"), write_run(tmp_path / "plain", 200, quick_then_slow)][:count]
+    panels = plot(figure, *runs)
+    for name, end in (("step", 200), ("tokens", 200_000), ("seconds", 100)):
+        line = panels[name].lines[3]
+        assert last_point(line) == (end, 13)
+        assert line.get_marker() == "s"
+        assert panels[name].get_ylim()[1] > 13
+        assert len(panels[name].lines) == 4 + 3 * (count - 1)
+    legend = panels["step"].get_legend()
+    assert legend
+    assert [text.get_text() for text in legend.get_texts()] == ["training", "validation", "text of the source"]
+    assert [line.get_marker() for line in legend.get_lines()] == ["None", "o", "s"]
+    if count == 1:
+        assert [line.get_color() for line in legend.get_lines()] == [
+            line.get_color() for line in panels["step"].lines[1:]
+        ]
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from mlm_dist.plots.report import format_amount, format_duration, losses_at_roun
 from mlm_dist.plots.sentences import Sentence, fill_sentences
 from mlm_dist.run.history import History, read_history
 from mlm_dist.run.metrics import read_events
+from mlm_dist.run.origin import Origin
 from tests.plots.browser import DARK, LIGHT, find_browser, measure, visit
 
 pytestmark = pytest.mark.slow
@@ -198,6 +199,22 @@ def test_the_table_lists_evaluations_at_round_steps(tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["0", *(f"{step:,}" for step in range(500, 4001, 500)), "4,450"]
     assert rows[0] == ["0", "0", "–", "9.000", "0.0%", "8,103"]
     assert rows[4] == ["2,000", "128.0 k", "6.000", "7.000", "20.0%", "1,097"]
+
+
+def test_the_page_shows_what_was_forgotten_where_it_was_measured(tmp_path: Path) -> None:
+    events = [
+        {"step": step, "val_loss": 5.0, "val_accuracy": 0.1, "val_loss/old": 4 + step / 80} for step in (0, 20, 40)
+    ]
+    write_report(tmp_path, write_metrics(tmp_path, *events), [], "", tmp_path / "report.html")
+    assert "forgotten" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    Origin("runs/source", 1000, "digest", {"old": ["/corpora/old", "digest"]}).write(tmp_path / "origin.json")
+    (tmp_path / "DONE").write_text("20\n")
+    write_report(tmp_path, history_of(tmp_path), [], "", tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (card,) = re.findall(r"<h3>forgotten</h3>\s*<div .*?>(.*?)</div>\s*<div .*?>(.*?)</div>", text)
+    assert card == ("+0.250", "nats per token of old, step 0 to 20")
+    assert "<th><bdi>on old</bdi></th>" in text
+    assert [row[-1] for row in losses_at_round_steps(history_of(tmp_path))] == ["4.000", "4.250", "4.500"]
 
 
 def test_the_table_of_a_run_without_evaluations_lists_training_losses(tmp_path: Path) -> None:

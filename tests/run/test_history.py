@@ -6,6 +6,9 @@ import pytest
 
 from mlm_dist.errors import UserError
 from mlm_dist.run.history import read_histories, read_history, shortest_names
+from mlm_dist.run.origin import Origin
+
+OF_A_CORPUS = {"step": 1, "val_loss": 2.0, "val_loss/old": "high"}
 
 
 def write_metrics(folder: Path, *events: object) -> Path:
@@ -40,12 +43,27 @@ def test_null_and_missing_values_are_nan_and_skipped_steps_are_left_out(tmp_path
     np.testing.assert_equal(training["tokens"], [np.nan, np.nan])
 
 
+def test_the_losses_on_the_text_of_the_source_are_those_of_its_corpora(tmp_path: Path) -> None:
+    metrics = write_metrics(
+        tmp_path,
+        {"step": 0, "val_loss": 5.0, "val_loss/new": 6.0, "val_loss/old": 4.0, "val_loss//corpora/same": 4.5},
+        {"step": 9, "val_loss": 3.0, "val_loss/new": 2.0, "val_loss/same": 1.0, "val_loss//corpora/same": 5.5},
+    )
+    assert read_history(metrics, "run").source_losses == {}
+    corpora = {name: [f"/corpora/{name}", "digest"] for name in ("old", "same", "not measured")}
+    Origin("runs/source", 1000, "digest", corpora).write(tmp_path / "origin.json")
+    losses = read_history(metrics, "run").source_losses
+    assert list(losses) == ["old", "same"]
+    np.testing.assert_equal(losses["old"], [4.0, np.nan])
+    np.testing.assert_equal(losses["same"], [4.5, 5.5])  # the run itself has another corpus with the path "same"
+
+
 def test_missing_empty_and_damaged_metrics_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="nowhere is not a run directory: there is no such folder"):
         read_history(tmp_path / "nowhere" / "metrics.jsonl", "run")
     with pytest.raises(UserError, match=r"metrics.jsonl has no events yet"):
         read_history(write_metrics(tmp_path), "run")
-    for event in ({"step": 1, "loss": "high"}, {"step": 1, "loss": [1, 2]}, {"step": None, "loss": 3.0}):
+    for event in ({"step": 1, "loss": "high"}, {"step": 1, "loss": [1, 2]}, {"step": None, "loss": 3.0}, OF_A_CORPUS):
         metrics = write_metrics(tmp_path, event, {"step": 2, "loss": 1.0})
         assert read_history(metrics, "run").training["loss"].tolist() == [1.0]
         assert capsys.readouterr().err == f"mlm_dist: {metrics} line 1 is skipped: it is not an event\n"
