@@ -64,7 +64,9 @@ def prepare_corpus(
         return encode_corpus(documents, folder, encoder, shard_tokens)
 
 
-def choose_tokenizer(documents: DocumentList, name: str, vocab_size: int | None, add_tokens: int | None) -> Tokenizer:
+def choose_tokenizer(
+    documents: DocumentList, name: str, vocab_size: int | None, add_tokens: int | None = None
+) -> Tokenizer:
     """Load or train the tokenizer of a corpus, as in `prepare_corpus`."""
     saved = None if name == "bpe" else saved_tokenizer(name)
     if add_tokens is not None:
@@ -164,7 +166,8 @@ def find_or_prepare(config: DataConfig, vocab_size: int | None) -> Path:
     if not (folder / MANIFEST).exists():
         try:
             documents = hold_out(list_documents(files, reading), config.val_fraction)
-            prepare_corpus(documents, folder, config.tokenizer, vocab_size)
+            with new_folder(folder) as partial:
+                encode_corpus(documents, partial, saved or choose_tokenizer(documents, config.tokenizer, vocab_size))
         except UserError:
             if not (folder / MANIFEST).exists():  # otherwise, another run has just prepared the same corpus
                 raise

@@ -1,7 +1,7 @@
 """Which parameters of a run are loaded: the final ones, or those of a checkpoint or milestone."""
 
 import itertools
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,6 @@ from mlm_dist.config import Config
 from mlm_dist.errors import RunError, UserError
 from mlm_dist.output import warn
 from mlm_dist.run.checkpoint import (
-    find_best,
     find_damage,
     find_newest,
     list_checkpoints,
@@ -58,7 +57,9 @@ def load_final(run_dir: RunDir) -> dict[str, Any]:
 
 
 def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
-    """The path of an undamaged checkpoint or milestone.
+    """The path of an undamaged checkpoint or milestone; of a step that has both, of the checkpoint.
+
+    Instead of a damaged newest or best one, the next one is chosen, with a warning.
 
     Raises:
         UserError: there is none of this step, or it is damaged.
@@ -67,17 +68,21 @@ def find_checkpoint(run_dir: RunDir, step: Step) -> Path:
         if newest := find_newest(run_dir.checkpoints):
             return newest
         raise UserError(f"{run_dir.path} contains neither {run_dir.model.name} nor a checkpoint yet")
+    if step == "best":
+        events = read_events(run_dir.metrics) if run_dir.metrics.exists() else []
+        if best := best_undamaged(run_dir, validation_losses(events)):
+            return best
+        raise UserError(f"{run_dir.metrics} has no validation loss of a step with a checkpoint")
     saved = saved_steps(run_dir)
-    chosen = best_step(run_dir, saved.keys()) if step == "best" else step
-    if chosen not in saved:
+    if step not in saved:
         kept = ", ".join(str(step_of(path)) for path in reversed(list_checkpoints(run_dir.checkpoints))) or "no step"
         marked = ", ".join(str(step_of(path)) for path in reversed(list_checkpoints(run_dir.milestones)))
         milestones = f", and milestones of {marked}" if marked else ""
-        raise UserError(f"{run_dir.checkpoints} has no checkpoint of step {chosen}; it has those of {kept}{milestones}")
-    damages = {path: find_damage(path) for path in saved[chosen]}
-    if undamaged := [path for path, damage in damages.items() if damage is None]:
-        return undamaged[0]
-    raise UserError(f"{saved[chosen][0]} is damaged: {damages[saved[chosen][0]]}")
+        raise UserError(f"{run_dir.checkpoints} has no checkpoint of step {step}; it has those of {kept}{milestones}")
+    damages = {path: find_damage(path) for path in saved[step]}
+    if paths := [path for path, damage in damages.items() if damage is None]:
+        return paths[0]
+    raise UserError(f"{saved[step][0]} is damaged: {damages[saved[step][0]]}")
 
 
 def saved_steps(run_dir: RunDir) -> dict[int, list[Path]]:
@@ -109,39 +114,46 @@ def undamaged_steps(run_dir: RunDir) -> dict[int, Path]:
     Raises:
         UserError: there is none, or this is not a run directory.
     """
-    undamaged: dict[int, Path] = {}
-    for step, paths in saved_steps(run_dir).items():
-        for path in paths:
-            if damage := find_damage(path):
-                warn(f"{path} is skipped: {damage}")
-            else:
-                undamaged[step] = path
-    if not undamaged:
+    found = {step_of(path): path for path in undamaged(saved_steps(run_dir).values())}
+    if not found:
         raise UserError(f"{run_dir.path} has no undamaged checkpoint or milestone")
-    return undamaged
+    return found
 
 
-def best_step(run_dir: RunDir, steps: Set[int]) -> int:
-    """Of these steps, the one with the lowest validation loss.
+def best_undamaged(run_dir: RunDir, val_losses: Mapping[int, float]) -> Path | None:
+    """The undamaged checkpoint or milestone with the lowest of these validation losses, the earliest of several.
+
+    A warning is printed for each damaged one with a lower loss.
+
+    Returns:
+        None if no undamaged one has a loss.
 
     Raises:
-        UserError: none of them was evaluated.
+        UserError: this is not a run directory.
     """
-    events = read_events(run_dir.metrics) if run_dir.metrics.exists() else []
-    losses = validation_losses(events)
-    if not (evaluated := steps & losses.keys()):
-        raise UserError(f"{run_dir.metrics} has no validation loss of a step with a checkpoint")
-    return min(evaluated, key=lambda step: (losses[step], step))
+    saved = saved_steps(run_dir)
+    steps = sorted(saved.keys() & val_losses.keys(), key=lambda step: (val_losses[step], step))
+    return next(undamaged(saved[step] for step in steps), None)
+
+
+def undamaged(steps: Iterable[Sequence[Path]]) -> Iterator[Path]:
+    """The first undamaged path of each step that has one, with a warning for each damaged one before it."""
+    for paths in steps:
+        for path in paths:
+            damage = find_damage(path)
+            if damage is None:
+                yield path
+                break
+            warn(f"{path} is skipped: {damage}")
 
 
 def best_parameters(run_dir: RunDir, val_losses: Mapping[int, float]) -> tuple[int, dict[str, Any]]:
-    """The parameters of the undamaged checkpoint with the lowest of these validation losses, and its step.
+    """The parameters with the lowest of these validation losses that are saved undamaged, and their step.
 
     Raises:
         RunError: no evaluated parameters could be saved.
     """
-    undamaged = [path for path in list_checkpoints(run_dir.checkpoints) if find_damage(path) is None]
-    best = find_best(undamaged, val_losses)
+    best = best_undamaged(run_dir, val_losses)
     if best is None:
         raise RunError(f"{run_dir.path} has no checkpoint of an evaluated step: {MAKE_ROOM}")
     return step_of(best), model_parameters(load_checkpoint(best, mapped=True))

@@ -16,6 +16,7 @@ import pytest
 import tiktoken
 
 from mlm_dist.config import DataConfig
+from mlm_dist.data import preparation
 from mlm_dist.data.corpus import Corpus, Manifest
 from mlm_dist.data.document_list import DocumentPiece, find_documents
 from mlm_dist.data.documents import DocumentIndex, IndexedDocument
@@ -30,6 +31,7 @@ from mlm_dist.data.preparation import (
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.texts import Split
 from mlm_dist.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
+from mlm_dist.data.tokenizer_json import read_exported_tokenizer
 from mlm_dist.errors import UserError
 from tests.data.test_pieces import HARD_TEXTS, random_text
 from tests.data.test_tokenizer_json import write as write_exported
@@ -343,11 +345,21 @@ def test_a_corpus_without_its_description_is_not_taken_for_texts(
     assert not cache.exists()
 
 
-def test_the_tokenizer_of_an_exported_model_is_used(corpus: Corpus, tmp_path: Path, cache: Path) -> None:
+def test_the_tokenizer_of_an_exported_model_is_used_and_read_once(
+    corpus: Corpus, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def read_and_count(folder: Path) -> Tokenizer:
+        read.append(folder)
+        return read_exported_tokenizer(folder)
+
+    monkeypatch.setattr(preparation, "read_exported_tokenizer", read_and_count)
     (tmp_path / "a.txt").write_text("A lamp in the harbour. " * 200)
     exported = write_exported(corpus.tokenizer, tmp_path / "exported")
     config = DataConfig(path=str(tmp_path / "a.txt"), tokenizer=str(exported))
     first = find_or_prepare(config, None)
+    assert read == [exported]  # which takes seconds with a large vocabulary
     assert first.parent == cache
     assert Corpus.open(first).tokenizer.fingerprint == corpus.tokenizer.fingerprint
     assert find_or_prepare(config, None) == first

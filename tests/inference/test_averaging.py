@@ -31,7 +31,7 @@ def test_the_mean_is_that_of_the_last_steps_in_fp64(run: Path, tmp_path: Path) -
     result = verb("average", "--run", run, "--last", 3, "--out", "out", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "out: the mean of the parameters of steps 20, 30, 40\n"
-    paths = ["milestones/step-00000020", "milestones/step-00000030", "checkpoints/step-00000040"]
+    paths = ["milestones/step-00000020", "checkpoints/step-00000030", "checkpoints/step-00000040"]
     states = [load_checkpoint(run / path)["model"] for path in paths]
     mean = torch.load(tmp_path / "out/model.pth", weights_only=True)
     for name, value in mean.items():

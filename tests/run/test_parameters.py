@@ -11,7 +11,7 @@ import mlm_dist
 from mlm_dist.errors import UserError
 from mlm_dist.run.checkpoint import load_checkpoint
 from mlm_dist.run.metrics import read_events
-from mlm_dist.run.parameters import steps_at_hand
+from mlm_dist.run.parameters import find_checkpoint, steps_at_hand, undamaged_steps
 from mlm_dist.run.run_dir import RunDir
 from tests.conftest import verb
 
@@ -48,6 +48,16 @@ def test_the_best_checkpoint_has_the_lowest_validation_loss(copy: Path) -> None:
     assert_parameters_of(20, copy, "best")
 
 
+def test_instead_of_a_damaged_best_checkpoint_the_next_best_is_loaded(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_val_loss(copy, {10: 3.0, 20: 3.0, 30: 2.0})
+    (copy / "checkpoints/step-00000030/state.pt").write_bytes(b"")
+    assert_parameters_of(10, copy, "best")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "checkpoints/step-00000030 is skipped: state.pt does not match manifest.json" in line
+
+
 def test_the_newest_checkpoint_is_the_newest_undamaged_one(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert_parameters_of(30, copy, "newest")
     (copy / "checkpoints/step-00000030/state.pt").write_bytes(b"")
@@ -81,6 +91,20 @@ def test_a_step_may_be_that_of_a_milestone(with_milestones: Path) -> None:
     assert mlm_dist.load(with_milestones, "cpu", step=10).step == 10
     set_val_loss(with_milestones, {10: 3.0, 15: 1.0, 20: 2.0})
     assert mlm_dist.load(with_milestones, "cpu", step="best").step == 15
+
+
+def test_of_a_step_with_both_the_checkpoint_is_chosen(
+    with_milestones: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = [with_milestones / folder / "step-00000010" for folder in ("checkpoints", "milestones")]
+    set_val_loss(with_milestones, {10: 1.0})
+    run_dir, steps = RunDir(with_milestones), (10, "best")
+    assert [find_checkpoint(run_dir, step) for step in steps] == [both[0], both[0]]  # type: ignore[arg-type]
+    assert undamaged_steps(run_dir)[10] == both[0]
+    (both[0] / "state.pt").write_bytes(b"")
+    assert [find_checkpoint(run_dir, step) for step in steps] == [both[1], both[1]]  # type: ignore[arg-type]
+    assert undamaged_steps(run_dir)[10] == both[1]
+    assert capsys.readouterr().err.count(f"{both[0]} is skipped") == 2
 
 
 def test_an_unknown_step_is_refused_with_checkpoints_and_milestones(with_milestones: Path) -> None:
