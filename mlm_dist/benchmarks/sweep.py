@@ -87,7 +87,7 @@ def final_loss(config: Config, corpora: Sequence[Corpus], processes: Processes) 
         trainer = Trainer(config, corpora, processes, RunDir(Path(config.run_dir)), stop)
     for _ in range(config.train.max_iters):
         trainer.train_step()
-    evaluation = trainer.validator.evaluate(trainer.state.encoder)
+    evaluation = trainer.validator.evaluate(trainer.state.model)
     assert evaluation is not None  # nothing stops it
     return evaluation["val_loss"]
 

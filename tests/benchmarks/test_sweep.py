@@ -11,7 +11,7 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
 from mlm_dist.run.metrics import read_events
-from tests.conftest import tiny_flags
+from tests.conftest import tiny_flags, verb
 
 
 def test_rates_are_evenly_spaced_on_a_logarithmic_axis() -> None:
@@ -27,6 +27,7 @@ def test_a_short_run_has_the_whole_schedule_and_one_evaluation() -> None:
     assert (short.train.max_iters, short.train.eval_interval, short.train.patience) == (300, 300, None)
     assert short.optim.warmup_iters == 20
     assert short_config(Config(train=TrainConfig(max_iters=50))).train.max_iters == 50
+    assert short_config(Config(optim=OptimConfig(warmup_iters=5))).optim.warmup_iters == 5
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,26 @@ def test_a_trial_has_the_validation_loss_of_a_run_at_its_rate(corpus: Corpus, ru
     assert trials[0].val_loss == last["val_loss"]  # of the same config, whose rate is 1e-3
     assert trials[1].val_loss > trials[0].val_loss + 0.1
     assert not (tmp_path / "none").exists()
+
+
+def test_a_trial_has_the_validation_loss_of_the_average_if_the_run_has_one(corpus: Corpus, tmp_path: Path) -> None:
+    average = {"optim__ema": 0.99, "train__eval_interval": 30}
+    assert verb("train", *tiny_flags(corpus.folder, tmp_path / "run", **average)).returncode == 0
+    *_, last = (event for event in read_events(tmp_path / "run/metrics.jsonl") if "val_loss" in event)
+    config = parse_config(tiny_flags(corpus.folder, tmp_path / "none", **average), "plan")
+    (trial,) = train_at_rates(config, [corpus], "optim.lr", [1e-3], lambda _: None)
+    assert trial.val_loss == last["val_loss"]
+
+
+def test_the_rate_of_a_trial_is_that_of_its_key(corpus: Corpus, tmp_path: Path) -> None:
+    flags = tiny_flags(corpus.folder, tmp_path / "none", optim__name="muon", train__max_iters=5)
+    config = parse_config(flags, "plan")
+    rates = {"optim.lr": config.optim.lr, "optim.muon_lr": config.optim.muon_lr}
+    for key, rate in rates.items():
+        same, changed = train_at_rates(config, [corpus], key, [rate, 10 * rate], lambda _: None)
+        assert same.val_loss != changed.val_loss
+        rates[key] = same.val_loss
+    assert len(set(rates.values())) == 1  # the other rate stays that of the config
 
 
 def test_the_best_trial_is_finite() -> None:

@@ -22,8 +22,9 @@ from mlm_dist.config import ModelConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
+from mlm_dist.huggingface import importing
 from mlm_dist.huggingface.export import export_model
-from mlm_dist.huggingface.importing import Exported, read_exported, read_tensors
+from mlm_dist.huggingface.importing import Exported, read_exported, read_tensors, sample_states
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import Encoder
 from tests.data.test_tokenizer_json import change_json
@@ -201,7 +202,27 @@ def test_a_model_in_half_precision_is_read(model: TrainedModel, folder: Path, tm
     save(AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.bfloat16), folder, tmp_path / "half")
     found = read_exported(tmp_path / "half").parameters
     for name, parameter in model.encoder.state_dict().items():
+        assert found[name].dtype == torch.float32
         assert torch.equal(found[name], parameter.bfloat16().float())
+
+
+@pytest.mark.parametrize("name", ["cls.predictions.bias", "cls.predictions.decoder.bias"])
+def test_one_of_the_two_names_of_the_output_bias_is_enough(name: str, untied: TrainedModel, tmp_path: Path) -> None:
+    export_model(untied, tmp_path / "exported")
+    change_tensors(tmp_path / "exported", lambda tensors: tensors.pop(name))
+    check_bits(read_exported(tmp_path / "exported"), untied)
+
+
+def test_the_sampled_states_are_those_of_masks(model: TrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = {
+        name: torch.zeros_like(value) if name.startswith("blocks.") and "norm" not in name else value
+        for name, value in model.encoder.state_dict().items()
+    }  # whose states depend on their own token and position only
+    states = sample_states(parameters, SHAPE, model.tokenizer)
+    assert states.shape == (8192 // 16 * 3, 32)  # the positions 0, 7 and 14 of each row
+    assert torch.equal(states, states[:3].repeat(8192 // 16, 1))
+    monkeypatch.setattr(importing, "SAMPLE_TOKENS", 10)  # fewer than a row
+    torch.testing.assert_close(sample_states(parameters, SHAPE, model.tokenizer), states[:2])
 
 
 def test_added_tokens_enlarge_the_model(folder: Path, tmp_path: Path) -> None:

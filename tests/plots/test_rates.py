@@ -20,6 +20,7 @@ def test_finite_losses_are_plotted_and_the_best_rate_is_marked() -> None:
         assert np.array_equal(curve.get_xydata(), [[1e-4, 5.0], [1e-3, 4.0], [1e-2, 4.5]])
         assert np.array_equal(mark.get_xdata(), [1e-3, 1e-3])
         assert axes.get_xscale() == "log"
+        assert axes.get_xlabel() == "optim.lr"
         figure.canvas.draw()
         labels = [label.get_text() for label in axes.get_xticklabels()]
         assert {"0.0001", "0.001", "0.01", "0.1"} <= set(labels)
