@@ -178,7 +178,7 @@ def test_large_vocabularies_are_written_in_32_bits(tmp_path: Path, end_id: int, 
     ]
     for split, documents, ids, lengths in batches:
         batch = Batch(split, documents, ["", ""], is_last=True)
-        writer.add(EncodedBatch(batch, np.array(ids, dtype=np.uint32), np.array(lengths), size=0))
+        writer.add(EncodedBatch(batch, np.array(ids, dtype=np.uint32), np.array(lengths)))
     manifest = writer.finish(["a", "b"])
     assert manifest.dtype == np.dtype(dtype)
     assert np.fromfile(tmp_path / "train.bin", dtype=dtype).tolist() == [1, 2, end_id, 3, end_id]
