@@ -129,7 +129,7 @@ class ToLoss:
         environment = {key: value for key, value in os.environ.items() if key not in GROUP_VARIABLES}
         if self.at_a_time > 1:
             environment["OMP_NUM_THREADS"] = str(max(1, usable_cores() // self.at_a_time))
-        log, peak = run.path.with_name(f"{run.path.name}.log"), 0
+        log, peak, is_stopping = run.path.with_name(f"{run.path.name}.log"), 0, False
         with (
             log.open("wb") as output,
             subprocess.Popen(command, stdout=output, stderr=output, env=environment) as process,
@@ -138,8 +138,10 @@ class ToLoss:
                 peak = max(peak, peak_memory_of(process.pid))
                 if self.is_over.wait(POLL_SECONDS):
                     process.terminate()  # it saves a checkpoint
-                elif self.has_arrived(run):
+                elif not is_stopping and self.has_arrived(run):
                     run.stop.touch()
+                    is_stopping = True
+        run.stop.unlink(missing_ok=True)  # if the run had already ended by itself
         if process.returncode and not (self.is_over.is_set() or self.has_arrived(run)):
             *_, last = ["no output", *log.read_text(encoding="utf-8").strip().splitlines()]
             error = UserError if process.returncode == UserError.exit_code else RunError

@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
-    return [(event["step"], event.get("val_loss", event.get("loss"))) for event in read_events(run / "metrics.jsonl")]
+    events = read_events(run / "metrics.jsonl")
+    return [(event["step"], event["val_loss"] if "val_loss" in event else event["loss"]) for event in events]
 
 
 def peer_flags(corpus: Corpus, run: Path) -> list[str]:

@@ -13,8 +13,6 @@ from mlm_dist.errors import RunError, UserError
 from mlm_dist.run.metrics import read_events, validation_losses
 from tests.conftest import tiny_flags
 
-slow = [pytest.mark.slow, pytest.mark.multiprocess]
-
 
 def nothing(line: str) -> None:
     """Log nothing."""
