@@ -38,11 +38,8 @@ def test_without_a_spread_there_is_no_p_value(values: list[float], first: list[f
 
 def test_the_table_counts_only_runs_that_arrived() -> None:
     slow: list[Arrival | None] = [Arrival(100, 4e6, 50.0, 2e9), Arrival(120, 5e6, 60.0, 2e9)]
-    arrivals: dict[str, list[Arrival | None]] = {
-        "slow": slow,
-        "fast": [Arrival(50, 2e6, 30.0, 1e9), None],
-        "lost": [None, None],
-    }
+    fast: list[Arrival | None] = [Arrival(50, 2e6, 30.0, 1e9), None]
+    table = comparison_table({"slow": slow, "fast": fast, "lost": [None, None]})
     _, _, first, second, third = table.splitlines()
     assert first.startswith("| slow | 2 of 2 | 110 ± 127 | 4.50 ± 6.35 M | 55 ± 64 s | 2.00 ± 0.00 GB | 1.00 (p 0.5) |")
     assert second == "| fast | 1 of 2 | 50 | 2.00 M | 30 s | 1.00 GB | 0.44 | 0.55 | 0.50 |"
