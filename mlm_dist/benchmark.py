@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import tempfile
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from mlm_dist.arguments import OneLineParser, named_path
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import command_of, run_verb
-from mlm_dist.output import print_log
+from mlm_dist.output import print_log, print_result
 
 ROWS_ON_A_CPU = 64
 
@@ -36,6 +36,29 @@ def build_parser() -> ArgumentParser:
         "from the global generator), transformers (BertForMaskedLM, if transformers is installed) (default: naive)",
     )
     parser.add_argument(
+        "--to_loss",
+        type=float,
+        metavar="L",
+        help="instead, train --configs, and transformers if --against names it, until their validation loss is at most "
+        "L: steps, tokens, time and memory to it, with a one-sided p-value. The same command continues",
+    )
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        metavar="CONFIG",
+        help="for --to_loss: configs to train. Flags apply to all of them, and the first is the one to compare with",
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, metavar="N", help="for --to_loss: runs of each config (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--at_a_time",
+        type=int,
+        default=1,
+        metavar="N",
+        help="for --to_loss: runs that share the machine; their times then say little (default: %(default)s)",
+    )
+    parser.add_argument(
         "--rows",
         type=int,
         metavar="N",
@@ -54,7 +77,7 @@ def build_parser() -> ArgumentParser:
         type=named_path,
         default=Path("runs/benchmark"),
         metavar="DIR",
-        help="folder for benchmark.json and benchmark.png (default: %(default)s)",
+        help="folder for the results, and the runs of --to_loss (default: %(default)s)",
     )
     return parser
 
@@ -62,16 +85,35 @@ def build_parser() -> ArgumentParser:
 def main(arguments: list[str]) -> None:
     """Run the benchmark, print tables, and write JSON and a plot."""
     given, rest = build_parser().parse_known_args(arguments)
-    config = parse_config(rest, "benchmark")
-    for flag, value in (("--rows", given.rows), ("--rounds", given.rounds)):
+    for flag in ("rows", "rounds", "seeds", "at_a_time"):
+        value = getattr(given, flag)
         if value is not None and value < 1:
-            raise UserError(f"{flag} is {value}: it must be at least 1")
-    if "transformers" in given.against and not importlib.util.find_spec("transformers"):
-        raise UserError("--against transformers: transformers is not installed: run `pip install transformers`")
+            raise UserError(f"--{flag} is {value}: it must be at least 1")
+    for peer, module in (("transformers", "transformers"), (None, "scipy")):
+        if (peer in given.against or (given.to_loss is not None and not peer)) and not importlib.util.find_spec(module):
+            raise UserError(f"{module} is not installed: run `pip install 'mlm_dist[benchmark]'`")
+    (measure if given.to_loss is None else compare_to_loss)(given, rest)
+
+
+def make_folder(out: Path) -> None:
+    """Create the folder for the results."""
     try:
-        given.out.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {given.out}: {error.strerror}") from error
+        raise UserError(f"--out {out}: {error.strerror}") from error
+
+
+def log(line: str) -> None:
+    """Print what is being measured."""
+    print_log(f"measuring: {line}")
+
+
+def measure(given: Namespace, rest: list[str]) -> None:
+    """Measure steps of a config and of peers."""
+    if given.configs:
+        raise UserError("--configs are for --to_loss: give both, or --config")
+    config = parse_config(rest, "benchmark")
+    make_folder(given.out)
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.benchmarks.parts import is_random  # noqa: PLC0415
     from mlm_dist.benchmarks.report import markdown_tables, save_plot  # noqa: PLC0415
@@ -81,9 +123,6 @@ def main(arguments: list[str]) -> None:
     on_cpu = choose_device(config.device).type == "cpu"
     rows_at_a_time = config.train.micro_batch_size or config.train.batch_size
     rows = given.rows or (min(rows_at_a_time, ROWS_ON_A_CPU) if on_cpu else rows_at_a_time)
-
-    def log(line: str) -> None:
-        print_log(f"measuring: {line}")
 
     def save(results: dict[str, Any]) -> None:
         (given.out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -97,6 +136,36 @@ def main(arguments: list[str]) -> None:
         f"\n{markdown_tables(results)}\n\nmeasured in {results['seconds']:.0f} s; "
         f"saved {given.out}/benchmark.json and {given.out}/benchmark.png"
     )
+
+
+def compare_to_loss(given: Namespace, rest: list[str]) -> None:
+    """Train configs and peers to a validation loss."""
+    if not given.configs:
+        raise UserError("--to_loss trains --configs: give at least one, such as --configs novels novels_fast")
+    configs = {Path(name).stem: parse_config(["--config", name, *rest], "benchmark") for name in given.configs}
+    if len(configs) < len(given.configs):
+        raise UserError("--configs: two of them have the same name")
+    make_folder(given.out)
+    from mlm_dist.benchmarks.comparison import comparison_table  # noqa: PLC0415
+    from mlm_dist.benchmarks.to_loss import Contender, ToLoss, check_comparable, train_peer  # noqa: PLC0415
+    from mlm_dist.plots.to_loss import save_to_loss  # noqa: PLC0415
+
+    contenders = [Contender(name, config) for name, config in configs.items()]
+    check_comparable(contenders)
+    race, seeds = ToLoss(given.to_loss, given.out, given.at_a_time, log), range(1, given.seeds + 1)
+    if "transformers" in given.against:
+        contenders.append(train_peer(race, contenders[0].config))
+    race.train_all(contenders, seeds)
+    arrivals = {contender.name: [race.arrival(contender, seed) for seed in seeds] for contender in contenders}
+    histories = {
+        contender.name: [race.history(race.run_dir(contender, seed)) for seed in seeds] for contender in contenders
+    }
+    picture, results = given.out / "to_loss.png", given.out / "to_loss.json"
+    save_to_loss(picture, histories, given.to_loss)
+    runs = {name: [run and run._asdict() for run in found] for name, found in arrivals.items()}
+    results.write_text(json.dumps({"to_loss": given.to_loss, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+    print_result(comparison_table(arrivals))
+    print_log(f"saved {results} and {picture}")
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def random_corpus(folder: Path, config: Config) -> None:
     count = 4 * config.train.batch_size * config.model.block_size
     tokens = np.random.default_rng(0).integers(0, tokenizer.end_id, count, dtype=np.uint32)
     tokens[-1] = tokenizer.end_id
-    writer.add(EncodedBatch(Batch("train", [0], [""], is_last=True), tokens, np.array([count]), 0))
+    writer.add(EncodedBatch(Batch("train", [0], [""], is_last=True), tokens, np.array([count])))
     writer.finish([RANDOM_NAME]).write(folder)
 
 

@@ -40,13 +40,11 @@ class EncodedBatch(NamedTuple):
         batch: the batch.
         ids: (tokens,) the ids, with `<|endoftext|>` after each document.
         lengths: (documents,) the number of ids of each document.
-        size: the size of the texts in bytes of UTF-8.
     """
 
     batch: Batch
     ids: npt.NDArray[np.uint32]
     lengths: npt.NDArray[np.int64]
-    size: int
 
 
 def batches(pieces: Iterable[DocumentPiece], characters: int = PIECE_CHARACTERS) -> Iterator[Batch]:
@@ -75,7 +73,7 @@ def encode_in_order(pieces: Iterable[DocumentPiece], tokenizer: Tokenizer) -> It
         ids = tokenizer.encode_documents(batch.texts, batch.is_last)
         ends = np.flatnonzero(ids == tokenizer.end_id) + 1
         lengths = np.diff(ends if batch.is_last else [*ends, len(ids)], prepend=0)
-        return EncodedBatch(batch, ids, lengths, sum(len(text.encode()) for text in batch.texts))
+        return EncodedBatch(batch, ids, lengths)
 
     with ThreadPoolExecutor(workers) as pool:
         in_flight: deque[Future[EncodedBatch]] = deque()

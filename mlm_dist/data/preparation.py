@@ -113,7 +113,8 @@ def encode_corpus(
             reached("batch encoded")
             writer.add(encoded)
             counts.add(encoded.batch)
-            progress.update(encoded.size)
+            if not progress.disable:
+                progress.update(sum(len(text.encode()) for text in encoded.batch.texts))
     manifest = writer.finish(documents.names())
     manifest = dataclasses.replace(
         manifest, texts=dataclasses.asdict(counts.report(documents, sum(manifest.tokens.values())))

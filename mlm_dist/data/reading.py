@@ -253,12 +253,13 @@ def decode_blocks(path: Path, head: bytes, stream: BinaryIO, encoding: str, erro
         UserError: it is not text in this encoding. The message names the byte.
     """
     decoder = codecs.getincrementaldecoder(encoding)(errors)
+    may_have_surrogates = errors == "strict" and codecs.lookup(encoding).name != "utf-8"
     start, has_begun = 0, False
     for block in itertools.chain([head], iter(lambda: stream.read(BLOCK_BYTES), b""), [b""]):
         pending = len(decoder.getstate()[0])
         try:
             text = decoder.decode(block, final=not block)
-            if errors == "strict":
+            if may_have_surrogates:
                 text.encode()  # fails for half a surrogate pair, which utf-7 accepts
         except UnicodeError as error:
             position, reason = start - pending, str(error)

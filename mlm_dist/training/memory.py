@@ -109,8 +109,16 @@ def peak_memory(device: torch.device) -> int:
     """Peak memory in bytes: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with suppress(OSError):  # Linux, whose getrusage(2) starts at the usage of the parent process
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0])
+    if peak := peak_memory_of("self"):  # Linux, whose getrusage(2) starts at the usage of the parent process
+        return peak
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, see getrusage(2)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_memory_of(process: int | str) -> int:
+    """Peak memory of a process of this machine, in bytes: its pid, or `self`. 0 where it is not known."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:  # not Linux, or the process has ended
+        return 0
+    return 1024 * sum(map(int, re.findall(r"VmHWM:\s+(\d+) kB", status)))

@@ -180,7 +180,7 @@ def test_large_vocabularies_are_written_in_32_bits(tmp_path: Path, end_id: int, 
     ]
     for split, documents, ids, lengths in batches:
         batch = Batch(split, documents, ["", ""], is_last=True)
-        writer.add(EncodedBatch(batch, np.array(ids, dtype=np.uint32), np.array(lengths), size=0))
+        writer.add(EncodedBatch(batch, np.array(ids, dtype=np.uint32), np.array(lengths)))
     manifest = writer.finish(["a", "b"])
     assert manifest.dtype == np.dtype(dtype)
     assert np.fromfile(tmp_path / "train.bin", dtype=dtype).tolist() == [1, 2, end_id, 3, end_id]
@@ -201,10 +201,10 @@ def test_pieces_are_encoded_in_order_with_few_in_memory() -> None:
 
     encoded = encode_in_order(endless(), tokenizer)
     assert isinstance(encoded, Generator)
-    for index, (batch, ids, lengths, size) in enumerate(itertools.islice(encoded, 500), start=1):
+    for index, (batch, ids, lengths) in enumerate(itertools.islice(encoded, 500), start=1):
         assert (batch.documents, batch.texts) == ([index], [f"piece {index}"])
         assert tokenizer.decode(ids) == f"piece {index}"
-        assert lengths.tolist() == [len(ids)] == [size]
+        assert lengths.tolist() == [len(ids)]
         assert taken - index <= 4 * (os.cpu_count() or 1) + 1
     encoded.close()
 
