@@ -39,8 +39,8 @@ def build_parser() -> ArgumentParser:
         "--sweep",
         type=sweep_range,
         metavar="KEY=LOW..HIGH",
-        help="instead, train short runs of a narrower model at rates from LOW to HIGH, for KEY optim.lr or "
-        "optim.muon_lr, and suggest one: --sweep optim.lr=1e-4..1e-2",
+        help="instead, train short runs at rates from LOW to HIGH, for KEY optim.lr or optim.muon_lr, and suggest one: "
+        "--sweep optim.lr=1e-4..1e-2",
     )
     parser.add_argument("--out", type=picture, metavar="FILE", help="for --sweep: plot the losses (.png or .svg)")
     return parser
@@ -114,7 +114,7 @@ def sweep(config: Config, corpora: "list[Corpus]", given: Namespace) -> None:
         losses = {trial.rate: trial.val_loss if math.isfinite(trial.val_loss) else None for trial in trials}
         print_result(json.dumps({"key": key, "best": best.rate, "val_losses": losses}))
     else:
-        title = f"{key:<12}validation loss after {config.train.max_iters} steps, width {config.model.embedding_dim}"
+        title = f"{key:<12}validation loss after {config.train.max_iters} steps"
         print_result(title, *rows, f"--{key} {best.rate:.3g}")
 
 

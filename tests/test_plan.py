@@ -62,7 +62,7 @@ def test_a_sweep_prints_and_plots_the_losses(corpus_folder: Path, tmp_path: Path
     result = verb("plan", *flags, "--out", tmp_path / "rates.svg")
     assert result.returncode == 0, result.stderr
     title, *rows, suggestion = result.stdout.splitlines()
-    assert title == "optim.lr    validation loss after 8 steps, width 16"
+    assert title == "optim.lr    validation loss after 8 steps"
     losses = {rate: float(loss) for rate, loss, *_ in map(str.split, rows)}
     assert list(losses) == ["0.0001", "0.000215", "0.000464", "0.001", "0.00215", "0.00464", "0.01"]
     best = min(losses, key=lambda rate: losses[rate])

@@ -1,6 +1,7 @@
-"""A learning-rate range: short runs at several rates, of a model half as wide as that of the config.
+"""A learning-rate range: short runs at several rates.
 
-Half the width costs a half to a quarter of the time, and has about the same best rate (docs/performance.md).
+The runs have the model of the config. A narrower one would be faster, but its best rate may be another one
+(docs/performance.md).
 """
 
 import dataclasses
@@ -20,7 +21,6 @@ from mlm_dist.training.trainer import Trainer
 
 STEPS = 300
 WARM_UP = 20  # steps
-LEAST_WIDTH = 64  # of a narrower model
 RATES_PER_DECADE = 3
 
 
@@ -41,15 +41,11 @@ def spaced_rates(low: float, high: float) -> list[float]:
 
 
 def short_config(config: Config) -> Config:
-    """The config of a short run, with the whole schedule, an evaluation at its end, and half of the heads."""
-    model = config.model
-    if model.heads % 2 == 0 and model.embedding_dim >= 2 * LEAST_WIDTH:
-        model = dataclasses.replace(model, embedding_dim=model.embedding_dim // 2, heads=model.heads // 2)
+    """The config of a short run, with the whole schedule, and an evaluation at its end."""
     steps = min(STEPS, config.train.max_iters)
     warmup = min(WARM_UP, config.optim.warmup_iters)
     return dataclasses.replace(
         config,
-        model=model,
         optim=dataclasses.replace(config.optim, warmup_iters=warmup),
         train=dataclasses.replace(config.train, max_iters=steps, eval_interval=steps, patience=None),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlm_dist.benchmarks.sweep import Trial, best_of, short_config, spaced_rates, train_at_rates
-from mlm_dist.config import Config, ModelConfig, OptimConfig, TrainConfig
+from mlm_dist.config import Config, OptimConfig, TrainConfig
 from mlm_dist.config_reading import parse_config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
@@ -28,15 +28,6 @@ def test_a_short_run_has_the_whole_schedule_and_one_evaluation() -> None:
     assert short.optim.warmup_iters == 20
     assert short_config(Config(train=TrainConfig(max_iters=50))).train.max_iters == 50
     assert short_config(Config(optim=OptimConfig(warmup_iters=5))).optim.warmup_iters == 5
-
-
-@pytest.mark.parametrize(
-    ("width", "heads", "narrow"), [(256, 8, (128, 4)), (128, 2, (64, 1)), (128, 1, (128, 1)), (112, 8, (112, 8))]
-)
-def test_a_short_run_has_half_of_the_heads_as_wide_as_before(width: int, heads: int, narrow: tuple[int, int]) -> None:
-    model = short_config(Config(model=ModelConfig(embedding_dim=width, heads=heads, blocks=7))).model
-    assert (model.embedding_dim, model.heads) == narrow
-    assert model.blocks == 7
 
 
 def test_a_trial_has_the_validation_loss_of_a_run_at_its_rate(corpus: Corpus, run_dir: Path, tmp_path: Path) -> None:
