@@ -1,6 +1,6 @@
 """The files with which sentence-transformers embeds texts as `embed` does.
 
-Their keys are the ones that all versions of sentence-transformers read; version 6 writes others.
+Their keys are those of its earlier versions, which version 6 reads too, although it writes others.
 """
 
 from typing import Any
