@@ -32,20 +32,21 @@ from mlm_dist.run.parameters import undamaged_steps
 from mlm_dist.run.run_dir import RunDir
 
 
-def export_model(model: TrainedModel, out: Path, additions: Collection[Addition] = ()) -> None:
+def export_model(model: TrainedModel, out: Path, additions: Collection[Addition] = (), note: str = "") -> None:
     """Export a model to the folder `out`, which must not exist yet. The folder appears once it is complete.
 
     Args:
         model: on the CPU.
         out: the folder.
         additions: what else to write into it.
+        note: a paragraph for the model card about what has changed the model since its run.
 
     Raises:
         UserError: `out` exists or cannot be written, the tokenizer cannot be exported, the metrics of the run are
             damaged, or what an addition needs is not installed.
     """
     with new_folder(out) as folder:
-        write_model(model, folder, out.absolute().name, additions)
+        write_model(model, folder, out.absolute().name, additions, note)
 
 
 def export_all(run: Path, out: Path, additions: Collection[Addition] = ()) -> list[Path]:
@@ -67,14 +68,14 @@ def export_all(run: Path, out: Path, additions: Collection[Addition] = ()) -> li
     return [out / name for name in names.values()]
 
 
-def write_model(model: TrainedModel, folder: Path, name: str, additions: Collection[Addition]) -> None:
+def write_model(model: TrainedModel, folder: Path, name: str, additions: Collection[Addition], note: str = "") -> None:
     """Write the files of an exported model, which has this name in its card, into a folder."""
     shape, encoder = model.config.model, as_encoder(model.encoder, "the export")
     tokenizer = convert_tokenizer(model.tokenizer)
     (folder / TOKENIZER_JSON).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     write_json(describe_tokenizer(model.tokenizer, shape.block_size), folder / TOKENIZER_CONFIG)
     write_json(describe_model(shape, model.tokenizer), folder / CONFIG_JSON)
-    card = write_card(model, name, additions)
+    card = write_card(model, name, additions, note)
     # The folder's name and the run's machine record may contain characters that UTF-8 cannot encode.
     (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     parameters = convert_parameters(encoder.state_dict(), shape)

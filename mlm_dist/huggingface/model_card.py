@@ -54,7 +54,7 @@ for guess in fill("Call me {mask}."):
 ## The training
 
 {training}
-"""
+{note}"""
 
 Addition = Literal["onnx", "sentence_transformers"]
 """What an export can have in addition."""
@@ -99,13 +99,14 @@ Rows have any number of tokens up to {block_size}, and are padded at their end.
 }
 
 
-def write_card(model: TrainedModel, name: str, additions: Collection[Addition] = ()) -> str:
+def write_card(model: TrainedModel, name: str, additions: Collection[Addition] = (), note: str = "") -> str:
     """Write the model card, in Markdown. Every number in it comes from the model's run.
 
     Args:
         model: the exported model.
         name: its name in the card.
         additions: of the export.
+        note: a paragraph about what has changed the model since its run.
 
     Raises:
         UserError: the metrics of the run are damaged.
@@ -123,6 +124,7 @@ def write_card(model: TrainedModel, name: str, additions: Collection[Addition] =
         block_size=block_size,
         model=table(model_details(model)),
         training=table(training_details(model)),
+        note=note and f"\n{note}\n",
     )
 
 
