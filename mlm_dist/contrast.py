@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.files import refuse_existing  # noqa: PLC0415
     from mlm_dist.huggingface.export import export_model  # noqa: PLC0415
     from mlm_dist.inference.similarity import rank_correlation  # noqa: PLC0415
+    from mlm_dist.model.encoder import as_encoder  # noqa: PLC0415
     from mlm_dist.model.registry import build_model  # noqa: PLC0415
     from mlm_dist.training.contrastive import ContrastiveStage, train_contrastively  # noqa: PLC0415
 
@@ -72,16 +73,17 @@ def main(arguments: list[str]) -> None:
     lines = read_lines(given.lines)
     model = load(given.run, given.device, given.step)
     texts = different_texts(model, lines)
+    name = "standard input" if given.lines == "-" else given.lines
     if len(texts) < stage.batch_size:
-        raise UserError(f"{given.lines}: it has {len(texts)} different lines: give more, or a smaller --batch_size")
+        raise UserError(f"{name}: it has {len(texts)} different lines: give more, or a smaller --batch_size")
     before = rank_correlation(model, pairs) if pairs else 0.0
-    encoder = build_model(replace(model.config.model, dropout=given.dropout)).to(model.device)
+    encoder = as_encoder(build_model(replace(model.config.model, dropout=given.dropout)).to(model.device), "contrast")
     encoder.load_state_dict(model.encoder.state_dict())
     losses = train_contrastively(encoder, texts, stage)
     model.encoder.load_state_dict(encoder.state_dict())
     print_log(f"contrastive loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last of {stage.steps}")
     settings = ", ".join(f"{name} {value}" for name, value in {"dropout": given.dropout, **asdict(stage)}.items())
-    note = NOTE.format(lines=len(texts), file=Path(given.lines).name, settings=settings)
+    note = NOTE.format(lines=len(texts), file=Path(name).name, settings=settings)
     if pairs:
         after = rank_correlation(model, pairs)
         figure = f"Spearman correlation: {before:.4f} before, {after:.4f} after ({after - before:+.4f})"

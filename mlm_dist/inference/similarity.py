@@ -14,8 +14,9 @@ def rank_correlation(model: TrainedModel, pairs: Sequence[ScoredPair]) -> float:
 
     It is NaN if all cosines are the same.
     """
-    vectors = [model.embed([pair[index] for pair in pairs], normalize=True) for index in (0, 1)]
-    cosines = (vectors[0] * vectors[1]).sum(1)
+    first = model.embed([pair.first for pair in pairs], normalize=True)
+    second = model.embed([pair.second for pair in pairs], normalize=True)
+    cosines = (first * second).sum(1)
     with np.errstate(invalid="ignore"):
         return float(np.corrcoef(ranks(cosines), ranks(np.array([pair.score for pair in pairs])))[0, 1])
 
