@@ -17,6 +17,7 @@ COMMANDS = {
     "fill": "predict masked tokens",
     "generate": "write text",
     "embed": "vectors of lines",
+    "contrast": "train a model for vectors of sentences",
     "average": "average the last checkpoints of a run",
     "export": "convert a model for transformers",
     "plot": "curves, attention, nearest neighbours, report",

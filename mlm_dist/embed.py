@@ -12,14 +12,28 @@ def main(arguments: list[str]) -> None:
     """Write one vector per line of text."""
     parser = run_parser(
         "embed",
-        "Mean-pool the last hidden states of each line of a text, and save a (lines, dim) array as .npy. The vector "
-        "of an empty line is zero.",
+        "Pool the hidden states of each line of a text, and save a (lines, dim) array as .npy. The vector of an empty "
+        "line is zero.",
         "--run runs/novels --out vectors.npy lines.txt",
     )
     parser.add_argument(
         "--out", type=named_path, required=True, metavar="FILE", help="file to write, such as vectors.npy"
     )
     parser.add_argument("lines", nargs="?", default="-", metavar="LINES", help="UTF-8 text (default: standard input)")
+    parser.add_argument(
+        "--layer",
+        type=int,
+        metavar="N",
+        help="pool the output of block N, or the embeddings (0) (default: the last block, normalised)",
+    )
+    parser.add_argument(
+        "--pool",
+        choices=["mean", "cls", "weighted"],
+        default="mean",
+        help="mean over the tokens of a line; cls: its first token alone; weighted: the mean with weights 1, 2, 3, ... "
+        "(default: %(default)s)",
+    )
+    parser.add_argument("--normalize", action="store_true", help="scale each vector to a length of 1")
     add_device(parser)
     given = parser.parse_args(arguments)
     if not given.out.parent.is_dir() or (given.out.exists() and not given.out.is_file()):
@@ -33,7 +47,8 @@ def main(arguments: list[str]) -> None:
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.files import replacing  # noqa: PLC0415
 
-    vectors = load(given.run, given.device, given.step).embed(lines)
+    model = load(given.run, given.device, given.step)
+    vectors = model.embed(lines, layer=given.layer, pool=given.pool, normalize=given.normalize)
     try:
         with replacing(given.out) as file:
             np.save(file, vectors)

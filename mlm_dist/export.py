@@ -5,6 +5,11 @@ from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_log
 
+ADDITIONS = {
+    "sentence_transformers": "also write the files of sentence-transformers, whose encode then returns what embed does",
+    "onnx": "also write model.onnx for onnxruntime, which computes the same logits (needs the extra onnx)",
+}
+
 
 def main(arguments: list[str]) -> None:
     """Export a trained model to a folder that transformers loads."""
@@ -22,6 +27,10 @@ def main(arguments: list[str]) -> None:
         action="store_true",
         help="export every checkpoint and milestone of the run, each to a folder such as DIR/step-00000500",
     )
+    for addition, purpose in ADDITIONS.items():
+        parser.add_argument(
+            f"--{addition}", action="append_const", dest="additions", const=addition, default=[], help=purpose
+        )
     given = parser.parse_args(arguments)
     if given.all and given.step is not None:
         raise UserError("--all and --step: give one of them")
@@ -30,12 +39,12 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.huggingface.export import export_all, export_model  # noqa: PLC0415
 
     if given.all:
-        folders = export_all(given.run, given.out)
+        folders = export_all(given.run, given.out, given.additions)
     else:
-        export_model(load(given.run, "cpu", given.step), given.out)
+        export_model(load(given.run, "cpu", given.step), given.out, given.additions)
         folders = [given.out]
     for folder in folders:
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print_log(f"{folder}: {size / 1e6:.1f} MB, for AutoModelForMaskedLM.from_pretrained({str(folder)!r})")
 
 

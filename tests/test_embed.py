@@ -27,6 +27,19 @@ def test_lines_are_read_from_standard_input(run_dir: Path, tmp_path: Path) -> No
     assert np.load(tmp_path / "v.npy").shape == (2, 16)
 
 
+def test_its_flags_choose_layer_and_pooling(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("\n".join(LINES))
+    model = mlm_dist.load(run_dir, "cpu")
+    flags = ["--layer", 1, "--pool", "weighted", "--normalize"]
+    assert verb("embed", "--run", run_dir, "--out", tmp_path / "v.npy", tmp_path / "lines.txt", *flags).returncode == 0
+    expected = model.embed(LINES, layer=1, pool="weighted", normalize=True)
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, rtol=1e-5)
+    refused = verb("embed", "--run", run_dir, "--out", tmp_path / "w.npy", tmp_path / "lines.txt", "--layer", 3)
+    assert refused.returncode == 2
+    assert refused.stderr == "mlm_dist: error: --layer is 3: it must be from 0, the embeddings, to 2\n"
+    assert not (tmp_path / "w.npy").exists()
+
+
 @pytest.mark.parametrize(
     ("out", "lines", "message"),
     [

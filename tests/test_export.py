@@ -38,6 +38,19 @@ def test_the_newest_checkpoint_of_an_unfinished_run_is_exported(run_dir: Path, t
         assert parameters.metadata() == {"format": "pt"}
 
 
+@pytest.mark.slow
+def test_additions_are_written_for_each_checkpoint(run_dir: Path, tmp_path: Path) -> None:
+    run, out = Path(shutil.copytree(run_dir, tmp_path / "run")), tmp_path / "out"
+    for step in (10, 20):
+        shutil.rmtree(run / f"checkpoints/step-{step:08d}")
+    result = verb("export", "--run", run, "--out", out, "--all", "--sentence_transformers", "--onnx")
+    assert (result.returncode, result.stderr) == (0, "")
+    names = {str(path.relative_to(out / "step-00000030")) for path in (out / "step-00000030").rglob("*")}
+    assert names > {"model.onnx", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"}
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    assert f"{size / 1e6:.1f} MB" in result.stdout
+
+
 def test_all_checkpoints_and_milestones_are_exported_and_damaged_ones_named(run_dir: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(run_dir, tmp_path / "run"))
     (run / "milestones").mkdir()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlm_dist import embed, evaluate, export, fill, generate, plot, probe
+from mlm_dist import contrast, embed, evaluate, export, fill, generate, plot, probe
 from mlm_dist.average import main as average_main
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
@@ -38,6 +38,7 @@ def test_every_verb_returns(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
         (evaluate.main, ["--run", run_dir, "--lines", tmp_path / "lines.txt"]),
         (probe.main, ["--run", run_dir, "--pairs", tmp_path / "pairs.txt", "--good_line", "first"]),
         (embed.main, ["--run", run_dir, tmp_path / "lines.txt", "--out", tmp_path / "vectors.npy"]),
+        (contrast.main, ["--run", run_dir, SAMPLE_TEXT, "--out", tmp_path / "sentences", "--steps", 1]),
         (average_main, ["--run", run_dir, "--last", 2, "--out", tmp_path / "averaged"]),
         (export.main, ["--run", run_dir, "--out", tmp_path / "exported"]),
         (plot.main, ["--run", run_dir, "--out", tmp_path / "plots"]),

@@ -1,6 +1,8 @@
 """The model card of an exported model: how to use it, and the metrics of its run."""
 
+from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
 from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.tokenizer import MASK
@@ -19,7 +21,7 @@ library_name: transformers
 pipeline_tag: fill-mask
 mask_token: "{mask}"
 tags:
-- mlm_dist
+- mlm_dist{tags}
 ---
 
 # {name}
@@ -44,7 +46,7 @@ for guess in fill("Call me {mask}."):
   precision. Models that are fine-tuned for other tasks do not use this layer.
 - The embedding of a text is the mean of `AutoModel`'s `last_hidden_state` over its tokens. mlm_dist's `embed` returns
   the same vector.
-
+{examples}
 ## The model
 
 {model}
@@ -52,28 +54,77 @@ for guess in fill("Call me {mask}."):
 ## The training
 
 {training}
-"""
+{note}"""
+
+Addition = Literal["onnx", "sentence_transformers"]
+"""What an export can have in addition."""
+
+EXAMPLES: dict[Addition, str] = {
+    "sentence_transformers": """
+### With sentence-transformers
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("{name}")
+vectors = model.encode(["Call me Ishmael.", "Some years ago"])
+print(vectors.shape)
+```
+
+`encode` returns the same vectors as mlm_dist's `embed` for texts of at most {block_size} tokens. It truncates longer
+ones, which `embed` reads block by block.
+""",
+    "onnx": """
+### With onnxruntime
+
+```python
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("{name}/tokenizer.json")
+tokenizer.enable_truncation({block_size})
+tokenizer.enable_padding()
+texts = tokenizer.encode_batch(["Call me {mask}.", "Some {mask} ago, never mind how long"])
+inputs = {{
+    "input_ids": np.array([text.ids for text in texts]),
+    "attention_mask": np.array([text.attention_mask for text in texts]),
+}}
+(logits,) = onnxruntime.InferenceSession("{name}/model.onnx").run(["logits"], inputs)
+print(logits.shape)  # texts, tokens of the longest one, size of the output layer
+```
+
+Rows have any number of tokens up to {block_size}, and are padded at their end.
+""",
+}
 
 
-def write_card(model: TrainedModel, name: str) -> str:
+def write_card(model: TrainedModel, name: str, additions: Collection[Addition] = (), note: str = "") -> str:
     """Write the model card, in Markdown. Every number in it comes from the model's run.
 
     Args:
         model: the exported model.
         name: its name in the card.
+        additions: of the export.
+        note: a paragraph about what has changed the model since its run.
 
     Raises:
         UserError: the metrics of the run are damaged.
     """
+    block_size = model.config.model.block_size
+    examples = [example for addition, example in EXAMPLES.items() if addition in additions]
     return CARD.format(
         mask=MASK,
         name=name,
+        tags="\n- sentence-transformers" if "sentence_transformers" in additions else "",
+        examples="".join(examples).format(mask=MASK, name=name, block_size=block_size),
         corpus=corpus_name(model.config),
         start=describe_start(model.config.init_from),
         version=__version__,
-        block_size=model.config.model.block_size,
+        block_size=block_size,
         model=table(model_details(model)),
         training=table(training_details(model)),
+        note=note and f"\n{note}\n",
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from mlm_dist.data.minimal_pairs import MinimalPair
 from mlm_dist.errors import UserError, refuse_single
-from mlm_dist.inference.embedding import embed
+from mlm_dist.inference.embedding import Pooling, embed
 from mlm_dist.inference.filling import Filling, fill
 from mlm_dist.inference.generation import Generation, Watch, generate
 from mlm_dist.inference.predictor import Predictor
@@ -150,14 +150,25 @@ class TrainedModel:
         scores = score_pairs(lambda texts: self.score(texts, within_word), pairs)
         return compare(self.step, self.config.model.block_size, pairs, scores)
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embed texts of any length as the mean of their last hidden states.
+    def embed(
+        self, texts: Sequence[str], *, layer: int | None = None, pool: Pooling = "mean", normalize: bool = False
+    ) -> npt.NDArray[np.float32]:
+        """Embed texts of any length as the mean of their hidden states.
+
+        Args:
+            texts: a text longer than the block size is read block by block.
+            layer: 0 for the embeddings, n for the output of block n; None: the last block. These are the
+                `hidden_states` of the exported model in transformers, of which only the last ones are normalised.
+            pool: `mean` over all tokens; `cls`, the state of the first token of the text alone; or `weighted`, the mean
+                with the weight i for the token at position i of the text, from 1.
+            normalize: whether vectors are scaled to a length of 1.
 
         Returns:
-            (texts, embedding_dim), one row per text.
+            (texts, embedding_dim), one row per text. The vector of a text without tokens is zero.
 
         Raises:
-            UserError: `texts` is a single text, or a text contains a lone surrogate.
+            UserError: `texts` is a single text, a text contains a lone surrogate, or `layer` or `pool` is out of
+                bounds.
         """
         refuse_single("texts", texts, "text")
-        return embed(self._predictor, texts)
+        return embed(self._predictor, texts, layer, pool, normalize)

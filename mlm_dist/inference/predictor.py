@@ -115,8 +115,3 @@ class Predictor:
         """
         without_text = torch.tensor(self.tokenizer.ids_without_text, device=logits.device)
         return logits[:, : self.tokenizer.vocab_size].float().index_fill(1, without_text, -torch.inf).log_softmax(1)
-
-    @torch.no_grad()
-    def states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The last hidden states: (B, T) ids -> (B, T, C)."""
-        return self.encoder.last_hidden_states(tokens)

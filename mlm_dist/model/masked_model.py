@@ -42,9 +42,9 @@ class MaskedModel(nn.Module, ABC):
         logits: torch.Tensor = self.output(self.encode(tokens, positions))
         return logits
 
-    def last_hidden_states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Compute the states whose mean is the embedding of a text: (B, T) -> (B, T, C)."""
-        return self.encode(tokens)
+    def last_hidden_states(self, tokens: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
+        """Compute the states whose mean is the embedding of a text: (B, T) -> (B, T, C), `documents` as in `encode`."""
+        return self.encode(tokens, documents=documents)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices between embeddings and output layer, which Muon optimizes. AdamW optimizes the rest."""

@@ -16,6 +16,7 @@ from mlm_dist.huggingface import export as exporting
 from mlm_dist.huggingface.export import export_model
 from mlm_dist.inference.model import TrainedModel
 from tests.conftest import start
+from tests.huggingface.conftest import run_last_example
 from tests.huggingface.test_tokenizer_file import HARDER_TEXTS
 
 SAMPLE = SAMPLE_TEXT.read_text(encoding="utf-8")
@@ -81,12 +82,8 @@ def test_the_pipeline_fills_a_mask_as_fill_does(exported: Path, model: TrainedMo
 
 
 def test_the_example_on_the_model_card_runs(exported: Path) -> None:
-    card = (exported / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
-    assert len([line for line in example.splitlines() if line]) == 4
-    result = start([sys.executable, "-c", example], cwd=exported.parent)
-    assert result.returncode == 0, result.stderr
-    assert len(re.findall(r"^\d+\.\d% '.*'$", result.stdout, flags=re.MULTILINE)) == 5
+    guesses = run_last_example(exported)
+    assert len(re.findall(r"^\d+\.\d% '.*'$", guesses, flags=re.MULTILINE)) == 5
 
 
 def test_transformers_is_not_needed(run_dir: Path, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.huggingface.export import export_model
 from mlm_dist.huggingface.megatron_bert import relu_offset
+from mlm_dist.inference.embedding import states_after
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import Block, Encoder
 from tests.conftest import tiny_flags, verb
-from tests.huggingface.conftest import make_run
+from tests.huggingface.conftest import make_run, random_encoder
 
 SMALL = ModelConfig(vocab_size=300, block_size=16, embedding_dim=16, heads=2, blocks=2)
 
@@ -93,20 +94,14 @@ def test_a_freshly_initialised_model_has_the_same_logits(
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_parameter_gets_the_right_name(tied: bool, corpus: Corpus, tmp_path: Path) -> None:
     """Initial biases are all 0 and initial norms all 1, so a mix-up would go unnoticed. Here, all values differ."""
-    encoder = Encoder(replace(SMALL, tie_embeddings=tied))
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    encoder = random_encoder(replace(SMALL, tie_embeddings=tied))
     model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
     export_model(model, tmp_path / "out")
     check_logits(model, load(tmp_path / "out"))
 
 
 def test_an_embedding_is_the_mean_of_the_states_of_auto_model(corpus: Corpus, tmp_path: Path) -> None:
-    encoder = Encoder(SMALL)
-    with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(parameter.numel()))
+    encoder = random_encoder(SMALL)
     model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
     export_model(model, tmp_path / "out")
     tokenizer, converted = AutoTokenizer.from_pretrained(tmp_path / "out"), AutoModel.from_pretrained(tmp_path / "out")
@@ -119,6 +114,19 @@ def test_an_embedding_is_the_mean_of_the_states_of_auto_model(corpus: Corpus, tm
         difference = (torch.from_numpy(vector) - states.mean(0)).abs().max().item()
         print(f"\nlargest difference of two entries: {difference:.1e}")
         assert difference < 1e-5
+
+
+@torch.no_grad()
+def test_the_states_of_each_layer_are_the_hidden_states_of_auto_model(corpus: Corpus, tmp_path: Path) -> None:
+    encoder = random_encoder(replace(SMALL, blocks=3))
+    export_model(make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder), tmp_path / "out")
+    tokens = torch.randint(300, (4, 16), generator=torch.Generator().manual_seed(0))
+    converted = AutoModel.from_pretrained(tmp_path / "out")
+    expected = converted(tokens, output_hidden_states=True).hidden_states
+    assert len(expected) == 4
+    for layer, states in enumerate(expected):
+        torch.testing.assert_close(states_after(encoder, tokens, layer), states, rtol=1e-4, atol=1e-4)
+    assert not any(block._forward_pre_hooks for block in encoder.blocks)
 
 
 def test_the_most_extreme_entry_passes_the_relu(corpus: Corpus, tmp_path: Path) -> None:
