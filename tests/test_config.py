@@ -126,6 +126,9 @@ def test_an_empty_path_is_refused(key):
         ("optim.weight_decay", -0.01, "a number, at least 0"),
         ("optim.grad_clip", -1.0, "a number, at least 0"),
         ("model.vocab_size", 2, "a whole number, at least 3, or null"),
+        ("model.logit_softcap", 0.0, "a number, above 0, or null"),
+        ("model.embedding_std", 0.0, "a number, above 0"),
+        ("model.output_std", -0.1, "a number, at least 0"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
@@ -204,6 +207,19 @@ def test_a_seed_too_large_for_torch_is_refused():
 def test_the_embedding_dimension_must_be_a_multiple_of_the_heads():
     message = error_message(flags(model__embedding_dim=100, model__heads=8))
     assert message == "model.embedding_dim 100 is not a multiple of model.heads 8: 5 heads fit"
+
+
+def test_rotated_heads_must_have_an_even_number_of_channels():
+    message = error_message(["--model.positions=rope", "--model.embedding_dim=24", "--model.heads=8"])
+    assert (
+        "model.positions rope needs an even number of channels per head, but model.embedding_dim 24 / model" in message
+    )
+
+
+def test_a_tied_output_layer_has_no_initial_values_of_its_own():
+    message = error_message(["--model.output_std=0.0"])
+    assert "model.output_std needs model.tie_embeddings false" in message
+    parse_config(["--model.output_std=0.0", "--model.tie_embeddings=false"], verb="train")
 
 
 def test_the_batch_size_must_be_a_multiple_of_the_micro_batch_size():

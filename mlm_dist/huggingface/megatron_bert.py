@@ -14,7 +14,8 @@ import torch
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.model.encoder import INITIAL_STD, LAYER_NORM_EPS
+from mlm_dist.model.encoder import LAYER_NORM_EPS
+from mlm_dist.model.initial import INITIAL_STD
 
 # The embeddings of both segments are zeros. Fine-tuning on pairs of texts can learn them.
 SEGMENTS = 2
