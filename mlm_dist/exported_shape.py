@@ -21,11 +21,14 @@ FIELDS = {
     "num_hidden_layers": "blocks",
     "hidden_dropout_prob": "dropout",
     "tie_word_embeddings": "tie_embeddings",
+    "hidden_act": "activation",
 }
+
+# The values of `hidden_act` that an export can have.
+ACTIVATIONS = ("relu", "gelu")
 
 # What an `Encoder` cannot vary: keys of config.json -> their values.
 FIXED = {
-    "hidden_act": "relu",
     "layer_norm_eps": 1e-12,  # LAYER_NORM_EPS of mlm_dist.model.encoder
     "position_embedding_type": "absolute",
     "is_decoder": False,
@@ -77,6 +80,10 @@ def read_exported_shape(folder: Path) -> ModelConfig:
     for key in (*FIELDS, *FIXED, "intermediate_size"):
         if content.get(key) is None:
             raise UserError(f"{file}: {key} is missing")
+    if content["hidden_act"] not in ACTIVATIONS:
+        raise UserError(
+            f"{file}: hidden_act is {content['hidden_act']!r:.80}: a model of mlm_dist has 'relu' or 'gelu'"
+        )
     shape = build_shape(content, file)
     for key, expected in (FIXED | {"intermediate_size": 4 * shape.embedding_dim}).items():
         if content[key] != expected:

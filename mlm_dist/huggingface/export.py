@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from mlm_dist.config import ModelConfig
 from mlm_dist.data.tokenizer_json import TOKENIZER_CONFIG, TOKENIZER_JSON
+from mlm_dist.errors import UserError
 from mlm_dist.exported_shape import CONFIG_JSON, WEIGHTS
 from mlm_dist.files import new_folder, refuse_existing
 from mlm_dist.huggingface.megatron_bert import convert_parameters, describe_model
@@ -24,6 +26,9 @@ from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import as_encoder
 from mlm_dist.run.parameters import undamaged_steps
 from mlm_dist.run.run_dir import RunDir
+
+# Positions and activations that models of transformers combine.
+EXPORTABLE = {("learned", "relu"), ("learned", "gelu")}
 
 
 def export_model(model: TrainedModel, out: Path) -> None:
@@ -62,6 +67,7 @@ def export_all(run: Path, out: Path) -> list[Path]:
 def write_model(model: TrainedModel, folder: Path, name: str) -> None:
     """Write the files of an exported model, which has this name in its card, into a folder."""
     shape, encoder = model.config.model, as_encoder(model.encoder, "the export")
+    check_exportable(shape)
     tokenizer = convert_tokenizer(model.tokenizer)
     (folder / TOKENIZER_JSON).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     write_json(describe_tokenizer(model.tokenizer, shape.block_size), folder / TOKENIZER_CONFIG)
@@ -72,6 +78,17 @@ def write_model(model: TrainedModel, folder: Path, name: str) -> None:
     parameters = convert_parameters(encoder.state_dict(), shape)
     # transformers reads from the metadata which framework wrote the tensors; "pt" is torch.
     (folder / WEIGHTS).write_bytes(save(parameters, metadata={"format": "pt"}))
+
+
+def check_exportable(model: ModelConfig) -> None:
+    """Raise `UserError` if no model of transformers has the same layers."""
+    options = ["model.qk_norm true"] if model.qk_norm else []
+    if model.logit_softcap:
+        options.append(f"model.logit_softcap {model.logit_softcap}")
+    if (model.positions, model.activation) not in EXPORTABLE:
+        options.append(f"model.activation {model.activation} with model.positions {model.positions}")
+    if options:
+        raise UserError(f"this model cannot be exported: no model of transformers has {' and '.join(options)}")
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:

@@ -21,9 +21,10 @@ from mlm_dist.huggingface.megatron_bert import (
     QUERY_KEY_VALUE,
     SEGMENT_EMBEDDING,
     TRANSFORM,
+    identity_offset,
     layer_name,
-    relu_offset,
 )
+from mlm_dist.model.activation import ACTIVATIONS
 from mlm_dist.model.encoder import LAYER_NORM_EPS
 
 # Singular values of W_query below this fraction of the largest are taken as 0. A shift that they need would be so large
@@ -74,7 +75,7 @@ def fold_attention(parameters: dict[str, torch.Tensor], layer: str) -> float:
     return lost
 
 
-def is_identity(parameters: dict[str, torch.Tensor]) -> bool:
+def is_identity(parameters: dict[str, torch.Tensor], model: ModelConfig) -> bool:
     """Whether the layers before the LayerNorm of the transform are as exported: it gets what the last block returns."""
     scale, shift = (parameters[f"{FINAL_NORM}.{kind}"] for kind in ("weight", "bias"))
     weight, bias = (parameters[f"{TRANSFORM}.dense.{kind}"] for kind in ("weight", "bias"))
@@ -82,11 +83,11 @@ def is_identity(parameters: dict[str, torch.Tensor]) -> bool:
         torch.equal(weight, torch.eye(len(bias)))
         and not (scale != 1).any()
         and not shift.any()
-        and bool((bias == relu_offset(len(bias))).all())
+        and bool((bias == identity_offset(model)).all())
     )
 
 
-def fold_head(parameters: dict[str, torch.Tensor], states: torch.Tensor) -> float:
+def fold_head(parameters: dict[str, torch.Tensor], model: ModelConfig, states: torch.Tensor) -> float:
     """Fold the layers before the LayerNorm of the transform into its scale and shift, in place.
 
     They may mix channels, which no scale and shift can do. The scale and shift are those with the smallest mean square
@@ -94,6 +95,7 @@ def fold_head(parameters: dict[str, torch.Tensor], states: torch.Tensor) -> floa
 
     Args:
         parameters: float32 tensors by the names of transformers.
+        model: their shape.
         states: (N, C) normalised outputs of the last block.
 
     Returns:
@@ -103,7 +105,7 @@ def fold_head(parameters: dict[str, torch.Tensor], states: torch.Tensor) -> floa
     weight, bias = (parameters[f"{TRANSFORM}.dense.{kind}"].double() for kind in ("weight", "bias"))
     scale, shift = (parameters[f"{FINAL_NORM}.{kind}"].double() for kind in ("weight", "bias"))
     states = F.layer_norm(states.double(), bias.shape, eps=LAYER_NORM_EPS)
-    transformed = F.linear(states * scale + shift, weight, bias).relu()
+    transformed = ACTIVATIONS[model.activation](F.linear(states * scale + shift, weight, bias))
     outputs = F.layer_norm(transformed, bias.shape, eps=LAYER_NORM_EPS)
     covariance, variance = (((states - states.mean(0)) * other).mean(0) for other in (outputs, states))
     gain = (covariance + SMALLEST_VARIANCE) / (variance + SMALLEST_VARIANCE)

@@ -77,8 +77,8 @@ def read_exported(folder: Path) -> Exported:
     if not has_head(parameters):
         parameters |= new_head(parameters, model)
         warn(f"{folder}: there is no output layer for masked tokens: its LayerNorm and its bias are new")
-    elif not is_identity(parameters):
-        drift = fold_head(parameters, sample_states(restore_parameters(parameters, model), model, tokenizer))
+    elif not is_identity(parameters, model):
+        drift = fold_head(parameters, model, sample_states(restore_parameters(parameters, model), model, tokenizer))
         if drift > NEGLIGIBLE:
             warn(
                 f"{folder}: fine-tuning has changed the layer before the output layer, which this model lacks: "

@@ -1,10 +1,10 @@
 """Converting an `Encoder` to transformers' `MegatronBertForMaskedLM`, which computes the same logits, and back.
 
 The blocks are the same. In addition, `MegatronBertForMaskedLM` has biases in the attention, a segment embedding, and a
-transform before the output layer: dense, ReLU, LayerNorm. The biases and the segment embedding are zeros. The LayerNorm
-of the transform gets the scale and shift of the encoder's final LayerNorm, and the final LayerNorm of
-`MegatronBertForMaskedLM` only normalises. The dense layer adds an offset that makes every entry positive, so that ReLU
-does not change it, and the LayerNorm of the transform removes the offset again.
+transform before the output layer: dense, activation, LayerNorm. The biases and the segment embedding are zeros. The
+LayerNorm of the transform gets the scale and shift of the encoder's final LayerNorm, and the final LayerNorm of
+`MegatronBertForMaskedLM` only normalises. The dense layer adds an offset that makes every entry so large that the
+activation does not change it, and the LayerNorm of the transform removes the offset again.
 """
 
 import math
@@ -19,6 +19,9 @@ from mlm_dist.model.initial import INITIAL_STD
 
 # The embeddings of both segments are zeros. Fine-tuning on pairs of texts can learn them.
 SEGMENTS = 2
+
+# Activations that `MegatronBertForMaskedLM` has -> from which number on they are the identity, in float32.
+LEAST_UNCHANGED = {"relu": 0.0, "gelu": 6.0}
 
 # Names in transformers.
 SEGMENT_EMBEDDING = "bert.embeddings.token_type_embeddings.weight"
@@ -57,7 +60,7 @@ def describe_model(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "num_hidden_layers": model.blocks,
         "num_attention_heads": model.heads,
         "intermediate_size": 4 * model.embedding_dim,
-        "hidden_act": "relu",
+        "hidden_act": model.activation,
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.dropout,
         "max_position_embeddings": model.block_size,
@@ -85,7 +88,7 @@ def convert_parameters(parameters: dict[str, torch.Tensor], model: ModelConfig) 
         f"{FINAL_NORM}.weight": torch.ones(width),
         f"{FINAL_NORM}.bias": torch.zeros(width),
         f"{TRANSFORM}.dense.weight": torch.eye(width),
-        f"{TRANSFORM}.dense.bias": torch.full((width,), relu_offset(width)),
+        f"{TRANSFORM}.dense.bias": torch.full((width,), identity_offset(model)),
     }
     for i in range(model.blocks):
         converted |= convert_block(parameters, f"blocks.{i}.", layer_name(i))
@@ -140,10 +143,10 @@ def layer_name(block: int) -> str:
     return f"bert.encoder.layer.{block}."
 
 
-def relu_offset(width: int) -> float:
-    """The smallest integer that makes all entries of a normalised vector positive when it is added to them.
+def identity_offset(model: ModelConfig) -> float:
+    """The smallest integer that, added to the entries of a normalised vector, makes the activation the identity.
 
-    The entries sum to 0 and their squares to `width`, so the absolute value of an entry is at most sqrt(width - 1). A
+    The entries sum to 0 and their squares to the width, so the absolute value of an entry is at most sqrt(width - 1). A
     larger offset would cost precision, since the entries are rounded more coarsely when it is added.
     """
-    return math.isqrt(width - 1) + 1.0
+    return math.isqrt(model.embedding_dim - 1) + 1.0 + LEAST_UNCHANGED[model.activation]
