@@ -275,14 +275,17 @@ class MaskingConfig:
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for the rest. Muon needs fewer steps."""
+    name: Literal["adamw", "muon", "normuon"] = "adamw"
+    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for the rest. Muon needs fewer steps. normuon:
+    NorMuon instead of Muon, whose updates have rows of equal size."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: PositiveFloat = 4e-3
-    """Peak learning rate of Muon. It follows the same schedule as `optim.lr`."""
+    """Peak learning rate of Muon and NorMuon. It follows the same schedule as `optim.lr`."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay of matrices. Norms and biases have none."""
+    cautious_weight_decay: bool = False
+    """Decay only the elements of matrices that the update of the step makes smaller in absolute value."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
     """Learning-rate schedule after the warmup: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
     constant, then linear to zero over the last `optim.decay_fraction` of the run)."""

@@ -242,7 +242,7 @@ def test_mistakes_in_files_flags_keys_and_combinations_are_reported_together(tmp
     assert sorted(lines) == [
         "--lr: unknown key; did you mean optim.lr?",
         "--optim.lr is 0: it must be a number, above 0",
-        '--optim.name is "sgd": it must be one of adamw, muon',
+        '--optim.name is "sgd": it must be one of adamw, muon, normuon',
         f'{file}: train.max_iters is "many": it must be a whole number, at least 1',
         f"{file}: train.warmup: unknown key; did you mean optim.warmup_iters?",
         "model.embedding_dim 256 is not a multiple of model.heads 7: 4 heads fit",

@@ -1,5 +1,6 @@
 """Runs with every option of the model: they resume exactly, and do not depend on the number of processes."""
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ OPTIONS: dict[str, Any] = {
 }
 LEARNED: dict[str, Any] = {"model__activation": "relu2", "model__qk_norm": True, "data__documents": "isolated"}
 MUON: dict[str, Any] = OPTIONS | {"optim__name": "muon", "optim__ema": 0.9}
+NORMUON: dict[str, Any] = OPTIONS | {
+    "optim__name": "normuon",
+    "optim__weight_decay": 0.5,
+    "optim__cautious_weight_decay": True,
+}
 
 
 def losses(run: Path) -> list[float]:
@@ -35,7 +41,9 @@ def check(result: Result) -> None:
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("options", [OPTIONS, LEARNED, MUON], ids=["all", "learned positions", "muon"])
+@pytest.mark.parametrize(
+    "options", [OPTIONS, LEARNED, MUON, NORMUON], ids=["all", "learned positions", "muon", "normuon"]
+)
 def test_a_resumed_run_ends_with_the_same_bits(options: dict[str, Any], corpus_folder: Path, tmp_path: Path) -> None:
     run, resumed = tmp_path / "run", tmp_path / "resumed"
     check(verb("train", *tiny_flags(corpus_folder, run, **options)))
@@ -52,6 +60,12 @@ def test_a_resumed_run_ends_with_the_same_bits(options: dict[str, Any], corpus_f
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_a_run_evaluates_capped_logits(corpus_folder: Path, tmp_path: Path) -> None:
+    check(verb("train", *tiny_flags(corpus_folder, tmp_path / "run", model__logit_softcap=0.01, optim__lr=0.01)))
+    found = [event["val_loss"] for event in read_events(tmp_path / "run" / "metrics.jsonl") if "val_loss" in event]
+    assert found == pytest.approx([math.log(300)] * 4, abs=0.021)  # no two logits differ by more than 0.02
+
+
 def test_micro_batches_do_not_change_the_run(corpus_folder: Path, tmp_path: Path) -> None:
     for name, size in (("whole", 16), ("micro", 4)):
         check(verb("train", *tiny_flags(corpus_folder, tmp_path / name, train__micro_batch_size=size, **OPTIONS)))
@@ -59,9 +73,12 @@ def test_micro_batches_do_not_change_the_run(corpus_folder: Path, tmp_path: Path
 
 
 @pytest.mark.multiprocess
-def test_two_processes_compute_the_same_run_as_one(corpus_folder: Path, tmp_path: Path) -> None:
-    check(verb("train", *tiny_flags(corpus_folder, tmp_path / "one", **OPTIONS)))
-    check(torchrun(2, *tiny_flags(corpus_folder, tmp_path / "two", **OPTIONS)))
+@pytest.mark.parametrize("options", [OPTIONS, NORMUON], ids=["adamw", "normuon"])
+def test_two_processes_compute_the_same_run_as_one(
+    options: dict[str, Any], corpus_folder: Path, tmp_path: Path
+) -> None:
+    check(verb("train", *tiny_flags(corpus_folder, tmp_path / "one", **options)))
+    check(torchrun(2, *tiny_flags(corpus_folder, tmp_path / "two", **options)))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
     states = [torch.load(tmp_path / name / "model.pth", weights_only=True) for name in ("one", "two")]
     for name, value in states[0].items():
