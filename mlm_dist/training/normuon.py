@@ -46,8 +46,9 @@ class NorMuon(torch.optim.Optimizer):
         orthogonal = _zeropower_via_newtonschulz(gradient.lerp(momentum, MOMENTUM), COEFFICIENTS, ITERATIONS, EPS)
         orthogonal = orthogonal.to(matrix.dtype)
         mean_squares.lerp_(orthogonal.square().mean(1, keepdim=True), 1 - SECOND_MOMENT)
-        scaled = orthogonal / (mean_squares.sqrt() + EPS)
-        return scaled * (UPDATE_RMS * math.sqrt(scaled.numel()) / scaled.norm().clamp(min=EPS))
+        scaled: torch.Tensor = orthogonal / (mean_squares.sqrt() + EPS)
+        rms = scaled.norm().clamp(min=EPS) / math.sqrt(scaled.numel())
+        return scaled.div_(rms).mul_(UPDATE_RMS)
 
 
 def initial_state(matrix: torch.Tensor) -> dict[str, Any]:
