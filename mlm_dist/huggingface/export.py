@@ -17,18 +17,15 @@ from safetensors.torch import save
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.tokenizer_json import TOKENIZER_CONFIG, TOKENIZER_JSON
 from mlm_dist.errors import UserError
-from mlm_dist.exported_shape import CONFIG_JSON, WEIGHTS
+from mlm_dist.exported_shape import CONFIG_JSON, MODEL_TYPE, WEIGHTS
 from mlm_dist.files import new_folder, refuse_existing
-from mlm_dist.huggingface.megatron_bert import convert_parameters, describe_model
+from mlm_dist.huggingface.megatron_bert import LEAST_UNCHANGED, convert_parameters, describe_model
 from mlm_dist.huggingface.model_card import write_card
 from mlm_dist.huggingface.tokenizer_file import convert_tokenizer, describe_tokenizer
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import as_encoder
 from mlm_dist.run.parameters import undamaged_steps
 from mlm_dist.run.run_dir import RunDir
-
-# Positions and activations that models of transformers combine.
-EXPORTABLE = {("learned", "relu"), ("learned", "gelu")}
 
 
 def export_model(model: TrainedModel, out: Path) -> None:
@@ -81,14 +78,16 @@ def write_model(model: TrainedModel, folder: Path, name: str) -> None:
 
 
 def check_exportable(model: ModelConfig) -> None:
-    """Raise `UserError` if no model of transformers has the same layers."""
+    """Raise `UserError` if `MegatronBertForMaskedLM` lacks an option of a model."""
     options = ["model.qk_norm true"] if model.qk_norm else []
     if model.logit_softcap:
         options.append(f"model.logit_softcap {model.logit_softcap}")
-    if (model.positions, model.activation) not in EXPORTABLE:
-        options.append(f"model.activation {model.activation} with model.positions {model.positions}")
+    if model.activation not in LEAST_UNCHANGED:
+        options.append(f"model.activation {model.activation}")
+    if model.positions != "learned":
+        options.append(f"model.positions {model.positions}")
     if options:
-        raise UserError(f"this model cannot be exported: no model of transformers has {' and '.join(options)}")
+        raise UserError(f"this model cannot be exported: transformers' {MODEL_TYPE} has no {' and no '.join(options)}")
 
 
 def write_json(content: dict[str, Any], file: Path) -> None:
