@@ -83,13 +83,14 @@ def convert_parameters(parameters: dict[str, torch.Tensor], model: ModelConfig) 
         model: its shape.
     """
     width = model.embedding_dim
-    converted = {target: parameters[source] for source, target in OUTSIDE_THE_BLOCKS.items()} | {
-        SEGMENT_EMBEDDING: torch.zeros(SEGMENTS, width),
+    converted = {target: parameters[source] for source, target in outside_the_blocks(model).items()} | {
         f"{FINAL_NORM}.weight": torch.ones(width),
         f"{FINAL_NORM}.bias": torch.zeros(width),
         f"{TRANSFORM}.dense.weight": torch.eye(width),
         f"{TRANSFORM}.dense.bias": torch.full((width,), identity_offset(model)),
     }
+    if model.positions == "learned":
+        converted[SEGMENT_EMBEDDING] = torch.zeros(SEGMENTS, width)
     for i in range(model.blocks):
         converted |= convert_block(parameters, f"blocks.{i}.", layer_name(i))
     if not model.tie_embeddings:  # else transformers ties them to the embedding and the bias
@@ -105,13 +106,19 @@ def restore_parameters(converted: dict[str, torch.Tensor], model: ModelConfig) -
         converted: the parameters by the names of transformers.
         model: their shape.
     """
-    parameters = {source: converted[target] for source, target in OUTSIDE_THE_BLOCKS.items()}
+    parameters = {source: converted[target] for source, target in outside_the_blocks(model).items()}
     for i in range(model.blocks):
         parameters |= restore_block(converted, layer_name(i), f"blocks.{i}.")
     if model.tie_embeddings:
         return parameters | {"output.weight": parameters["token_embedding.weight"]}
     # transformers computes with this bias. The other one, which an export has too, does not change in fine-tuning.
     return parameters | {f"output.{kind}": converted[f"{HEAD}.decoder.{kind}"] for kind in ("weight", "bias")}
+
+
+def outside_the_blocks(model: ModelConfig) -> dict[str, str]:
+    """`OUTSIDE_THE_BLOCKS` of a model: rotary positions have no embedding."""
+    has_embedding = model.positions == "learned"
+    return {ours: name for ours, name in OUTSIDE_THE_BLOCKS.items() if has_embedding or name != POSITION_EMBEDDING}
 
 
 def convert_block(parameters: dict[str, torch.Tensor], source: str, target: str) -> dict[str, torch.Tensor]:
