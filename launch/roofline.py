@@ -215,7 +215,9 @@ def fused(group: list[Kernel], index: int, readers: dict[int, set[int]]) -> Kern
 def loss_kernels(trace: Trace) -> types.ModuleType:
     """A stand-in for mlm_dist/model/loss_kernel.py, which needs triton, that records its kernels."""
 
-    def replace_by_gradient(logits: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, _: float) -> torch.Tensor:
+    def replace_by_gradient(
+        logits: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, *_: float | None
+    ) -> torch.Tensor:
         losses = torch.empty(len(logits))
         trace.add("cross entropy", [logits, bias, targets], [logits, losses])
         return losses

@@ -150,6 +150,23 @@ class ModelConfig:
     """Dropout probability in training."""
     tie_embeddings: bool = True
     """Share one matrix between the token embedding and the output layer."""
+    activation: Literal["relu", "relu2", "gelu", "geglu"] = "relu"
+    """Activation of the feed-forward layers. relu2: the square of ReLU. geglu: gated GELU, with 8/3 instead of 4 times
+    the width of the model, rounded to a multiple of 8, so that there are as many parameters."""
+    qk_norm: bool = False
+    """Normalise queries and keys in each head (RMSNorm with a scale), which allows higher learning rates."""
+    positions: Literal["learned", "rope"] = "learned"
+    """learned: an embedding for each position of a row. rope: queries and keys are rotated by their positions (rotary
+    position embeddings)."""
+    logit_softcap: PositiveFloat | None = None
+    """Soft cap of the logits, c: each becomes c * tanh(logit / c). Gemma 2 has 30. null: no cap."""
+    embedding_std: PositiveFloat = 0.02
+    """Standard deviation of the initial embeddings of tokens and positions."""
+    output_std: NonNegativeFloat = 0.02
+    """Standard deviation of the initial output layer, if embeddings are not tied. 0: zeros."""
+    zero_init_projections: bool = False
+    """Start with output projections of zeros in attention and feed-forward layers, so that each block is the identity
+    at first."""
     name: Text = "encoder"
     """Class of the model: `encoder`, or one that was added (docs/extending.md)."""
 
@@ -164,6 +181,30 @@ class ModelConfig:
                 f"{fit} heads fit"
             )
         return self
+
+    @model_validator(mode="after")
+    def check_positions(self) -> Self:
+        """Refuse heads whose channels cannot be rotated in pairs."""
+        if self.positions == "rope" and self.head_size % 2:
+            raise ValueError(
+                f"model.positions rope needs an even number of channels per head, but model.embedding_dim "
+                f"{self.embedding_dim} / model.heads {self.heads} is {self.head_size}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def check_output(self) -> Self:
+        """Refuse initial values of an output layer that is the token embedding."""
+        if self.tie_embeddings and self.output_std != type(self).output_std:
+            raise ValueError(
+                "model.output_std needs model.tie_embeddings false: a tied output layer starts with model.embedding_std"
+            )
+        return self
+
+    @property
+    def head_size(self) -> int:
+        """Channels per head."""
+        return self.embedding_dim // self.heads
 
     @property
     def entries(self) -> int:
@@ -234,14 +275,17 @@ class MaskingConfig:
 class OptimConfig:
     """Optimizer and learning-rate schedule."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for the rest. Muon needs fewer steps."""
+    name: Literal["adamw", "muon", "normuon"] = "adamw"
+    """adamw, or muon: Muon for the matrices inside the blocks and AdamW for the rest. Muon needs fewer steps. normuon:
+    NorMuon instead of Muon, whose updates have rows of equal size."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: PositiveFloat = 4e-3
-    """Peak learning rate of Muon. It follows the same schedule as `optim.lr`."""
+    """Peak learning rate of Muon and NorMuon. It follows the same schedule as `optim.lr`."""
     weight_decay: NonNegativeFloat = 0.01
     """Decoupled weight decay of matrices. Norms and biases have none."""
+    cautious_weight_decay: bool = False
+    """Decay only the elements of matrices that the update of the step makes smaller in absolute value."""
     schedule: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
     """Learning-rate schedule after the warmup: constant, cosine or linear to zero, or wsd (warmup-stable-decay:
     constant, then linear to zero over the last `optim.decay_fraction` of the run)."""

@@ -186,7 +186,8 @@ def evaluate_batches(
         with autocast(processes.device, dtype):
             reached("evaluation batch begins")
             hidden = encoder.encode(batch.inputs, batch.positions, batch.documents)
-            found = loss_and_hits(hidden, encoder.output, batch.targets, batch.loss_weights)
+            softcap = encoder.config.logit_softcap
+            found = loss_and_hits(hidden, encoder.output, batch.targets, batch.loss_weights, softcap)
         sums += torch.stack([*found, batch.loss_weights.sum()])
     encoder.train(was_training)
     loss, top_1, top_5, count = processes.sum_(sums).tolist()

@@ -92,7 +92,7 @@ def check_sweep(given: Namespace, config: Config) -> None:
         return
     if given.processes > 1:
         raise UserError("--sweep trains in one process: give no --processes")
-    if given.sweep[0] == "optim.muon_lr" and config.optim.name != "muon":
+    if given.sweep[0] == "optim.muon_lr" and config.optim.name == "adamw":
         raise UserError(f"--sweep optim.muon_lr: optim.name is {config.optim.name}, which has no such rate")
     if given.out and not given.out.parent.is_dir():
         raise UserError(f"--out {given.out}: there is no folder {given.out.parent}")

@@ -15,7 +15,17 @@ CONFIG = "config.yaml"  # of a run
 MODEL = "model.pth"
 CHECKPOINTS = "checkpoints"
 # The keys of the model that a run has in common with its source.
-SHARED = ("name", "embedding_dim", "heads", "blocks", "tie_embeddings")
+SHARED = (
+    "name",
+    "embedding_dim",
+    "heads",
+    "blocks",
+    "tie_embeddings",
+    "activation",
+    "qk_norm",
+    "positions",
+    "logit_softcap",
+)
 AT_STEP = re.compile(r"(?P<folder>.+)@(?P<step>\d{1,18}|best|newest)")
 
 

@@ -126,6 +126,9 @@ def test_an_empty_path_is_refused(key):
         ("optim.weight_decay", -0.01, "a number, at least 0"),
         ("optim.grad_clip", -1.0, "a number, at least 0"),
         ("model.vocab_size", 2, "a whole number, at least 3, or null"),
+        ("model.logit_softcap", 0.0, "a number, above 0, or null"),
+        ("model.embedding_std", 0.0, "a number, above 0"),
+        ("model.output_std", -0.1, "a number, at least 0"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):
@@ -206,6 +209,19 @@ def test_the_embedding_dimension_must_be_a_multiple_of_the_heads():
     assert message == "model.embedding_dim 100 is not a multiple of model.heads 8: 5 heads fit"
 
 
+def test_rotated_heads_must_have_an_even_number_of_channels():
+    message = error_message(["--model.positions=rope", "--model.embedding_dim=24", "--model.heads=8"])
+    assert (
+        "model.positions rope needs an even number of channels per head, but model.embedding_dim 24 / model" in message
+    )
+
+
+def test_a_tied_output_layer_has_no_initial_values_of_its_own():
+    message = error_message(["--model.output_std=0.0"])
+    assert "model.output_std needs model.tie_embeddings false" in message
+    parse_config(["--model.output_std=0.0", "--model.tie_embeddings=false"], verb="train")
+
+
 def test_the_batch_size_must_be_a_multiple_of_the_micro_batch_size():
     message = error_message(flags(train__batch_size=10, train__micro_batch_size=4))
     assert message == "train.batch_size 10 is not a multiple of train.micro_batch_size 4"
@@ -226,7 +242,7 @@ def test_mistakes_in_files_flags_keys_and_combinations_are_reported_together(tmp
     assert sorted(lines) == [
         "--lr: unknown key; did you mean optim.lr?",
         "--optim.lr is 0: it must be a number, above 0",
-        '--optim.name is "sgd": it must be one of adamw, muon',
+        '--optim.name is "sgd": it must be one of adamw, muon, normuon',
         f'{file}: train.max_iters is "many": it must be a whole number, at least 1',
         f"{file}: train.warmup: unknown key; did you mean optim.warmup_iters?",
         "model.embedding_dim 256 is not a multiple of model.heads 7: 4 heads fit",

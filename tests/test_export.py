@@ -3,12 +3,16 @@
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import safe_open
 
 import mlm_dist
+from mlm_dist.config import ModelConfig
+from mlm_dist.data.corpus import Corpus
 from tests.conftest import Result, start, verb
+from tests.huggingface.conftest import make_run
 
 
 def check_user_error(result: Result, message: str) -> None:
@@ -115,6 +119,28 @@ def test_a_user_error_is_one_line_and_leaves_no_files(
     before = sorted(tmp_path.rglob("*"))
     check_user_error(verb("export", *arguments.format(run=run_dir).split(), cwd=tmp_path), message)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"activation": "relu2"}, "megatron-bert, which has positions like it, has no model.activation relu2"),
+        ({"positions": "rope"}, "esm, which has positions like it, has no model.activation relu"),
+        (
+            {"qk_norm": True, "logit_softcap": 30.0},
+            "megatron-bert, which has positions like it, has no model.qk_norm true and no model.logit_softcap 30.0",
+        ),
+    ],
+    ids=str,
+)
+def test_a_model_that_transformers_lacks_is_refused_by_its_options(
+    changes: dict[str, Any], named: str, corpus: Corpus, tmp_path: Path
+) -> None:
+    shape = ModelConfig(vocab_size=300, block_size=16, embedding_dim=16, heads=2, **changes)
+    make_run(tmp_path / "run", shape, corpus.tokenizer)
+    result = verb("export", "--run", tmp_path / "run", "--out", tmp_path / "out")
+    check_user_error(result, f"cannot be exported: transformers' {named}")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 @pytest.mark.parametrize("blocks", [4, 50])

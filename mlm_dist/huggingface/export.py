@@ -18,10 +18,13 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from mlm_dist.config import ModelConfig
 from mlm_dist.data.tokenizer_json import TOKENIZER_CONFIG, TOKENIZER_JSON
-from mlm_dist.exported_shape import CONFIG_JSON, WEIGHTS
+from mlm_dist.errors import UserError
+from mlm_dist.exported_shape import CONFIG_JSON, ESM, MODEL_TYPE, WEIGHTS
 from mlm_dist.files import new_folder, refuse_existing
-from mlm_dist.huggingface.megatron_bert import convert_parameters, describe_model
+from mlm_dist.huggingface import esm, megatron_bert
+from mlm_dist.huggingface.megatron_bert import LEAST_UNCHANGED
 from mlm_dist.huggingface.model_card import Addition, write_card
 from mlm_dist.huggingface.onnx_file import MODEL_ONNX, write_onnx
 from mlm_dist.huggingface.sentence_files import describe_sentence_model
@@ -71,14 +74,16 @@ def export_all(run: Path, out: Path, additions: Collection[Addition] = ()) -> li
 def write_model(model: TrainedModel, folder: Path, name: str, additions: Collection[Addition], note: str = "") -> None:
     """Write the files of an exported model, which has this name in its card, into a folder."""
     shape, encoder = model.config.model, as_encoder(model.encoder, "the export")
+    check_exportable(shape)
+    layout = esm if shape.positions == "rope" else megatron_bert
     tokenizer = convert_tokenizer(model.tokenizer)
     (folder / TOKENIZER_JSON).write_text(tokenizer.to_str(pretty=True) + "\n", encoding="utf-8")
     write_json(describe_tokenizer(model.tokenizer, shape.block_size), folder / TOKENIZER_CONFIG)
-    write_json(describe_model(shape, model.tokenizer), folder / CONFIG_JSON)
+    write_json(layout.describe_model(shape, model.tokenizer), folder / CONFIG_JSON)
     card = write_card(model, name, additions, note)
     # The folder's name and the run's machine record may contain characters that UTF-8 cannot encode.
     (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-    parameters = convert_parameters(encoder.state_dict(), shape)
+    parameters = layout.convert_parameters(encoder.state_dict(), shape)
     # transformers reads from the metadata which framework wrote the tensors; "pt" is torch.
     (folder / WEIGHTS).write_bytes(save(parameters, metadata={"format": "pt"}))
     if "sentence_transformers" in additions:
@@ -87,6 +92,21 @@ def write_model(model: TrainedModel, folder: Path, name: str, additions: Collect
             write_json(content, folder / file)
     if "onnx" in additions:
         write_onnx(encoder, folder / MODEL_ONNX)
+
+
+def check_exportable(model: ModelConfig) -> None:
+    """Raise `UserError` if the model of transformers that is nearest to a model lacks one of its options."""
+    options = ["model.qk_norm true"] if model.qk_norm else []
+    if model.logit_softcap:
+        options.append(f"model.logit_softcap {model.logit_softcap}")
+    kind, activations = (ESM, ["gelu"]) if model.positions == "rope" else (MODEL_TYPE, list(LEAST_UNCHANGED))
+    if model.activation not in activations:
+        options.append(f"model.activation {model.activation}")
+    if options:
+        raise UserError(
+            f"this model cannot be exported: transformers' {kind}, which has positions like it, has no "
+            f"{' and no '.join(options)}"
+        )
 
 
 def write_json(content: Any, file: Path) -> None:

@@ -14,6 +14,7 @@ from mlm_dist.data.tokenizer_json import read_exported_tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.exported_shape import WEIGHTS, read_exported_shape
 from mlm_dist.files import read_bytes
+from mlm_dist.huggingface.esm import restore_name
 from mlm_dist.huggingface.folding import fold_body, fold_head, is_identity
 from mlm_dist.huggingface.megatron_bert import FINAL_NORM, HEAD, TRANSFORM, convert_parameters, restore_parameters
 from mlm_dist.model.encoder import Encoder
@@ -22,8 +23,10 @@ from mlm_dist.output import warn
 
 BODY = "bert."
 
-# Tensors of the body that its hidden states do not depend on: for classification, and of earlier transformers.
-UNUSED = (f"{BODY}pooler.", f"{BODY}embeddings.position_ids")
+# Tensors of the body that are no parameters of its hidden states: for classification, of earlier transformers, of ESM.
+UNUSED = tuple(
+    f"{BODY}{part}" for part in ("pooler.", "embeddings.position_ids", "contact_head.", "rotary_embeddings.")
+)
 
 # Fractions below this are not worth a warning.
 NEGLIGIBLE = 1e-4
@@ -69,7 +72,7 @@ def read_exported(folder: Path) -> Exported:
             f"transformers with resize_token_embeddings"
         )
     try:
-        parameters = select(read_tensors(folder), model)
+        parameters = select(read_tensors(folder, model), model)
     except ValueError as error:
         raise UserError(f"{folder / WEIGHTS}: {error}") from error
     if (lost := fold_body(parameters, model)) > NEGLIGIBLE:
@@ -77,8 +80,8 @@ def read_exported(folder: Path) -> Exported:
     if not has_head(parameters):
         parameters |= new_head(parameters, model)
         warn(f"{folder}: there is no output layer for masked tokens: its LayerNorm and its bias are new")
-    elif not is_identity(parameters):
-        drift = fold_head(parameters, sample_states(restore_parameters(parameters, model), model, tokenizer))
+    elif not is_identity(parameters, model):
+        drift = fold_head(parameters, model, sample_states(restore_parameters(parameters, model), model, tokenizer))
         if drift > NEGLIGIBLE:
             warn(
                 f"{folder}: fine-tuning has changed the layer before the output layer, which this model lacks: "
@@ -87,8 +90,8 @@ def read_exported(folder: Path) -> Exported:
     return Exported(model, tokenizer, restore_parameters(parameters, model))
 
 
-def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder by the names of transformers, those of the body with the prefix `bert.`.
+def read_tensors(folder: Path, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """The tensors of a folder by the names of `MegatronBertForMaskedLM`, those of the body with the prefix `bert.`.
 
     Raises:
         UserError: there is no file of safetensors.
@@ -102,6 +105,8 @@ def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{file}: {other}") from error
     except SafetensorError as error:
         raise ValueError(f"it is damaged: {error}") from error
+    if model.positions == "rope":
+        tensors = {restore_name(name): tensor for name, tensor in tensors.items()}
     if not any(name.startswith(BODY) for name in tensors):  # saved from `AutoModel`
         tensors = {f"{BODY}{name}": tensor for name, tensor in tensors.items()}
     # transformers writes one of these two if they are the same.

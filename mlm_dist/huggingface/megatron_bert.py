@@ -1,10 +1,10 @@
 """Converting an `Encoder` to transformers' `MegatronBertForMaskedLM`, which computes the same logits, and back.
 
 The blocks are the same. In addition, `MegatronBertForMaskedLM` has biases in the attention, a segment embedding, and a
-transform before the output layer: dense, ReLU, LayerNorm. The biases and the segment embedding are zeros. The LayerNorm
-of the transform gets the scale and shift of the encoder's final LayerNorm, and the final LayerNorm of
-`MegatronBertForMaskedLM` only normalises. The dense layer adds an offset that makes every entry positive, so that ReLU
-does not change it, and the LayerNorm of the transform removes the offset again.
+transform before the output layer: dense, activation, LayerNorm. The biases and the segment embedding are zeros. The
+LayerNorm of the transform gets the scale and shift of the encoder's final LayerNorm, and the final LayerNorm of
+`MegatronBertForMaskedLM` only normalises. The dense layer adds an offset that makes every entry so large that the
+activation does not change it, and the LayerNorm of the transform removes the offset again.
 """
 
 import math
@@ -14,10 +14,14 @@ import torch
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.tokenizer import Tokenizer
-from mlm_dist.model.encoder import INITIAL_STD, LAYER_NORM_EPS
+from mlm_dist.model.encoder import LAYER_NORM_EPS
+from mlm_dist.model.initial import INITIAL_STD
 
 # The embeddings of both segments are zeros. Fine-tuning on pairs of texts can learn them.
 SEGMENTS = 2
+
+# Activations that `MegatronBertForMaskedLM` has -> from which number on they are the identity, in float32.
+LEAST_UNCHANGED = {"relu": 0.0, "gelu": 6.0}
 
 # Names in transformers.
 SEGMENT_EMBEDDING = "bert.embeddings.token_type_embeddings.weight"
@@ -56,7 +60,7 @@ def describe_model(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "num_hidden_layers": model.blocks,
         "num_attention_heads": model.heads,
         "intermediate_size": 4 * model.embedding_dim,
-        "hidden_act": "relu",
+        "hidden_act": model.activation,
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.dropout,
         "max_position_embeddings": model.block_size,
@@ -79,13 +83,14 @@ def convert_parameters(parameters: dict[str, torch.Tensor], model: ModelConfig) 
         model: its shape.
     """
     width = model.embedding_dim
-    converted = {target: parameters[source] for source, target in OUTSIDE_THE_BLOCKS.items()} | {
-        SEGMENT_EMBEDDING: torch.zeros(SEGMENTS, width),
+    converted = {target: parameters[source] for source, target in outside_the_blocks(model).items()} | {
         f"{FINAL_NORM}.weight": torch.ones(width),
         f"{FINAL_NORM}.bias": torch.zeros(width),
         f"{TRANSFORM}.dense.weight": torch.eye(width),
-        f"{TRANSFORM}.dense.bias": torch.full((width,), relu_offset(width)),
+        f"{TRANSFORM}.dense.bias": torch.full((width,), identity_offset(model)),
     }
+    if model.positions == "learned":
+        converted[SEGMENT_EMBEDDING] = torch.zeros(SEGMENTS, width)
     for i in range(model.blocks):
         converted |= convert_block(parameters, f"blocks.{i}.", layer_name(i))
     if not model.tie_embeddings:  # else transformers ties them to the embedding and the bias
@@ -101,13 +106,19 @@ def restore_parameters(converted: dict[str, torch.Tensor], model: ModelConfig) -
         converted: the parameters by the names of transformers.
         model: their shape.
     """
-    parameters = {source: converted[target] for source, target in OUTSIDE_THE_BLOCKS.items()}
+    parameters = {source: converted[target] for source, target in outside_the_blocks(model).items()}
     for i in range(model.blocks):
         parameters |= restore_block(converted, layer_name(i), f"blocks.{i}.")
     if model.tie_embeddings:
         return parameters | {"output.weight": parameters["token_embedding.weight"]}
     # transformers computes with this bias. The other one, which an export has too, does not change in fine-tuning.
     return parameters | {f"output.{kind}": converted[f"{HEAD}.decoder.{kind}"] for kind in ("weight", "bias")}
+
+
+def outside_the_blocks(model: ModelConfig) -> dict[str, str]:
+    """`OUTSIDE_THE_BLOCKS` of a model: rotary positions have no embedding."""
+    has_embedding = model.positions == "learned"
+    return {ours: name for ours, name in OUTSIDE_THE_BLOCKS.items() if has_embedding or name != POSITION_EMBEDDING}
 
 
 def convert_block(parameters: dict[str, torch.Tensor], source: str, target: str) -> dict[str, torch.Tensor]:
@@ -139,10 +150,10 @@ def layer_name(block: int) -> str:
     return f"bert.encoder.layer.{block}."
 
 
-def relu_offset(width: int) -> float:
-    """The smallest integer that makes all entries of a normalised vector positive when it is added to them.
+def identity_offset(model: ModelConfig) -> float:
+    """The smallest integer that, added to the entries of a normalised vector, makes the activation the identity.
 
-    The entries sum to 0 and their squares to `width`, so the absolute value of an entry is at most sqrt(width - 1). A
+    The entries sum to 0 and their squares to the width, so the absolute value of an entry is at most sqrt(width - 1). A
     larger offset would cost precision, since the entries are rounded more coarsely when it is added.
     """
-    return math.isqrt(width - 1) + 1.0
+    return math.isqrt(model.embedding_dim - 1) + 1.0 + LEAST_UNCHANGED[model.activation]

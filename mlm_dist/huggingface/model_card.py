@@ -27,7 +27,7 @@ tags:
 # {name}
 
 A masked language model that was trained {start} on `{corpus}` with mlm_dist {version}. It is in the format of
-transformers' `MegatronBertForMaskedLM`, which computes the same logits as the trained encoder.
+transformers' `{architecture}`, which computes the same logits as the trained encoder.
 
 ## How to use it
 
@@ -121,6 +121,7 @@ def write_card(model: TrainedModel, name: str, additions: Collection[Addition] =
         corpus=corpus_name(model.config),
         start=describe_start(model.config.init_from),
         version=__version__,
+        architecture="EsmForMaskedLM" if model.config.model.positions == "rope" else "MegatronBertForMaskedLM",
         block_size=block_size,
         model=table(model_details(model)),
         training=table(training_details(model)),

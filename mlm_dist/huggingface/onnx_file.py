@@ -34,8 +34,7 @@ class PaddedEncoder(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Compute logits: (B, T) and (B, T) -> (B, T, V)."""
         # The padding of a row is a document of its own, which tokens do not attend to.
-        logits: torch.Tensor = self.encoder.output(self.encoder.encode(input_ids, documents=1 - attention_mask))
-        return logits
+        return self.encoder.logits(self.encoder.encode(input_ids, documents=1 - attention_mask))
 
 
 def write_onnx(encoder: Encoder, file: Path) -> None:

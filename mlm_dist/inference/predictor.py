@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.model.loss import chunks
 from mlm_dist.model.masked_model import MaskedModel
+from mlm_dist.model.soft_cap import soft_cap
 
 MAX_BATCH_SIZE = 64
 
@@ -99,13 +100,13 @@ class Predictor:
         Returns:
             (N,)
         """
-        weight, bias = self.encoder.output.weight, self.encoder.output.bias
+        weight, bias, softcap = self.encoder.output.weight, self.encoder.output.bias, self.encoder.config.logit_softcap
         hidden = self.encoder.encode(tokens, torch.tensor(positions, device=self.device)[:, None])[:, 0]  # (B, C)
         parts = chunks(len(weight), 1, ENTRIES_AT_ONCE[self.device.type])
-        sums = [F.linear(hidden, weight[part], bias[part]).logsumexp(1) for part in parts]
+        sums = [soft_cap(F.linear(hidden, weight[part], bias[part]), softcap).logsumexp(1) for part in parts]
         normalizers = torch.stack(sums).logsumexp(0)  # (B,)
         of_rows, ids = torch.tensor(rows, device=self.device), torch.tensor(targets, device=self.device)
-        logits = (hidden[of_rows] * weight[ids]).sum(1) + bias[ids]
+        logits = soft_cap((hidden[of_rows] * weight[ids]).sum(1) + bias[ids], softcap)
         return logits - normalizers[of_rows]
 
     def log_probabilities(self, logits: torch.Tensor) -> torch.Tensor:

@@ -124,7 +124,7 @@ def sample(
     parts = []
     for start in range(0, hashes.numel(), MAX_POSITIONS):
         part = slice(start, start + MAX_POSITIONS)
-        log_probs = predictor.log_probabilities(predictor.encoder.output(states.flatten(0, 1)[part]))
+        log_probs = predictor.log_probabilities(predictor.encoder.logits(states.flatten(0, 1)[part]))
         scores = log_probs if request.top_p == 1 else nucleus(log_probs, request.temperature, request.top_p)
         if request.temperature > 0:
             scores = scores + request.temperature * gumbel(hash32(hashes.flatten()[part, None] + token_hashes))

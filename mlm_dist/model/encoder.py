@@ -1,10 +1,10 @@
 """The encoder: embeddings, blocks of attention and feed-forward, a final LayerNorm, logits.
 
-Pre-LayerNorm blocks with learned position embeddings and ReLU. Unlike BERT, there is no transform between the final
-LayerNorm and the output layer: the recipe learns faster without one. The export to transformers'
-`MegatronBertForMaskedLM` uses an identity instead.
+Pre-LayerNorm blocks with learned position embeddings and ReLU, unless the config has others. Unlike BERT, there is no
+transform between the final LayerNorm and the output layer: the recipe learns faster without one. The export to
+transformers' `MegatronBertForMaskedLM` uses an identity instead.
 
-Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), H heads, V entries.
+Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), H heads of D channels, V entries.
 """
 
 import torch
@@ -13,16 +13,31 @@ from torch import nn
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.errors import UserError
+from mlm_dist.model.activation import ACTIVATIONS, inner_widths
+from mlm_dist.model.initial import initialize
 from mlm_dist.model.masked_model import MaskedModel
+from mlm_dist.model.rotary import Rotation, rotate, rotation, select
 
 # Negligible compared with any real variance, because the exported model has an extra LayerNorm that is the identity
 # only then.
 LAYER_NORM_EPS = 1e-12
 
-INITIAL_STD = 0.02
+RMS_NORM_EPS = 1e-6
 
 # On a CPU, the backward pass of torch's fused attention is slower than plain products for rows up to this length.
 LONGEST_PLAIN = 256
+
+
+class HeadNorm(nn.Module):
+    """RMSNorm of the queries or keys of a head, (..., D), with a scale that all heads of a block share."""
+
+    def __init__(self, head_size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(head_size))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise in fp32, and return the dtype of `x`, which matrix products need."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), RMS_NORM_EPS)
 
 
 class Head(nn.Module):
@@ -32,6 +47,8 @@ class Head(nn.Module):
 
     Attributes:
         query, key, value: linear layers without bias, C -> head size.
+        query_norm, key_norm: the identity, or norms.
+        is_rotary: whether queries and keys are rotated by their positions.
     """
 
     def __init__(self, embedding_dim: int, head_size: int) -> None:
@@ -39,10 +56,16 @@ class Head(nn.Module):
         self.query = nn.Linear(embedding_dim, head_size, bias=False)
         self.key = nn.Linear(embedding_dim, head_size, bias=False)
         self.value = nn.Linear(embedding_dim, head_size, bias=False)
+        self.query_norm: nn.Module = nn.Identity()
+        self.key_norm: nn.Module = nn.Identity()
+        self.is_rotary = False
 
     def attention_weights(self, x: torch.Tensor) -> torch.Tensor:
         """The attention of each position to all positions: (B, T, C) -> (B, T, T). Rows sum to 1."""
-        query, key = self.query(x), self.key(x)
+        query, key = self.query_norm(self.query(x)), self.key_norm(self.key(x))
+        if self.is_rotary:
+            turned = rotation(x.shape[1], query.shape[-1], x)
+            query, key = rotate(query, turned), rotate(key, turned)
         attention: torch.Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
         return attention
 
@@ -55,28 +78,40 @@ class Head(nn.Module):
 class MultiHeadAttention(nn.Module):
     """All heads at once, and the projection of their outputs."""
 
-    def __init__(self, embedding_dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.query_key_value = nn.Linear(embedding_dim, 3 * embedding_dim, bias=False)
-        self.projection = nn.Linear(embedding_dim, embedding_dim)
-        self.dropout = dropout
+        width = config.embedding_dim
+        self.heads = config.heads
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm = HeadNorm(config.head_size) if config.qk_norm else nn.Identity()
+        self.key_norm = HeadNorm(config.head_size) if config.qk_norm else nn.Identity()
+        self.is_rotary = config.positions == "rope"
+        self.projection = nn.Linear(width, width)
+        self.dropout = config.dropout
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor | None = None, mask: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        turned: Rotation | None = None,
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are queries -> (B, K, C).
 
-        `mask`, (B, T, T), is as `same_document` returns it.
+        `mask`, (B, T, T), is as `same_document` returns it; `turned`, the rotation of the row, if heads are rotary.
         """
         width = x.shape[-1]
         if positions is None:
-            query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, C / H) each
+            query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, D) each
         else:
             weight = self.query_key_value.weight
-            (query,) = self.split_heads(F.linear(gather_positions(x, positions), weight[:width]))  # (B, H, K, C / H)
+            (query,) = self.split_heads(F.linear(gather_positions(x, positions), weight[:width]))  # (B, H, K, D)
             key, value = self.split_heads(F.linear(x, weight[width:]))
             mask = None if mask is None else gather_positions(mask, positions)
+        query, key = self.query_norm(query), self.key_norm(key)
+        if turned is not None:
+            query = rotate(query, turned if positions is None else select(turned, positions))
+            key = rotate(key, turned)
         mask = None if mask is None else mask[:, None]  # (B, 1, T or K, T)
         dropout = self.dropout if self.training else 0.0
         if uses_plain_products(x):
@@ -89,7 +124,7 @@ class MultiHeadAttention(nn.Module):
         return joined
 
     def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, n C) -> (n, B, H, T, C / H)."""
+        """(B, T, n C) -> (n, B, H, T, D)."""
         batch, length, _ = x.shape
         size = self.projection.in_features // self.heads
         return x.view(batch, length, -1, self.heads, size).permute(2, 0, 3, 1, 4)
@@ -105,40 +140,47 @@ class MultiHeadAttention(nn.Module):
         for part, layer in enumerate((head.query, head.key, head.value)):
             del layer.weight
             layer.weight = parameters[part]  # a view of a Parameter, not a Parameter itself
+        head.query_norm, head.key_norm, head.is_rotary = self.query_norm, self.key_norm, self.is_rotary
         return head
 
 
 class FeedForward(nn.Module):
-    """Two linear layers with a ReLU between them, four times as wide inside."""
+    """Two linear layers with an activation between them, four times as wide inside."""
 
-    def __init__(self, embedding_dim: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.expand = nn.Linear(embedding_dim, 4 * embedding_dim)
-        self.contract = nn.Linear(4 * embedding_dim, embedding_dim)
+        widths = inner_widths(config)
+        self.expand = nn.Linear(config.embedding_dim, widths.expanded)
+        self.activation = ACTIVATIONS[config.activation]
+        self.contract = nn.Linear(widths.contracted, config.embedding_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         rows = x.flatten(0, -2)  # the output of a layer on more dimensions is a view, and in place that costs copies
-        out: torch.Tensor = self.contract(self.expand(rows).relu_())  # in place: the largest activation of a block
+        out: torch.Tensor = self.contract(self.activation(self.expand(rows)))
         return out.view(x.shape)
 
 
 class Block(nn.Module):
     """Attention, then feed-forward, each after a LayerNorm and inside a residual connection."""
 
-    def __init__(self, embedding_dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(embedding_dim, eps=LAYER_NORM_EPS)
-        self.attention = MultiHeadAttention(embedding_dim, heads, dropout)
-        self.feed_forward_norm = nn.LayerNorm(embedding_dim, eps=LAYER_NORM_EPS)
-        self.feed_forward = FeedForward(embedding_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.attention_norm = nn.LayerNorm(config.embedding_dim, eps=LAYER_NORM_EPS)
+        self.attention = MultiHeadAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.embedding_dim, eps=LAYER_NORM_EPS)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: torch.Tensor, positions: torch.Tensor | None = None, mask: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        turned: Rotation | None = None,
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are computed -> (B, K, C)."""
-        attended = self.attention(self.attention_norm(x), positions, mask)
+        attended = self.attention(self.attention_norm(x), positions, mask, turned)
         x = (x if positions is None else gather_positions(x, positions)) + self.dropout(attended)
         out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
@@ -152,14 +194,15 @@ class Encoder(MaskedModel):
         self.config = config
         width = config.embedding_dim
         self.token_embedding = nn.Embedding(config.entries, width)
-        self.position_embedding = nn.Embedding(config.block_size, width)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.block_size, width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.final_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.output = nn.Linear(width, config.entries)
         if config.tie_embeddings:
             self.output.weight = self.token_embedding.weight
-        self.apply(initialize)
+        initialize(self, config)
 
     def encode(
         self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
@@ -184,21 +227,26 @@ class Encoder(MaskedModel):
         self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Compute the output of the last block: (B, T, C), or (B, K, C) with `positions`."""
+        x = self.dropout(self.embed(tokens, documents))
+        mask = None if documents is None else same_document(documents)
+        turned = rotation(tokens.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
+        *earlier, last = self.blocks
+        for block in earlier:
+            x = block(x, mask=mask, turned=turned)
+        out: torch.Tensor = last(x, positions, mask, turned)
+        return out
+
+    def embed(self, tokens: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings of tokens, (B, T) -> (B, T, C); with learned positions, plus those of their positions."""
         batch, length = tokens.shape
         # Not by calling the layer: on a CPU, its backward pass takes five times as long.
         embedded = self.token_embedding.weight.index_select(0, tokens.flatten()).view(batch, length, -1)
+        if self.config.positions == "rope":
+            return embedded
         if documents is None:
-            mask, x = None, embedded + self.position_embedding.weight[:length]
-        else:
-            mask = same_document(documents)
-            columns = torch.arange(length, device=tokens.device) - torch.searchsorted(documents, documents)
-            x = embedded + self.position_embedding.weight.index_select(0, columns.flatten()).view_as(embedded)
-        x = self.dropout(x)
-        *earlier, last = self.blocks
-        for block in earlier:
-            x = block(x, mask=mask)
-        out: torch.Tensor = last(x, positions, mask)
-        return out
+            return embedded + self.position_embedding.weight[:length]
+        columns = torch.arange(length, device=tokens.device) - torch.searchsorted(documents, documents)
+        return embedded + self.position_embedding.weight.index_select(0, columns.flatten()).view_as(embedded)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices inside the blocks."""
@@ -208,14 +256,18 @@ class Encoder(MaskedModel):
     def count_parameters(cls, config: ModelConfig) -> int:
         """The number of parameters, by formula: a config may ask for more blocks than can be built."""
         width, entries = config.embedding_dim, config.entries
-        matrices = 1 if config.tie_embeddings else 2
-        outside_the_blocks = (matrices * entries + config.block_size + 2) * width + entries
-        return outside_the_blocks + cls.count_in_hidden_matrices(config) + config.blocks * 10 * width
+        rows = (1 if config.tie_embeddings else 2) * entries + (
+            config.block_size if config.positions == "learned" else 0
+        )
+        outside_the_blocks = (rows + 2) * width + entries
+        vectors = 6 * width + inner_widths(config).expanded + (2 * config.head_size if config.qk_norm else 0)
+        return outside_the_blocks + cls.count_in_hidden_matrices(config) + config.blocks * vectors
 
     @classmethod
     def count_in_hidden_matrices(cls, config: ModelConfig) -> int:
         """The number of parameters in the matrices inside the blocks."""
-        return config.blocks * 12 * config.embedding_dim**2
+        width = config.embedding_dim
+        return config.blocks * width * (4 * width + sum(inner_widths(config)))
 
 
 def as_encoder(model: MaskedModel, purpose: str) -> Encoder:
@@ -252,11 +304,3 @@ def gather_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     starts = torch.arange(0, batch * length, length, device=x.device)[:, None]
     indices = (starts + positions).flatten()
     return x.flatten(0, 1).index_select(0, indices).view(batch, -1, width)
-
-
-def initialize(module: nn.Module) -> None:
-    """Sample matrices from N(0, 0.02) and set biases to zero, like GPT-2 (Radford et al. 2019)."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=INITIAL_STD)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)

@@ -1,6 +1,7 @@
 """The arithmetic of a step, by formula."""
 
 from mlm_dist.config import Config
+from mlm_dist.model.activation import inner_widths
 
 
 def step_flops(config: Config) -> float:
@@ -14,6 +15,6 @@ def step_flops(config: Config) -> float:
     width, tokens = model.embedding_dim, config.train.batch_size * model.block_size
     predicted = tokens * config.masking.mean_rate
     keys_and_values = 2 * tokens * 2 * width**2
-    everything_else = 2 * 10 * width**2 + 4 * model.block_size * width
+    everything_else = 2 * width * (2 * width + sum(inner_widths(model))) + 4 * model.block_size * width
     blocks = model.blocks * keys_and_values + ((model.blocks - 1) * tokens + predicted) * everything_else
     return 3 * (blocks + 2 * predicted * width * model.entries)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mlm_dist.model.masked_model import MaskedModel
+from mlm_dist.model.soft_cap import soft_cap, soft_cap_
 
 # Maximum bytes of the logits of a chunk, and of the part of them that is in fp32; on a CPU, that part fits the cache.
 LOGITS_BYTES = {"cpu": 1 << 28, "cuda": 1 << 29}
@@ -68,11 +69,16 @@ class MaskedLoss(nn.Module):
             used = (loss_weights.flatten() > 0).to(torch.uint8).argsort(descending=True, stable=True)[: self.max_masked]
             hidden = hidden.flatten(0, 1).index_select(0, used)[None]  # (1, max_masked, C)
             targets, loss_weights = (part.flatten()[None, used] for part in (targets, loss_weights))
-        return masked_cross_entropy(hidden, self.encoder.output, targets, loss_weights)
+        softcap = self.encoder.config.logit_softcap
+        return masked_cross_entropy(hidden, self.encoder.output, targets, loss_weights, softcap)
 
 
 def masked_cross_entropy(
-    hidden: torch.Tensor, output: nn.Linear, targets: torch.Tensor, loss_weights: torch.Tensor
+    hidden: torch.Tensor,
+    output: nn.Linear,
+    targets: torch.Tensor,
+    loss_weights: torch.Tensor,
+    softcap: float | None = None,
 ) -> torch.Tensor:
     """Sum of the weighted cross-entropy over all predictions, in nats, with its gradient.
 
@@ -83,11 +89,12 @@ def masked_cross_entropy(
         output: the output layer.
         targets: (B, K) token ids.
         loss_weights: (B, K), 0 for unused slots.
+        softcap: the soft cap of the logits.
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     loss: torch.Tensor = OutputCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, 1), output.weight, output.bias, targets.flatten(), loss_weights.flatten(), dtype
+        hidden.flatten(0, 1), output.weight, output.bias, targets.flatten(), loss_weights.flatten(), dtype, softcap
     )
     return loss
 
@@ -104,10 +111,11 @@ class OutputCrossEntropy(torch.autograd.Function):
         targets: torch.Tensor,
         loss_weights: torch.Tensor,
         dtype: torch.dtype,
+        softcap: float | None,
     ) -> torch.Tensor:
         """Compute the loss and its gradients."""
         compute = gradients_on_gpu if hidden.is_cuda and HAS_TRITON else gradients
-        losses, *saved = compute(hidden, weight, bias, targets, loss_weights, dtype)
+        losses, *saved = compute(hidden, weight, bias, targets, loss_weights, dtype, softcap)
         ctx.save_for_backward(*saved)
         return torch.dot(losses, loss_weights)
 
@@ -115,7 +123,7 @@ class OutputCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients in place, so this can run only once."""
         scaled = (gradient.mul_(loss_gradient) for gradient in ctx.saved_tensors)
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -128,6 +136,7 @@ def gradients(
     targets: torch.Tensor,
     loss_weights: torch.Tensor,
     dtype: torch.dtype,
+    softcap: float | None = None,
 ) -> Gradients:
     """Compute the losses (N,) without their weights, and the gradients by hidden states, weight and bias."""
     scale = FP16_SCALE if dtype == torch.float16 else 1.0
@@ -142,7 +151,7 @@ def gradients(
         for part in chunks(len(logits), len(weight) * 4, SOFTMAX_BYTES[kind]):
             # addmm would first write the bias into all logits, one more pass over the largest tensor.
             full = logits[part].to(torch.promote_types(dtype, torch.float32)).add_(bias)
-            losses[chunk][part] = replace_by_gradient(full, targets[chunk][part])
+            losses[chunk][part] = replace_by_gradient(full, targets[chunk][part], softcap)
             bias_gradient.addmv_(full.t(), loss_weights[chunk][part])
             if dtype != full.dtype:
                 logits[part] = full if scale == 1 else full.mul_(scale)
@@ -165,6 +174,7 @@ def gradients_on_gpu(
     targets: torch.Tensor,
     loss_weights: torch.Tensor,
     dtype: torch.dtype,
+    softcap: float | None = None,
 ) -> Gradients:
     """Compute what `gradients` computes, with the kernel and a padded vocabulary of P entries."""
     from mlm_dist.model import loss_kernel  # noqa: PLC0415 (only where there is Triton)
@@ -177,7 +187,7 @@ def gradients_on_gpu(
     for chunk in chunks(len(hidden), len(low_weight) * dtype.itemsize, LOGITS_BYTES["cuda"]):
         low_hidden, row_weights = hidden[chunk].to(dtype), loss_weights[chunk]  # (n, C), (n,)
         logits = low_hidden @ low_weight.t()  # (n, P)
-        losses[chunk] = loss_kernel.replace_by_gradient(logits, bias, targets[chunk], scale)
+        losses[chunk] = loss_kernel.replace_by_gradient(logits, bias, targets[chunk], scale, softcap)
         hidden_gradient[chunk] = (logits @ low_weight) * (row_weights[:, None] / scale)
         product = loss_kernel.product(logits.t(), (low_hidden * row_weights[:, None]).to(dtype))  # (P, C)
         sums = loss_kernel.column_sums(logits, row_weights)  # (P,)
@@ -190,14 +200,20 @@ def gradients_on_gpu(
     return losses, hidden_gradient, weight_gradient, bias_gradient
 
 
-def replace_by_gradient(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each row of logits: (N, V), (N,) -> (N,). The logits become its gradient, softmax - one-hot."""
+def replace_by_gradient(logits: torch.Tensor, targets: torch.Tensor, softcap: float | None = None) -> torch.Tensor:
+    """Cross-entropy of each row of logits: (N, V), (N,) -> (N,). The logits become its gradient.
+
+    This is softmax - one-hot, times the derivative of the soft cap, if there is one.
+    """
+    slope = None if softcap is None else soft_cap_(logits, softcap)
     targets = targets[:, None]  # (N, 1)
     at_target, highest = logits.gather(1, targets), logits.amax(1, keepdim=True)
     torch.softmax(logits, 1, out=logits)
     # The largest probability is at least 1 / V, so its logarithm is exact, even if that of the target underflows.
     losses = highest - logits.amax(1, keepdim=True).log() - at_target
     logits.scatter_add_(1, targets, torch.full_like(at_target, -1))
+    if slope is not None:
+        logits.mul_(slope)
     return losses[:, 0]
 
 
@@ -210,7 +226,11 @@ def chunks(count: int, row_bytes: int, max_bytes: int) -> Iterator[slice]:
 
 @torch.no_grad()
 def loss_and_hits(
-    hidden: torch.Tensor, output: nn.Linear, targets: torch.Tensor, loss_weights: torch.Tensor
+    hidden: torch.Tensor,
+    output: nn.Linear,
+    targets: torch.Tensor,
+    loss_weights: torch.Tensor,
+    softcap: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The loss without a gradient, and the weighted counts of targets that are the top token and in the top five.
 
@@ -221,12 +241,13 @@ def loss_and_hits(
         output: the output layer.
         targets: (B, K) token ids.
         loss_weights: (B, K), 0 for unused slots.
+        softcap: the soft cap of the logits.
     """
     used = loss_weights.flatten().nonzero()[:, 0]  # with sampled mask rates, about half of the slots
     hidden, targets, loss_weights = hidden.flatten(0, 1)[used], targets.flatten()[used], loss_weights.flatten()[used]
     loss, top_1, top_5 = torch.zeros(3, dtype=torch.float64, device=hidden.device)
     for chunk in chunks(len(hidden), len(output.weight) * 4, LOGITS_BYTES[hidden.device.type]):
-        logits = output(hidden[chunk]).float()  # (n, V)
+        logits = soft_cap(output(hidden[chunk]).float(), softcap)  # (n, V)
         loss += torch.dot(F.cross_entropy(logits, targets[chunk], reduction="none"), loss_weights[chunk])
         rank = (~(logits < logits.gather(1, targets[chunk, None]))).sum(1)  # NaN is not below anything either
         top_1 += torch.dot((rank <= 1).float(), loss_weights[chunk])

@@ -19,10 +19,19 @@ ROWS = 64  # rows of the tile of a program that sums columns; it has `ALIGNMENT`
 
 
 @triton.jit
-def load_logits(first, bias, columns, used):
-    """Logits of a row with their bias, in fp32; -inf where they are not used."""
+def soft_cap(logits, softcap, CAPPED: tl.constexpr):  # noqa: N803
+    """The logits with a soft cap, if they have one."""
+    if CAPPED:
+        logits = softcap * (2 * tl.sigmoid(2 * logits / softcap) - 1)  # the hyperbolic tangent, which Triton lacks
+    return logits
+
+
+@triton.jit
+def load_logits(first, bias, columns, used, softcap, CAPPED: tl.constexpr):  # noqa: N803
+    """Logits of a row with their bias and cap, in fp32; -inf where they are not used."""
     logits = tl.load(first + columns, used, other=-float("inf")).to(tl.float32)
-    return logits + tl.load(bias + columns, used, other=0.0)
+    logits = soft_cap(logits + tl.load(bias + columns, used, other=0.0), softcap, CAPPED)
+    return tl.where(used, logits, -float("inf")) if CAPPED else logits
 
 
 @triton.jit
@@ -33,6 +42,8 @@ def cross_entropy_kernel(
     losses,
     stride,
     scale,
+    softcap,
+    CAPPED: tl.constexpr,  # noqa: N803
     V: tl.constexpr,  # noqa: N803
     B: tl.constexpr,  # noqa: N803
 ):
@@ -45,18 +56,20 @@ def cross_entropy_kernel(
     for start in range(0, V, B):
         columns = start + tl.arange(0, B)
         used = columns < V
-        x = load_logits(first, bias, columns, used)
+        x = load_logits(first, bias, columns, used, softcap, CAPPED)
         higher = tl.maximum(highest, tl.max(x, 0))
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(x - higher), 0)
         highest = higher
-    at_target = tl.load(first + target).to(tl.float32) + tl.load(bias + target)
+    at_target = soft_cap(tl.load(first + target).to(tl.float32) + tl.load(bias + target), softcap, CAPPED)
     tl.store(losses + row, tl.log(total) + highest - at_target)
     tl.debug_barrier()  # all threads have read the target before its logit is overwritten
     for start in range(0, V, B):
         columns = start + tl.arange(0, B)
         used = columns < V
-        x = load_logits(first, bias, columns, used)
+        x = load_logits(first, bias, columns, used, softcap, CAPPED)
         gradient = (tl.exp(x - highest) / total - tl.where(columns == target, 1.0, 0.0)) * scale
+        if CAPPED:
+            gradient *= 1 - x / softcap * (x / softcap)  # the derivative of the cap
         tl.store(first + columns, gradient.to(logits.dtype.element_ty), used)
 
 
@@ -87,23 +100,26 @@ def pad_vocabulary(weight: torch.Tensor) -> torch.Tensor:
     return F.pad(weight, (0, 0, 0, -len(weight) % ALIGNMENT))
 
 
-def replace_by_gradient(logits: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+def replace_by_gradient(
+    logits: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, scale: float, softcap: float | None = None
+) -> torch.Tensor:
     """Cross-entropy of each row of logits.
 
     Args:
         logits: (N, P) without the bias, P the size of the padded vocabulary. They become the gradient, softmax -
-            one-hot, times `scale`. Those of the padding are not read, and stay 0.
+            one-hot, times `scale` and the derivative of the soft cap. Those of the padding are not read, and stay 0.
         bias: (V,) fp32.
         targets: (N,) token ids.
         scale: of the gradient.
+        softcap: the soft cap of the logits.
 
     Returns:
         (N,) fp32, in nats.
     """
     losses = torch.empty(len(logits), dtype=torch.float32, device=logits.device)
-    sizes = {"V": len(bias), "B": BLOCK}
-    grid = (len(logits),)
-    cross_entropy_kernel[grid](logits, bias, targets, losses, logits.stride(0), scale, **sizes, num_warps=WARPS)
+    sizes = {"CAPPED": softcap is not None, "V": len(bias), "B": BLOCK}
+    scalars = logits.stride(0), scale, softcap or 0.0
+    cross_entropy_kernel[(len(logits),)](logits, bias, targets, losses, *scalars, **sizes, num_warps=WARPS)
     return losses
 
 

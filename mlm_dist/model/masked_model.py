@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from mlm_dist.config import ModelConfig
+from mlm_dist.model.soft_cap import soft_cap
 
 
 class MaskedModel(nn.Module, ABC):
@@ -39,8 +40,11 @@ class MaskedModel(nn.Module, ABC):
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Compute logits: (B, T, V), or (B, K, V) with `positions`."""
-        logits: torch.Tensor = self.output(self.encode(tokens, positions))
-        return logits
+        return self.logits(self.encode(tokens, positions))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Compute logits from the input of the output layer: (..., C) -> (..., V)."""
+        return soft_cap(self.output(hidden), self.config.logit_softcap)
 
     def last_hidden_states(self, tokens: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
         """Compute the states whose mean is the embedding of a text: (B, T) -> (B, T, C), `documents` as in `encode`."""

@@ -26,6 +26,10 @@ EARLIER = {
     "init_from": None,
     "branch": False,
     "optim.ema": None,
+    "model.activation": "relu",
+    "model.qk_norm": False,
+    "model.positions": "learned",
+    "model.logit_softcap": None,
 }
 MAX_DIGITS = 16  # of a step
 MAKE_ROOM = "make room on the disk; the same command continues from the last checkpoint"

@@ -67,10 +67,13 @@ def user_error_if_out_of_memory() -> Iterator[None]:
 
 
 def bytes_of_parameters(config: Config) -> int:
-    """Bytes of parameters, their average, gradients and optimizer state: AdamW has two moments, Muon has one."""
+    """Bytes of parameters, their average, gradients and optimizer state: AdamW has two moments, Muon has one.
+
+    The second one of NorMuon, a number per row, is left out.
+    """
     model = model_class(config.model)
     count = model.count_parameters(config.model)
-    with_one_moment = model.count_in_hidden_matrices(config.model) if config.optim.name == "muon" else 0
+    with_one_moment = model.count_in_hidden_matrices(config.model) if config.optim.name != "adamw" else 0
     return FP32_BYTES * ((5 if config.optim.ema else 4) * count - with_one_moment)
 
 

@@ -1,4 +1,4 @@
-"""The optimizers: AdamW, or Muon with AdamW."""
+"""The optimizers: AdamW, or Muon or NorMuon with AdamW."""
 
 import math
 from typing import Any
@@ -10,17 +10,20 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from mlm_dist.config import OptimConfig
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.registry import is_plain
+from mlm_dist.training.cautious import decay_cautiously
+from mlm_dist.training.normuon import NorMuon, initial_state
 
 
 def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """Build the optimizers of a model. Matrices have weight decay, norms and biases have none.
 
     With `muon`, Muon (Jordan et al. 2024) optimizes the hidden matrices of the model. It orthogonalizes their updates,
-    so that directions with small gradients are learned too. AdamW optimizes embeddings, output layer and vectors. Every
-    parameter group has a `relative_lr`, by which the learning rate of the step is multiplied.
+    so that directions with small gradients are learned too. With `normuon`, NorMuon does. AdamW optimizes embeddings,
+    output layer and vectors. Every parameter group has a `relative_lr`, by which the learning rate of the step is
+    multiplied.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    hidden = model.hidden_matrices() if config.name == "muon" else []
+    hidden = model.hidden_matrices() if config.name != "adamw" else []
     rest = [parameter for parameter in parameters if all(parameter is not matrix for matrix in hidden)]
     groups = [
         {"params": [parameter for parameter in rest if parameter.ndim >= 2], "weight_decay": config.weight_decay},
@@ -29,7 +32,9 @@ def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.opti
     # The fused implementation updates all parameters in one kernel instead of a dozen kernels per parameter.
     adamw = torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=parameters[0].is_cuda)
     optimizers: list[torch.optim.Optimizer] = [adamw]
-    if hidden:
+    if hidden and config.name == "normuon":
+        optimizers.append(NorMuon(hidden, config.muon_lr, config.weight_decay))
+    elif hidden:
         # Updates of any shape have the same size as AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982).
         muon = torch.optim.Muon(
             hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
@@ -38,6 +43,8 @@ def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.opti
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["relative_lr"] = group["lr"] / config.lr
+        if config.cautious_weight_decay:
+            decay_cautiously(optimizer)
     return optimizers
 
 
@@ -48,14 +55,22 @@ def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
         AttributeError, TypeError, ValueError: it belongs to a different optimizer, or to parameters of different
             shapes.
     """
-    names = {"momentum_buffer"} if isinstance(optimizer, torch.optim.Muon) else {"step", "exp_avg", "exp_avg_sq"}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if not state.keys() <= set(range(len(parameters))):
         raise ValueError("it has more parameters")
     for index, values in state.items():
-        shapes = {name: torch.Size() if name == "step" else parameters[index].shape for name in names}
+        shapes = state_shapes(optimizer, parameters[index])
         if {name: value.shape for name, value in values.items()} != shapes or not all(map(is_plain, values.values())):
             raise ValueError("it belongs to a different optimizer, or to parameters of different shapes")
+
+
+def state_shapes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Size]:
+    """The shapes of the state of a parameter, by name."""
+    if isinstance(optimizer, torch.optim.Muon):
+        return {"momentum_buffer": parameter.shape}
+    if isinstance(optimizer, NorMuon):
+        return {name: value.shape for name, value in initial_state(parameter).items()}
+    return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
 
 
 def can_update_without_host(optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> bool:

@@ -78,20 +78,20 @@ def test_an_export_is_not_touched(parameters: Parameters) -> None:
     folded = dict(parameters)
     assert fold_body(folded, SHAPE) == 0.0
     assert all(folded[name] is parameters[name] for name in parameters)
-    assert is_identity(parameters)
+    assert is_identity(parameters, SHAPE)
 
 
 @pytest.mark.parametrize("name", [SCALE, SHIFT, DENSE, OFFSET])
 def test_any_change_of_the_layers_before_the_transform_is_noticed(name: str, parameters: Parameters) -> None:
     parameters[name].view(-1)[5] += 1e-5
-    assert not is_identity(parameters)
+    assert not is_identity(parameters, SHAPE)
 
 
 def fold(parameters: Parameters) -> tuple[float, Parameters]:
     """Fold the head on the states of many tokens."""
     folded, tokens = dict(parameters), torch.randint(0, 50, (100, 12), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        drift = fold_head(folded, encoder_of(parameters).last_hidden_states(tokens).flatten(0, 1))
+        drift = fold_head(folded, SHAPE, encoder_of(parameters).last_hidden_states(tokens).flatten(0, 1))
     return drift, folded
 
 
@@ -132,6 +132,6 @@ def test_the_drift_is_the_fraction_of_the_output_that_is_lost(parameters: Parame
 def test_states_that_do_not_vary_keep_the_scale(parameters: Parameters) -> None:
     randomize(parameters, SHIFT)
     folded = dict(parameters)
-    fold_head(folded, torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).expand(5, -1))
+    fold_head(folded, SHAPE, torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).expand(5, -1))
     norm = "cls.predictions.transform.LayerNorm.weight"
     torch.testing.assert_close(folded[norm], parameters[norm])

@@ -123,7 +123,12 @@ def check_states(found: Exported, fine_tuned: Any, rows: torch.Tensor) -> None:
     assert difference < 1e-4
 
 
-@pytest.mark.parametrize("name", ["model", "untied"])
+@pytest.fixture(scope="module")
+def gelu(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    return make_model(replace(SHAPE, activation="gelu"), corpus, tmp_path_factory.mktemp("gelu") / "run")
+
+
+@pytest.mark.parametrize("name", ["model", "untied", "gelu"])
 def test_an_export_is_read_back_bit_for_bit(
     name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,7 +154,7 @@ def test_reading_draws_no_random_numbers(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["model", "untied"])
+@pytest.mark.parametrize("name", ["model", "untied", "gelu"])
 def test_a_fine_tuned_model_has_the_same_states_and_nearly_the_same_loss(
     name: str, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -347,7 +352,7 @@ def test_a_damaged_header_is_a_value_error(folder: Path) -> None:
         changed = bytes([content[position] ^ (1 << position % 8)])
         file.write_bytes(content[:position] + changed + content[position + 1 :])
         try:
-            read_tensors(folder)
+            read_tensors(folder, SHAPE)
         except ValueError:
             refused += 1
     assert refused > len(positions) / 3

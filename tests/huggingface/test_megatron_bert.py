@@ -14,7 +14,7 @@ from mlm_dist.config import ModelConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.huggingface.export import export_model
-from mlm_dist.huggingface.megatron_bert import relu_offset
+from mlm_dist.huggingface.megatron_bert import identity_offset
 from mlm_dist.inference.embedding import states_after
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import Block, Encoder
@@ -77,9 +77,10 @@ def test_an_exported_model_with_untied_embeddings_has_the_same_logits(corpus_fol
         replace(SMALL, vocab_size=310),  # larger than the tokenizer's
         replace(SMALL, dropout=0.5),
         replace(SMALL, heads=16),
+        replace(SMALL, activation="gelu"),
         replace(SMALL, embedding_dim=50, blocks=1),
     ],
-    ids=["novels", "large vocabulary", "dropout", "many heads", "odd width"],
+    ids=["novels", "large vocabulary", "dropout", "many heads", "gelu", "odd width"],
 )
 def test_a_freshly_initialised_model_has_the_same_logits(
     shape: ModelConfig, tied: bool, corpus: Corpus, tmp_path: Path
@@ -91,10 +92,10 @@ def test_a_freshly_initialised_model_has_the_same_logits(
     check_tying(converted, tied)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_every_parameter_gets_the_right_name(tied: bool, corpus: Corpus, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [{}, {"tie_embeddings": False}, {"activation": "gelu"}], ids=str)
+def test_every_parameter_gets_the_right_name(changes: dict[str, Any], corpus: Corpus, tmp_path: Path) -> None:
     """Initial biases are all 0 and initial norms all 1, so a mix-up would go unnoticed. Here, all values differ."""
-    encoder = random_encoder(replace(SMALL, tie_embeddings=tied))
+    encoder = random_encoder(replace(SMALL, **changes))
     model = make_run(tmp_path / "run", encoder.config, corpus.tokenizer, encoder)
     export_model(model, tmp_path / "out")
     check_logits(model, load(tmp_path / "out"))
@@ -129,8 +130,9 @@ def test_the_states_of_each_layer_are_the_hidden_states_of_auto_model(corpus: Co
     assert not any(block._forward_pre_hooks for block in encoder.blocks)
 
 
-def test_the_most_extreme_entry_passes_the_relu(corpus: Corpus, tmp_path: Path) -> None:
-    encoder = Encoder(SMALL)
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_the_most_extreme_entry_passes_the_activation(activation: Any, corpus: Corpus, tmp_path: Path) -> None:
+    encoder = Encoder(replace(SMALL, activation=activation))
     with torch.no_grad():
         for block in encoder.blocks:
             assert isinstance(block, Block)
@@ -150,7 +152,15 @@ def test_the_most_extreme_entry_passes_the_relu(corpus: Corpus, tmp_path: Path) 
 @pytest.mark.parametrize("width", [1, 2, 5, 16, 17, 64, 256, 768, 4096])
 def test_the_offset_is_the_smallest_sufficient_integer(width: int) -> None:
     largest = F.layer_norm(1e6 * torch.eye(width, dtype=torch.float64)[0], [width]).abs().max().item()
-    assert largest < relu_offset(width) <= largest + 1 + 1e-9
+    shape = ModelConfig(embedding_dim=width, heads=1)
+    assert largest < identity_offset(shape) <= largest + 1 + 1e-9
+    assert identity_offset(replace(shape, activation="gelu")) == identity_offset(shape) + 6
+
+
+def test_gelu_is_the_identity_from_6_on() -> None:
+    numbers = torch.linspace(6, 80, 100_000)
+    assert torch.equal(F.gelu(numbers), numbers)
+    assert not torch.equal(F.gelu(numbers - 1), numbers - 1)
 
 
 def test_parameters_that_the_encoder_lacks_are_zeros(exported: Path) -> None:

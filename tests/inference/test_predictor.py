@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,10 +41,11 @@ def test_few_rows_are_held_at_a_time(predictor: Predictor) -> None:
     assert len(list(rows)) == 10_000 - module.MAX_BATCH_SIZE
 
 
-@pytest.mark.parametrize("entries", [7, 1024])
+@pytest.mark.parametrize(("entries", "softcap"), [(7, None), (1024, None), (7, 2.0)])
 def test_log_likelihoods_are_those_of_the_logits(
-    predictor: Predictor, entries: int, monkeypatch: pytest.MonkeyPatch
+    predictor: Predictor, entries: int, softcap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(predictor.encoder, "config", replace(predictor.encoder.config, logit_softcap=softcap))
     monkeypatch.setitem(module.ENTRIES_AT_ONCE, "cpu", entries)
     tokens = torch.randint(0, 300, (3, 10))
     expected = predictor.encoder(tokens).log_softmax(-1)

@@ -1,6 +1,7 @@
 """Masked tokens are sampled from the requested distribution."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any
 
@@ -71,6 +72,15 @@ def test_one_pass_per_token_in_random_order_samples_from_the_joint_distribution(
     assert chi_square(sample_row(letters, masked, steps=1), independent) < BOUND_15
     # Otherwise the test could not distinguish the two distributions.
     assert chi_square(sample_row(letters, masked), independent) > 10 * BOUND_15
+
+
+def test_samples_are_those_of_capped_logits(letters: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = probabilities(letters, [2, MASK], 1)
+    monkeypatch.setattr(letters.encoder, "config", replace(letters.encoder.config, logit_softcap=0.5))
+    capped = probabilities(letters, [2, MASK], 1)
+    sampled = sample_row(letters, [2, MASK])
+    assert chi_square(sampled, {(letter,): p for letter, p in enumerate(capped)}) < BOUND_3
+    assert chi_square(sampled, {(letter,): p for letter, p in enumerate(free)}) > 10 * BOUND_3
 
 
 @pytest.mark.parametrize("order", ["random", "confidence"])

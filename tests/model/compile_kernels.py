@@ -17,9 +17,9 @@ from mlm_dist.model import loss_kernel
 
 ENTRIES = 50258
 POINTERS = {"logits": "*bf16", "matrix": "*bf16", "targets": "*i64"}
-SCALARS = {"stride": "i32", "scale": "fp32", "n": "i32"}
+SCALARS = {"stride": "i32", "scale": "fp32", "softcap": "fp32", "n": "i32"}
 SIZES = {
-    loss_kernel.cross_entropy_kernel: {"V": ENTRIES, "B": loss_kernel.BLOCK},
+    loss_kernel.cross_entropy_kernel: {"CAPPED": False, "V": ENTRIES, "B": loss_kernel.BLOCK},
     loss_kernel.column_sums_kernel: {"C": loss_kernel.ALIGNMENT, "R": loss_kernel.ROWS},
 }
 

@@ -57,13 +57,13 @@ def test_logits_at_positions_are_those_of_the_whole_row_at_these_positions(shape
 
 
 def test_the_heads_together_equal_the_fused_attention() -> None:
-    attention, x = MultiHeadAttention(24, 3, dropout=0.0).double(), torch.randn(5, 12, 24).double()
+    attention, x = MultiHeadAttention(SMALL).double(), torch.randn(5, 12, 24).double()
     heads = torch.cat([attention.head(index)(x) for index in range(3)], dim=-1)
     torch.testing.assert_close(attention.projection(heads), attention(x))
 
 
 def test_a_head_shares_the_parameters_of_its_attention() -> None:
-    attention = MultiHeadAttention(24, 3, dropout=0.0)
+    attention = MultiHeadAttention(SMALL)
     head, x = attention.head(1), torch.randn(2, 12, 24)
     before = head(x)
     with torch.no_grad():
@@ -81,13 +81,13 @@ def test_a_head_follows_the_definition() -> None:
 
 
 def test_a_block_adds_attention_and_feed_forward_of_normalised_inputs() -> None:
-    block, x = Block(24, 3, dropout=0.0), torch.randn(2, 12, 24)
+    block, x = Block(SMALL), torch.randn(2, 12, 24)
     middle = x + block.attention(block.attention_norm(x))
     torch.testing.assert_close(block(x), middle + block.feed_forward(block.feed_forward_norm(middle)))
 
 
 def test_feed_forward_is_a_relu_between_two_linear_layers() -> None:
-    layer, x = FeedForward(24), torch.randn(2, 12, 24)
+    layer, x = FeedForward(SMALL), torch.randn(2, 12, 24)
     hidden = layer.expand(x)
     torch.testing.assert_close(layer(x), layer.contract(hidden * (hidden > 0)))
 
@@ -151,14 +151,14 @@ def is_random(module: nn.Module, x: torch.Tensor) -> bool:
 
 
 def test_attention_has_dropout_only_in_training() -> None:
-    attention, x = MultiHeadAttention(24, 3, dropout=0.5), torch.randn(2, 12, 24)
+    attention, x = MultiHeadAttention(replace(SMALL, dropout=0.5)), torch.randn(2, 12, 24)
     assert is_random(attention, x)
     assert not is_random(attention.eval(), x)
 
 
 @pytest.mark.parametrize("zeroed", ["attention.projection", "feed_forward.contract"])
 def test_both_parts_of_a_block_have_dropout(zeroed: str) -> None:
-    block, x = Block(24, 3, dropout=0.5), torch.randn(2, 12, 24)
+    block, x = Block(replace(SMALL, dropout=0.5)), torch.randn(2, 12, 24)
     block.attention.dropout = 0.0
     for parameter in block.get_submodule(zeroed).parameters():
         nn.init.zeros_(parameter)  # so that only the output of the other part is random

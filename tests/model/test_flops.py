@@ -11,7 +11,9 @@ from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.flops import step_flops
 
 
-@pytest.mark.parametrize("model", [{}, {"blocks": 1}, {"block_size": 64}, {"embedding_dim": 64}, {"vocab_size": 99}])
+@pytest.mark.parametrize(
+    "model", [{}, {"blocks": 1}, {"block_size": 64}, {"embedding_dim": 64}, {"vocab_size": 99}, {"activation": "geglu"}]
+)
 def test_the_formula_counts_the_same_flops_as_torch(model: dict[str, Any]) -> None:
     shape = {"vocab_size": 3000, "block_size": 16, "embedding_dim": 32, "heads": 2, "blocks": 3} | model
     config = Config(model=ModelConfig(**shape), masking=MaskingConfig(mask_prob=0.25), train=TrainConfig(batch_size=12))

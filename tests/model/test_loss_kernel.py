@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mlm_dist.model import loss
+from mlm_dist.model.soft_cap import soft_cap
 from tests.conftest import start
 
 pytest.importorskip("triton", reason="needs triton, which comes with the builds of torch for CUDA")
@@ -14,11 +15,17 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def by_definition(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, targets: torch.Tensor, loss_weights: torch.Tensor
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    targets: torch.Tensor,
+    loss_weights: torch.Tensor,
+    softcap: float | None = None,
 ) -> list[torch.Tensor]:
     """Losses and gradients in fp64, by autograd."""
     given = [x.double().requires_grad_() for x in (hidden, weight, bias)]
-    losses = torch.nn.functional.cross_entropy(given[0] @ given[1].t() + given[2], targets, reduction="none")
+    logits = soft_cap(given[0] @ given[1].t() + given[2], softcap)
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     return [losses, *torch.autograd.grad((losses * loss_weights.double()).sum(), given)]
 
 
@@ -29,19 +36,25 @@ def computed(
     targets: torch.Tensor,
     loss_weights: torch.Tensor,
     dtype: torch.dtype,
+    softcap: float | None = None,
 ) -> list[torch.Tensor]:
     """Losses and gradients by the kernels."""
     hidden, weight, bias, targets, loss_weights = (
         part.to(DEVICE) for part in (hidden, weight, bias, targets, loss_weights)
     )
-    return [part.cpu() for part in loss.gradients_on_gpu(hidden, weight, bias, targets, loss_weights, dtype)]
+    return [part.cpu() for part in loss.gradients_on_gpu(hidden, weight, bias, targets, loss_weights, dtype, softcap)]
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("weighted", "softcap"), [(False, None), (True, None), (True, 3.0)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)])
 @pytest.mark.parametrize("entries", [10, 64, 1002, 5000])
 def test_the_kernel_computes_the_loss_and_its_gradients(
-    entries: int, dtype: torch.dtype, tolerance: float, weighted: bool, monkeypatch: pytest.MonkeyPatch
+    entries: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    weighted: bool,
+    softcap: float | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(loss.LOGITS_BYTES, "cuda", 8 * 5056 * dtype.itemsize)  # several chunks, the last one shorter
     generator = torch.Generator().manual_seed(entries)
@@ -52,8 +65,8 @@ def test_the_kernel_computes_the_loss_and_its_gradients(
     loss_weights = (torch.rand(21, generator=generator) < 0.8).float()
     if weighted:
         loss_weights *= 64 * torch.rand(21, generator=generator)
-    expected = by_definition(hidden, weight, bias, targets, loss_weights)
-    found = computed(hidden, weight, bias, targets, loss_weights, dtype)
+    expected = by_definition(hidden, weight, bias, targets, loss_weights, softcap)
+    found = computed(hidden, weight, bias, targets, loss_weights, dtype, softcap)
     for value, reference in zip(found, expected, strict=True):
         assert value.dtype == torch.float32
         assert (value - reference).norm() <= tolerance * reference.norm()

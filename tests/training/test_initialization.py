@@ -1,5 +1,6 @@
 """A run can start from the parameters of another run, and says in one line if it cannot."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -100,7 +101,15 @@ def test_a_padded_vocabulary_of_the_source_is_kept(corpus_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "theirs"), [("heads", 4, 2), ("blocks", 3, 2), ("tie_embeddings", False, True)]
+    ("key", "value", "theirs"),
+    [
+        ("heads", 4, 2),
+        ("blocks", 3, 2),
+        ("tie_embeddings", False, True),
+        ("activation", "gelu", "relu"),
+        ("positions", "rope", "learned"),
+        ("logit_softcap", 30.0, None),
+    ],
 )
 def test_a_contradicting_shape_is_refused(source, corpus_folder, tmp_path, key, value, theirs):
     line = error_of(start_from(source, corpus_folder, tmp_path / "run", **{f"model__{key}": value}))
@@ -131,6 +140,20 @@ def test_positions_are_fitted_to_another_block_size(source, corpus_folder, tmp_p
     assert torch.allclose(after[::step], before[:block_size], atol=1e-6)  # every third of a block of 3 * 15 + 1
     if step > 1:
         assert torch.allclose(after[1], (2 * before[0] + before[1]) / 3, atol=1e-6)
+
+
+def test_options_of_the_model_are_taken_from_the_source_and_rotary_positions_need_no_fitting(corpus_folder, tmp_path):
+    options = {"model__positions": "rope", "model__activation": "geglu", "model__logit_softcap": 20.0}
+    source = tmp_path / "source"
+    assert verb("train", *tiny_flags(corpus_folder, source, **options)).returncode == 0
+    changes = {"model__block_size": 32, "model__embedding_std": 0.5, **UNMOVED}
+    without = ("model.heads", "model.activation", "model.positions")
+    result = start_from(source, corpus_folder, tmp_path / "run", without, **changes)
+    assert result.returncode == 0, result.stderr
+    models = [read_config(run / "config.yaml").model for run in (source, tmp_path / "run")]
+    assert models[1] == dataclasses.replace(models[0], block_size=32, embedding_std=0.5)
+    before, after = (torch.load(run / "model.pth") for run in (source, tmp_path / "run"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_source_is_recorded_and_not_needed_again(source, corpus_folder, tmp_path):

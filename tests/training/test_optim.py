@@ -7,7 +7,8 @@ from torch import nn
 from mlm_dist.config import ModelConfig, OptimConfig
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.masked_model import MaskedModel
-from mlm_dist.training.optim import build_optimizers, check_state, set_learning_rate
+from mlm_dist.training.normuon import NorMuon
+from mlm_dist.training.optim import build_optimizers, check_state, set_learning_rate, update_without_host
 
 
 def test_matrices_have_weight_decay_and_norms_and_biases_have_none() -> None:
@@ -23,6 +24,7 @@ class OutputLayer(MaskedModel):
 
     def __init__(self) -> None:
         super().__init__()
+        self.config = ModelConfig()
         self.output = nn.Linear(3, 2)
 
     def encode(self, tokens: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
@@ -94,8 +96,96 @@ def change(state: dict[int, dict[str, torch.Tensor]], **changes: torch.Tensor | 
     return {**state, 0: {name: value for name, value in (state[0] | changes).items() if value is not None}}
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_a_state_of_other_parameters_or_of_another_optimizer_is_refused(name: Literal["adamw", "muon"]) -> None:
+def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.ndim == 2}
+
+
+def random_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+
+
+def test_normuon_follows_its_definition() -> None:
+    encoder, lr, decay = small_encoder(), 0.01, 0.1
+    _, optimizer = build_optimizers(encoder, OptimConfig(name="normuon", muon_lr=lr, weight_decay=decay))
+    assert isinstance(optimizer, NorMuon)
+    hidden = encoder.hidden_matrices()
+    expected = [matrix.detach().double() for matrix in hidden]
+    momenta, squares = [torch.zeros_like(m) for m in expected], [torch.zeros(len(m), 1).double() for m in expected]
+    torch.manual_seed(1)
+    for _ in range(4):
+        random_gradients(encoder)
+        for i, matrix in enumerate(hidden):
+            assert matrix.grad is not None
+            gradient = matrix.grad.double()
+            momenta[i] = 0.95 * momenta[i] + 0.05 * gradient
+            ns = 0.05 * gradient + 0.95 * momenta[i]
+            ns = ns / ns.norm()
+            for _ in range(5):  # Newton-Schulz, in fp64
+                product = ns @ ns.T
+                ns = 3.4445 * ns + (-4.7750 * product + 2.0315 * product @ product) @ ns
+            squares[i] = 0.95 * squares[i] + 0.05 * (ns**2).mean(1, keepdim=True)
+            update = ns / squares[i].sqrt()
+            update = update / (update**2).mean().sqrt() * 0.2
+            expected[i] = expected[i] - lr * decay * expected[i] - lr * update
+        optimizer.step()
+    for matrix, value in zip(hidden, expected, strict=True):
+        # The iteration is in bf16, as torch's.
+        assert (matrix - value).norm() < 0.02 * 4 * lr * 0.2 * matrix.numel() ** 0.5
+
+
+def test_a_matrix_without_a_gradient_yet_stays_finite() -> None:
+    encoder = small_encoder()
+    _, optimizer = build_optimizers(encoder, OptimConfig(name="normuon", weight_decay=0.0))
+    before = [matrix.detach().clone() for matrix in encoder.hidden_matrices()]
+    for matrix in encoder.hidden_matrices():
+        matrix.grad = torch.zeros_like(matrix)  # as behind projections of zeros
+    optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(encoder.hidden_matrices(), before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "normuon"])
+def test_cautious_weight_decay_is_that_of_the_elements_that_become_smaller(name: Any) -> None:
+    plain, cautious = small_encoder(), small_encoder()
+    rates: dict[str, Any] = {"lr": 0.01, "muon_lr": 0.01}
+    without = build_optimizers(plain, OptimConfig(name=name, weight_decay=0.0, **rates))
+    optimizers = build_optimizers(
+        cautious, OptimConfig(name=name, weight_decay=0.5, cautious_weight_decay=True, **rates)
+    )
+    for step in range(3):
+        before = {key: value.detach().clone() for key, value in cautious.named_parameters()}
+        plain.load_state_dict(cautious.state_dict())
+        for model, of_model in ((plain, without), (cautious, optimizers)):
+            torch.manual_seed(step)
+            random_gradients(model)
+            for optimizer in of_model:
+                optimizer.step()
+        for (key, value), moved in zip(cautious.named_parameters(), plain.parameters(), strict=True):
+            smaller = (before[key] - moved) * before[key] > 0
+            expected = moved - (0.01 * 0.5 * before[key] * smaller if value.ndim == 2 else 0)
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-9)
+            assert value.ndim < 2 or 0.2 < smaller.float().mean() < 0.8
+
+
+def test_a_skipped_step_does_not_decay() -> None:
+    encoder = small_encoder()
+    (optimizer,) = build_optimizers(encoder, OptimConfig(weight_decay=0.5, cautious_weight_decay=True))
+    before = {name: matrix.detach().clone() for name, matrix in matrices(encoder).items()}
+    random_gradients(encoder)
+    norm = update_without_host(list(encoder.parameters()), [optimizer], torch.tensor(0.1), grad_clip=0.0)
+    assert norm.isfinite()
+    moved = {name: matrix.detach().clone() for name, matrix in matrices(encoder).items()}
+    assert not any(torch.equal(moved[name], before[name]) for name in moved)
+    random_gradients(encoder)
+    encoder.output.weight.grad = torch.full_like(encoder.output.weight, torch.nan)
+    update_without_host(list(encoder.parameters()), [optimizer], torch.tensor(0.1), grad_clip=0.0)
+    assert all(torch.equal(matrix, moved[name]) for name, matrix in matrices(encoder).items())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "normuon"])
+def test_a_state_of_other_parameters_or_of_another_optimizer_is_refused(
+    name: Literal["adamw", "muon", "normuon"],
+) -> None:
     encoder = Encoder(ModelConfig(vocab_size=50, block_size=8, embedding_dim=16, heads=2, blocks=1))
     optimizer = build_optimizers(encoder, OptimConfig(name=name))[-1]
     check_state(optimizer, {})
@@ -103,7 +193,7 @@ def test_a_state_of_other_parameters_or_of_another_optimizer_is_refused(name: Li
     optimizer.step()
     state = optimizer.state_dict()["state"]
     check_state(optimizer, state)
-    moment = "momentum_buffer" if name == "muon" else "exp_avg"
+    moment = "exp_avg" if name == "adamw" else "momentum_buffer"
     damaged_states: list[object] = [
         change(state, **{moment: None}),
         change(state, **{moment: torch.zeros(3)}),
