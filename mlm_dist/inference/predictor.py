@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.model.encoder import as_encoder
 from mlm_dist.model.loss import chunks
 from mlm_dist.model.masked_model import MaskedModel
 
@@ -117,6 +118,8 @@ class Predictor:
         return logits[:, : self.tokenizer.vocab_size].float().index_fill(1, without_text, -torch.inf).log_softmax(1)
 
     @torch.no_grad()
-    def states(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The last hidden states: (B, T) ids -> (B, T, C)."""
-        return self.encoder.last_hidden_states(tokens)
+    def states(self, tokens: torch.Tensor, layer: int | None = None) -> torch.Tensor:
+        """The hidden states of a layer, by default the last: (B, T) ids -> (B, T, C)."""
+        if layer is None:
+            return self.encoder.last_hidden_states(tokens)
+        return as_encoder(self.encoder, "a layer").hidden_states(tokens, layer)

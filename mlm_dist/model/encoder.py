@@ -177,12 +177,27 @@ class Encoder(MaskedModel):
         This is the normalised output of the last block, without the scale and shift of the final LayerNorm, which the
         export moves into the head (see huggingface/megatron_bert.py).
         """
-        return F.layer_norm(self.run_blocks(tokens), self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
+        return self.hidden_states(tokens, len(self.blocks))
+
+    def hidden_states(
+        self,
+        tokens: torch.Tensor,
+        layer: int,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute the normalised output of the first `layer` blocks, at least 1: (B, T, C), or (B, K, C)."""
+        out = self.run_blocks(tokens, positions, documents, layer)
+        return F.layer_norm(out, self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
 
     def run_blocks(
-        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor | None = None,
+        documents: torch.Tensor | None = None,
+        layer: int | None = None,
     ) -> torch.Tensor:
-        """Compute the output of the last block: (B, T, C), or (B, K, C) with `positions`."""
+        """Compute the output of the last block, or of the first `layer`: (B, T, C), or (B, K, C) with `positions`."""
         batch, length = tokens.shape
         # Not by calling the layer: on a CPU, its backward pass takes five times as long.
         embedded = self.token_embedding.weight.index_select(0, tokens.flatten()).view(batch, length, -1)
@@ -193,7 +208,7 @@ class Encoder(MaskedModel):
             columns = torch.arange(length, device=tokens.device) - torch.searchsorted(documents, documents)
             x = embedded + self.position_embedding.weight.index_select(0, columns.flatten()).view_as(embedded)
         x = self.dropout(x)
-        *earlier, last = self.blocks
+        *earlier, last = list(self.blocks)[:layer]
         for block in earlier:
             x = block(x, mask=mask)
         out: torch.Tensor = last(x, positions, mask)
