@@ -107,7 +107,7 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
         UserError: the model or a file cannot be read, or the folder has other results.
     """
     from mlm_dist.data.labelled_texts import LabelFormat  # noqa: PLC0415
-    from mlm_dist.finetuning.comparison import Method, check_layer, compare, contestants  # noqa: PLC0415
+    from mlm_dist.finetuning.comparison import Method, compare, contestants  # noqa: PLC0415
     from mlm_dist.finetuning.examples import read_task, repeated  # noqa: PLC0415
     from mlm_dist.finetuning.full import Recipe  # noqa: PLC0415
     from mlm_dist.finetuning.report import to_json  # noqa: PLC0415
@@ -118,16 +118,17 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
     task = processes.on_rank_zero(
         lambda: read_task(given.train, given.dev, given.test, label_format, is_score=given.score)
     )
-    if count := repeated(task):
-        warn(f"{count:,} of {len(task.test):,} test texts are training texts too: the results are too good")
     with processes.raise_on_all_ranks():
         model = TrainedModel(given.run, processes.device, given.step)
-        layer = check_layer(model, given.layer)
+        model.check_layer(given.layer)
+    layer = given.layer or model.config.model.blocks
     recipe = Recipe(given.lr, given.batch_size, given.epochs, given.patience) if given.method == "full" else None
-    folder = ResultFolder(given.out)
-    settings = settings_of(given, model, layer)
+    folder, settings = ResultFolder(given.out), settings_of(given, model, layer)
+    processes.on_rank_zero(lambda: folder.check(settings))
     every = [*contestants(model, task, Method(recipe, layer), processes)]
     processes.on_rank_zero(lambda: folder.open(settings))
+    if count := repeated(task):
+        warn(f"{count:,} of {len(task.test):,} test texts are training texts too: the results are too good")
     results = compare(every, given.seeds, folder, processes)
     content = to_json(task, results, settings)
     processes.on_rank_zero(lambda: folder.write_table(content))

@@ -7,7 +7,7 @@ from mlm_dist.finetuning.linear import Parts, columns, combine, fit_linear
 from mlm_dist.finetuning.metrics import value_of
 from mlm_dist.finetuning.outcome import Outcome
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0)
 WORDS = r"\w+|[^\w\s]"  # and signs
 
 

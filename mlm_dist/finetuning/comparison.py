@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 
 from mlm_dist.distributed import Processes
-from mlm_dist.errors import UserError
 from mlm_dist.finetuning.baselines import majority, tf_idf
 from mlm_dist.finetuning.examples import LabelledTask, Split
 from mlm_dist.finetuning.frozen import States, pool, probe_states
@@ -116,21 +115,6 @@ def full(model: TrainedModel, task: LabelledTask, recipe: Recipe, processes: Pro
         return fine_tune(whole, texts, split, task.classes, recipe, seed, processes)
 
     return learn
-
-
-def check_layer(model: TrainedModel, layer: int | None) -> int:
-    """The layer whose states are pooled, by default the last one.
-
-    Raises:
-        UserError: the model does not have it.
-    """
-    blocks = model.config.model.blocks
-    if layer is None:
-        return blocks
-    if not 1 <= layer <= blocks:
-        raise UserError(f"--layer is {layer}: the model has layers 1 to {blocks}")
-    as_encoder(model.encoder, "--layer")
-    return layer
 
 
 def compare(

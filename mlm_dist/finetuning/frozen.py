@@ -13,7 +13,7 @@ from mlm_dist.finetuning.outcome import Outcome
 from mlm_dist.inference.embedding import embed
 from mlm_dist.inference.predictor import Predictor
 
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 HEAD_JSON = "head.json"
 
 States = dict[tuple[str, ...], npt.NDArray[np.float32]]

@@ -42,19 +42,22 @@ class ResultFolder:
         self._outcomes = path / "outcomes"
         self._lock: IO[str] | None = None
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise `UserError` if it has other content, or results of other settings. Writes nothing."""
+        before = self._read_settings()
+        if before is not None and (changes := differences(before, settings)):
+            raise UserError(f"{self.path} has results of {changes}: use the same values, or another --out")
+
     def open(self, settings: Mapping[str, Any]) -> None:
         """Create the folder, or continue it, with its lock.
 
         Raises:
-            UserError: it has other content, or results of other settings; it cannot be written or is in use.
+            UserError: it cannot be written or is in use.
         """
-        before = self._read_settings()
-        if before is not None and (changes := differences(before, settings)):
-            raise UserError(f"{self.path} has results of {changes}: use the same values, or another --out")
         try:
             self._outcomes.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / ".lock")
-            if before is None:
+            if not self._settings.exists():
                 write_json(self._settings, settings)
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error

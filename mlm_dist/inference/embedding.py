@@ -24,7 +24,7 @@ def embed(predictor: Predictor, texts: Sequence[str], layer: int | None = None) 
         (texts, C), one row per text.
 
     Raises:
-        UserError: a text contains a lone surrogate, or the model has no such layer.
+        UserError: a text contains a lone surrogate.
     """
     sums = torch.zeros(len(texts), predictor.encoder.config.embedding_dim, dtype=torch.float64)
     counts = torch.zeros(len(texts), dtype=torch.float64)

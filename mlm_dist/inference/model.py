@@ -150,14 +150,25 @@ class TrainedModel:
         scores = score_pairs(lambda texts: self.score(texts, within_word), pairs)
         return compare(self.step, self.config.model.block_size, pairs, scores)
 
-    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Embed texts of any length as the mean of their last hidden states.
+    def embed(self, texts: Sequence[str], layer: int | None = None) -> npt.NDArray[np.float32]:
+        """Embed texts of any length as the mean of their hidden states.
+
+        Args:
+            texts: texts of any length.
+            layer: number of blocks that compute the states, from 1; None: all.
 
         Returns:
             (texts, embedding_dim), one row per text.
 
         Raises:
-            UserError: `texts` is a single text, or a text contains a lone surrogate.
+            UserError: `texts` is a single text, a text contains a lone surrogate, or the model has no such layer.
         """
+        self.check_layer(layer)
         refuse_single("texts", texts, "text")
-        return embed(self._predictor, texts)
+        return embed(self._predictor, texts, layer)
+
+    def check_layer(self, layer: int | None) -> None:
+        """Raise a `UserError` unless the model has this layer."""
+        blocks = self.config.model.blocks
+        if layer is not None and not 1 <= layer <= blocks:
+            raise UserError(f"layer is {layer}: the model has layers 1 to {blocks}")
