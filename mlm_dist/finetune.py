@@ -12,6 +12,7 @@ from mlm_dist.output import print_result, warn
 
 if TYPE_CHECKING:
     from mlm_dist.distributed import Processes
+    from mlm_dist.inference.model import TrainedModel
 
 
 def build_parser() -> ArgumentParser:
@@ -52,18 +53,15 @@ def build_parser() -> ArgumentParser:
         "parameters learn (default: %(default)s)",
     )
     parser.add_argument("--layer", type=int, help="frozen: layer whose states are pooled, from 1 (default: the last)")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=5e-4, help="full: peak learning rate (default: %(default)s)")
-    parser.add_argument(
-        "--batch_size", type=int, default=32, help="full: texts per step, over all processes (default: %(default)s)"
-    )
-    parser.add_argument("--epochs", type=int, default=5, help="full: most passes over the texts (default: %(default)s)")
-    parser.add_argument(
-        "--patience",
-        type=int,
-        default=2,
-        help="full: passes without a better dev part after which it ends (default: %(default)s)",
-    )
+    numbers = {
+        "seeds": (3, "number of seeds"),
+        "batch_size": (32, "full: texts per step, over all processes"),
+        "epochs": (5, "full: most passes over the texts"),
+        "patience": (2, "full: passes without a better dev part after which it ends"),
+    }
+    for name, (value, purpose) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=value, help=f"{purpose} (default: %(default)s)")
     add_device(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -136,7 +134,7 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
     return content
 
 
-def settings_of(given: Namespace, model: Any, layer: int) -> dict[str, Any]:
+def settings_of(given: Namespace, model: "TrainedModel", layer: int) -> dict[str, Any]:
     """What the results depend on. The number of seeds may grow."""
     from mlm_dist.finetuning.result_folder import digest  # noqa: PLC0415
     from mlm_dist.run.origin import digest as parameters_digest  # noqa: PLC0415

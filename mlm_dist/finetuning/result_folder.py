@@ -105,9 +105,11 @@ class ResultFolder:
         """
         try:
             if outcome.save and outcome.dev > best:
-                shutil.rmtree(self.model, ignore_errors=True)
+                for earlier in (self.model, *self.path.glob(f".{self.model.name}.partial-*")):  # of killed commands
+                    shutil.rmtree(earlier, ignore_errors=True)
                 with new_folder(self.model) as folder:
                     outcome.save(folder)
+                    reached("model of finetune in parts")
                 reached("model of finetune written")
             content = {"test": outcome.test.tolist(), "dev": outcome.dev, "chosen": dict(outcome.chosen)}
             write_json(self._file(name, seed), content)
