@@ -33,16 +33,12 @@ def build_parser() -> ArgumentParser:
     }
     for name, purpose in files.items():
         parser.add_argument(f"--{name}", type=named_path, required=name == "train", metavar="FILE", help=purpose)
-    parser.add_argument(
-        "--out", type=named_path, required=True, metavar="DIR", help="folder for the model, the results and the table"
-    )
+    parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="folder for model and results")
     fields = {"text": "text", "pair": "second text; texts are then read in pairs", "label": "label"}
     for name, purpose in fields.items():
-        default = None if name == "pair" else name
-        hint = "" if default is None else " (default: %(default)s)"
-        parser.add_argument(
-            f"--{name}_key", default=default, metavar="FIELD", help=f"field of a record that is its {purpose}{hint}"
-        )
+        default, hint = (None, "") if name == "pair" else (name, " (default: %(default)s)")
+        described = f"field of a record that is its {purpose}{hint}"
+        parser.add_argument(f"--{name}_key", default=default, metavar="FIELD", help=described)
     parser.add_argument("--encoding", default="utf-8", help="character encoding of the files (default: %(default)s)")
     parser.add_argument("--score", action="store_true", help="labels are scores (numbers), not classes")
     parser.add_argument(
@@ -119,11 +115,10 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
     with processes.raise_on_all_ranks():
         model = TrainedModel(given.run, processes.device, given.step)
         model.check_layer(given.layer)
-    layer = given.layer or model.config.model.blocks
     recipe = Recipe(given.lr, given.batch_size, given.epochs, given.patience) if given.method == "full" else None
-    folder, settings = ResultFolder(given.out), settings_of(given, model, layer)
+    folder, settings = ResultFolder(given.out), settings_of(given, model)
     processes.on_rank_zero(lambda: folder.check(settings))
-    every = [*contestants(model, task, Method(recipe, layer), processes)]
+    every = [*contestants(model, task, Method(recipe, given.layer), processes)]
     processes.on_rank_zero(lambda: folder.open(settings))
     if count := repeated(task):
         warn(f"{count:,} of {len(task.test):,} test texts are training texts too: the results are too good")
@@ -134,17 +129,17 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
     return content
 
 
-def settings_of(given: Namespace, model: "TrainedModel", layer: int) -> dict[str, Any]:
+def settings_of(given: Namespace, model: "TrainedModel") -> dict[str, Any]:
     """What the results depend on. The number of seeds may grow."""
     from mlm_dist.finetuning.result_folder import digest  # noqa: PLC0415
     from mlm_dist.run.origin import digest as parameters_digest  # noqa: PLC0415
 
-    of_method = ("layer",) if given.method == "frozen" else ("lr", "batch_size", "epochs", "patience")
-    keys = ("method", "score", "text_key", "pair_key", "label_key", "encoding", *of_method)
+    of_full = () if given.method == "frozen" else ("lr", "batch_size", "epochs", "patience")
+    keys = ("method", "score", "text_key", "pair_key", "label_key", "encoding", *of_full)
     paths = {name: getattr(given, name) for name in ("train", "dev", "test")}
     return {
         **{key: getattr(given, key) for key in keys},
-        **({"layer": layer} if given.method == "frozen" else {}),
+        "layer": given.layer or model.config.model.blocks,
         "the parameters (SHA-256)": parameters_digest(model.encoder.state_dict()),
         **{f"the {name} file (SHA-256)": digest(path) if path else None for name, path in paths.items()},
     }

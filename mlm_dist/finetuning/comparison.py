@@ -49,11 +49,11 @@ class Method:
 
     Attributes:
         recipe: of full fine-tuning; None: a linear probe on pooled states, which do not change.
-        layer: number of blocks that compute these states.
+        layer: number of blocks that compute these states; None: all.
     """
 
     recipe: Recipe | None
-    layer: int
+    layer: int | None
 
 
 def contestants(model: TrainedModel, task: LabelledTask, method: Method, processes: Processes) -> Iterator[Contestant]:
@@ -79,7 +79,7 @@ def contestants(model: TrainedModel, task: LabelledTask, method: Method, process
     yield Contestant(TRAINED, varies, lambda seed: learn(model.encoder, task.split(seed), seed))
 
 
-def frozen(model: TrainedModel, task: LabelledTask, layer: int) -> Learn:
+def frozen(model: TrainedModel, task: LabelledTask, layer: int | None) -> Learn:
     """Learning by a linear probe on pooled states. Those of the trained encoder are computed once."""
 
     def states_of(encoder: MaskedModel) -> States:
@@ -89,7 +89,7 @@ def frozen(model: TrainedModel, task: LabelledTask, layer: int) -> Learn:
 
     def learn(encoder: MaskedModel, split: Split, _seed: int) -> Outcome:
         states = of_trained() if encoder is model.encoder else states_of(encoder)
-        return probe_states(states, split, task.classes, layer)
+        return probe_states(states, split, task.classes, layer or model.config.model.blocks)
 
     return learn
 
