@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,15 @@ def test_linear_probes_under_torchrun_are_refused(run_dir: Path, files: Path, tm
     refused = torchrun(2, *given(run_dir, files, tmp_path / "out"), verb="finetune")
     assert "--method frozen needs one process" in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_without_scikit_learn_a_line_says_how_to_install_it(
+    run_dir: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
+    result = verb("finetune", *given(run_dir, files, tmp_path / "out"))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "finetune needs scikit-learn: run `pip install 'mlm_dist[finetune]'`" in result.stderr
 
 
 @pytest.mark.parametrize(
