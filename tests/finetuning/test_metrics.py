@@ -14,7 +14,7 @@ RNG = np.random.default_rng(5)
 def test_metrics_of_classes_are_those_of_scikit_learn_on_every_resample(classes: int) -> None:
     truth = RNG.integers(classes, size=40)
     predicted = [np.where(RNG.random(40) < 0.6, truth, RNG.integers(classes, size=40)), np.zeros(40, dtype=np.int64)]
-    found = measure(truth, predicted, classes)
+    found = measure(truth, predicted, classes + 1)  # one of them does not occur
     for row, chosen in zip(range(50), resamples(40), strict=False):
         for seed, guess in enumerate(predicted):
             expected = {
