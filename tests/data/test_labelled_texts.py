@@ -54,6 +54,11 @@ def test_an_encoding_can_be_named(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "A."}', r"a.jsonl line 1: there is no 'label' among its fields text: --text_key"),
         ("a.jsonl", '{"text": 5, "label": 1}', r"a.jsonl line 1: 'text' is a number, not text"),
         ("a.jsonl", '{"text": "A", "label": [1]}', r"a.jsonl line 1: its label is a list, not text or a number"),
+        (
+            "a.jsonl",
+            '{"text": "A", "label": true}',
+            r"a.jsonl line 1: its label is a truth value, not text or a number",
+        ),
         ("a.jsonl", '{"text": "A", "label": null}', r"a.jsonl line 1: its label is null, not text or a number"),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}', r"a.jsonl line 1: its text: the text has half of a character"),
         ("a.jsonl", "[1]", r"a.jsonl line 1: a record must be an object, not a list"),
