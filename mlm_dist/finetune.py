@@ -117,7 +117,7 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
         model.check_layer(given.layer)
     recipe = Recipe(given.lr, given.batch_size, given.epochs, given.patience) if given.method == "full" else None
     folder, settings = ResultFolder(given.out), settings_of(given, model)
-    processes.on_rank_zero(lambda: folder.check(settings))
+    processes.on_rank_zero(lambda: folder.check(settings, given.seeds))
     every = [*contestants(model, task, Method(recipe, given.layer), processes)]
     processes.on_rank_zero(lambda: folder.open(settings))
     if count := repeated(task):

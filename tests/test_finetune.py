@@ -127,6 +127,9 @@ def test_a_repeated_command_continues_with_what_is_missing(run_dir: Path, files:
     assert (second.returncode, second.stdout) == (0, first.stdout), second.stderr
     assert (tmp_path / "out" / "finetune.json").read_bytes() == table
     assert [file for file, before in kept.items() if file.stat().st_mtime_ns != before] == [removed]
+    fewer = verb("finetune", *arguments, "--seeds", "1")
+    assert fewer.returncode == 2
+    assert "has results of more than 1 seeds: raise --seeds, or give another --out" in fewer.stderr
 
 
 def test_results_of_other_settings_are_refused(run_dir: Path, files: Path, tmp_path: Path) -> None:

@@ -42,11 +42,13 @@ class ResultFolder:
         self._outcomes = path / "outcomes"
         self._lock: IO[str] | None = None
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Raise `UserError` if it has other content, or results of other settings. Writes nothing."""
+    def check(self, settings: Mapping[str, Any], seeds: int) -> None:
+        """Raise `UserError` if it has other content, or results of other settings or more seeds. Writes nothing."""
         before = self._read_settings()
         if before is not None and (changes := differences(before, settings)):
             raise UserError(f"{self.path} has results of {changes}: use the same values, or another --out")
+        if self._file(TRAINED, seeds).exists():  # the model may be of a seed that is left out
+            raise UserError(f"{self.path} has results of more than {seeds} seeds: raise --seeds, or give another --out")
 
     def open(self, settings: Mapping[str, Any]) -> None:
         """Create the folder, or continue it, with its lock.
