@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "train a model, or continue its run",
     "evaluate": "loss and accuracy on a text, or the likelihood of lines",
     "probe": "accuracy on minimal pairs, such as BLiMP's",
+    "finetune": "accuracy on a labelled task, beside baselines",
     "fill": "predict masked tokens",
     "generate": "write text",
     "embed": "vectors of lines",

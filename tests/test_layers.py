@@ -1,8 +1,8 @@
 """Imports go only downward.
 
-Verbs -> mlm_dist -> api -> huggingface, benchmarks -> plots -> inference -> training -> evaluation, run ->
-model, data, distributed -> precision, config_reading, arguments -> config_help, exported_shape -> config, exit_codes,
-files, foreign_names -> errors, fault_points, output.
+Verbs -> mlm_dist -> api -> finetuning -> huggingface, benchmarks -> plots -> inference -> training -> evaluation, run
+-> model, data, distributed -> precision, config_reading, arguments -> config_help, exported_shape -> config,
+exit_codes, files, foreign_names -> errors, fault_points, output.
 """
 
 import ast
@@ -27,6 +27,7 @@ LAYERS = [
     {"inference"},
     {"plots"},
     {"huggingface", "benchmarks"},
+    {"finetuning"},
     {"api"},
     {"prepare_arguments"},
     {""},  # mlm_dist itself

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlm_dist import contrast, embed, evaluate, export, fill, generate, plot, probe
+from mlm_dist import contrast, embed, evaluate, export, fill, finetune, generate, plot, probe
 from mlm_dist.average import main as average_main
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
@@ -28,6 +28,7 @@ def outside_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_verb_returns(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "lines.txt").write_text("A line.\n")
+    (tmp_path / "labelled.txt").write_text("1 A line.\n2 A page.\n" * 10)
     (tmp_path / "pairs.txt").write_text("A line.\nA lines.\n")
     bpe = ["--tokenizer", "bpe", "--vocab_size", "300"]
     calls: list[tuple[Callable[[list[str]], None], list[object]]] = [
@@ -37,6 +38,7 @@ def test_every_verb_returns(run_dir: Path, tmp_path: Path, capsys: pytest.Captur
         (evaluate.main, ["--run", run_dir, "--data", SAMPLE_TEXT]),
         (evaluate.main, ["--run", run_dir, "--lines", tmp_path / "lines.txt"]),
         (probe.main, ["--run", run_dir, "--pairs", tmp_path / "pairs.txt", "--good_line", "first"]),
+        (finetune.main, ["--run", run_dir, "--train", tmp_path / "labelled.txt", "--out", tmp_path / "results"]),
         (embed.main, ["--run", run_dir, tmp_path / "lines.txt", "--out", tmp_path / "vectors.npy"]),
         (contrast.main, ["--run", run_dir, SAMPLE_TEXT, "--out", tmp_path / "sentences", "--steps", 1]),
         (average_main, ["--run", run_dir, "--last", 2, "--out", tmp_path / "averaged"]),

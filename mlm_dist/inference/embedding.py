@@ -39,7 +39,7 @@ def embed(
     Args:
         predictor: the model.
         texts: of any length.
-        layer: as in `states_after`; None: the last one.
+        layer: as in `states_after`, from 0 to the number of blocks; None: the last one.
         pool: `mean` weighs all tokens alike. `cls` takes the first one alone: the model has no token [CLS]. `weighted`
             gives the token at position i the weight i, from 1 (SGPT: Muennighoff 2022, arXiv:2202.08904).
         normalize: whether vectors are scaled to a length of 1.
@@ -48,11 +48,10 @@ def embed(
         (texts, C), one row per text.
 
     Raises:
-        UserError: `layer` or `pool` is out of bounds, or a text contains a lone surrogate.
+        UserError: `pool` is out of bounds, or a text contains a lone surrogate.
     """
     require(pool in WEIGHTS, "pool", pool, " or ".join(get_args(Pooling)))
     blocks = predictor.encoder.config.blocks
-    require(layer is None or 0 <= layer <= blocks, "layer", layer, f"from 0, the embeddings, to {blocks}")
     sums = torch.zeros(len(texts), predictor.encoder.config.embedding_dim, dtype=torch.float64)
     totals = torch.zeros(len(texts), dtype=torch.float64)
     for keys, tokens in predictor.in_batches(cut(predictor, texts)):

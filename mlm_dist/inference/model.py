@@ -14,7 +14,7 @@ from mlm_dist.inference.filling import Filling, fill
 from mlm_dist.inference.generation import Generation, Watch, generate
 from mlm_dist.inference.predictor import Predictor
 from mlm_dist.inference.probing import Probe, compare, score_pairs
-from mlm_dist.inference.request import Order, Request
+from mlm_dist.inference.request import Order, Request, require
 from mlm_dist.inference.scoring import Score, score
 from mlm_dist.model.registry import build_model
 from mlm_dist.run.run_dir import RunDir
@@ -170,5 +170,11 @@ class TrainedModel:
             UserError: `texts` is a single text, a text contains a lone surrogate, or `layer` or `pool` is out of
                 bounds.
         """
+        self.check_layer(layer)
         refuse_single("texts", texts, "text")
         return embed(self._predictor, texts, layer, pool, normalize)
+
+    def check_layer(self, layer: int | None) -> None:
+        """Raise a `UserError` unless the model has this layer, as in `embed`."""
+        blocks = self.config.model.blocks
+        require(layer is None or 0 <= layer <= blocks, "layer", layer, f"from 0, the embeddings, to {blocks}")

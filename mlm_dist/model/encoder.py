@@ -214,13 +214,15 @@ class Encoder(MaskedModel):
         normalised: torch.Tensor = self.final_norm(self.run_blocks(tokens, positions, documents))
         return normalised
 
-    def last_hidden_states(self, tokens: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the `last_hidden_state` of the exported model in transformers: (B, T, C).
+    def last_hidden_states(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Compute the `last_hidden_state` of the exported model in transformers: (B, T, C), or (B, K, C).
 
         This is the normalised output of the last block, without the scale and shift of the final LayerNorm, which the
         export moves into the head (see huggingface/megatron_bert.py).
         """
-        states = self.run_blocks(tokens, documents=documents)
+        states = self.run_blocks(tokens, positions, documents)
         return F.layer_norm(states, self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
 
     def run_blocks(

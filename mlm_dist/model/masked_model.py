@@ -46,9 +46,11 @@ class MaskedModel(nn.Module, ABC):
         """Compute logits from the input of the output layer: (..., C) -> (..., V)."""
         return soft_cap(self.output(hidden), self.config.logit_softcap)
 
-    def last_hidden_states(self, tokens: torch.Tensor, documents: torch.Tensor | None = None) -> torch.Tensor:
-        """Compute the states whose mean is the embedding of a text: (B, T) -> (B, T, C), `documents` as in `encode`."""
-        return self.encode(tokens, documents=documents)
+    def last_hidden_states(
+        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Compute the states whose mean is the embedding of a text; arguments and shapes as of `encode`."""
+        return self.encode(tokens, positions, documents)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
         """The matrices between embeddings and output layer, which Muon optimizes. AdamW optimizes the rest."""

@@ -90,5 +90,5 @@ def mean_states(encoder: MaskedModel, texts: Sequence[list[int]]) -> torch.Tenso
     lengths = torch.tensor([len(ids) for ids in texts], device=device)[:, None]  # (B, 1)
     # The padding of a row is a document of its own, which tokens do not attend to.
     padding = (torch.arange(tokens.shape[1], device=device) >= lengths).long()  # (B, T)
-    states = encoder.last_hidden_states(tokens, padding)
+    states = encoder.last_hidden_states(tokens, documents=padding)
     return (states * (1 - padding)[:, :, None]).sum(1) / lengths

@@ -1,0 +1,143 @@
+"""The folder that `finetune` writes: what is finished is kept, so that the same command continues.
+
+settings.json   what the results depend on; another command is refused
+outcomes/       what each model predicted with each seed
+model/          the trained model of the seed with the best dev part
+finetune.json   the table, once all is finished
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from mlm_dist.errors import UserError
+from mlm_dist.fault_points import reached
+from mlm_dist.files import LARGEST_JSON, new_folder, read_bytes, read_json, replacing
+from mlm_dist.finetuning.outcome import Outcome
+from mlm_dist.run.lock import lock
+from mlm_dist.run.record import differences
+
+TRAINED = "trained"
+
+
+class ResultFolder:
+    """The folder of a comparison.
+
+    Attributes:
+        path: the folder itself.
+        model: the folder of the model.
+        table: finetune.json.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.model = path / "model"
+        self.table = path / "finetune.json"
+        self._settings = path / "settings.json"
+        self._outcomes = path / "outcomes"
+        self._lock: IO[str] | None = None
+
+    def check(self, settings: Mapping[str, Any], seeds: int) -> None:
+        """Raise `UserError` if it has other content, or results of other settings or more seeds. Writes nothing."""
+        before = self._read_settings()
+        if before is not None and (changes := differences(before, settings)):
+            raise UserError(f"{self.path} has results of {changes}: use the same values, or another --out")
+        if self._file(TRAINED, seeds).exists():  # the model may be of a seed that is left out
+            raise UserError(f"{self.path} has results of more than {seeds} seeds: raise --seeds, or give another --out")
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Create the folder, or continue it, with its lock.
+
+        Raises:
+            UserError: it cannot be written or is in use.
+        """
+        try:
+            self._outcomes.mkdir(parents=True, exist_ok=True)
+            self._lock = lock(self.path / ".lock")
+            if not self._settings.exists():
+                write_json(self._settings, settings)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def _read_settings(self) -> dict[str, Any] | None:
+        """The settings of a folder that is to be continued; None if there is no folder, or an empty one."""
+        if not self.path.exists():
+            return None
+        try:
+            settings: dict[str, Any] = read_json(self._settings)
+        except FileNotFoundError as error:
+            if self.path.is_dir() and {file.name for file in self.path.iterdir()} <= {".lock", self._outcomes.name}:
+                return None
+            raise UserError(f"{self.path} already exists, and is not of finetune: choose another --out") from error
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror}: choose another --out") from error
+        except ValueError as error:
+            raise UserError(f"{self._settings} is damaged ({error}): delete {self.path}, or choose another") from error
+        return settings
+
+    def close(self) -> None:
+        """Release the lock."""
+        if self._lock:
+            self._lock.close()
+        self._lock = None
+
+    def read(self, name: str, seed: int) -> Outcome | None:
+        """What a model learned with a seed in an earlier command; None if it did not finish."""
+        file = self._file(name, seed)
+        try:
+            content = read_json(file, LARGEST_JSON)
+            return Outcome(np.array(content["test"]), content["dev"], content["chosen"])
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} is damaged: delete it, and it is computed again") from error
+
+    def write(self, name: str, seed: int, outcome: Outcome, best: float) -> None:
+        """Keep what a model has learned; and the model, if it is the first or its dev part is better than `best`.
+
+        The model is written first: a killed command learns it again, and writes the same one.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        try:
+            if outcome.save and outcome.dev > best:
+                for earlier in (self.model, *self.path.glob(f".{self.model.name}.partial-*")):  # of killed commands
+                    shutil.rmtree(earlier, ignore_errors=True)
+                with new_folder(self.model) as folder:
+                    outcome.save(folder)
+                    reached("model of finetune in parts")
+                reached("model of finetune written")
+            content = {"test": outcome.test.tolist(), "dev": outcome.dev, "chosen": dict(outcome.chosen)}
+            write_json(self._file(name, seed), content)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def write_table(self, content: Mapping[str, Any]) -> None:
+        """Write finetune.json. Raises `UserError`."""
+        try:
+            write_json(self.table, content)
+        except OSError as error:
+            raise UserError(f"{self.table}: cannot be written: {error.strerror}") from error
+
+    def _file(self, name: str, seed: int) -> Path:
+        return self._outcomes / f"{name}-{seed}.json"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of JSON atomically. Raises `OSError`."""
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file. Raises `UserError` if it cannot be read."""
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
