@@ -84,8 +84,7 @@ class Trainer:
         masker = Masker.from_config(config, block_size, self.tokenizer, config.seed, batch_size, self.device)
         reader = InputReader(rows, self.sampler, masker)
         self.eager_step = Step(config, self.state, reader, processes, self.dtype)
-        can_be_captured = self.eager_step.can_be_captured
-        self.step = GraphStep(self.eager_step, CUDAGraph()) if can_be_captured else self.eager_step
+        self.step = GraphStep(self.eager_step, CUDAGraph()) if self.eager_step.can_be_captured else self.eager_step
 
         self.skipped_steps = SkippedSteps(
             self.state, processes, self.sampler, config.train.max_bad_steps, self.eager_step.without_host
@@ -94,9 +93,7 @@ class Trainer:
         self.recorder = Recorder([])  # rank 0 replaces it in `loop`
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
         self.origin: Origin | None = None
-        self.saved_step = 0
-        self.stop_reason = ""
-        self.final_step = 0
+        self.saved_step, self.final_step, self.stop_reason = 0, 0, ""
 
     @property
     def tokens(self) -> int:
@@ -134,7 +131,9 @@ class Trainer:
         if self.lacks_evaluation():
             self.evaluate()
         self.save_milestone()  # of the step that the run resumes at, if it is missing
-        self.save_start()
+        is_new = state.step == 0 and not list_checkpoints(self.run_dir.checkpoints)
+        if is_new and self.patience.is_best(0, self.recorder.val_losses):
+            self.save()  # an early end may need the parameters of `init_from`
         self.patience.check(state.step, self.recorder.val_losses)
         self.eager_step.compile(steps_left=self.last_step - state.step)
         stopwatch = Stopwatch(state.seconds)
@@ -208,8 +207,7 @@ class Trainer:
         """Evaluate and record the result. On a stop request, nothing is recorded, and the next start evaluates."""
         if not self.validator.interval:
             return
-        result = self.validator.evaluate(self.state.model, self.is_stopping)
-        if result:
+        if result := self.validator.evaluate(self.state.model, self.is_stopping):
             self.recorder.log_evaluation(step=self.state.step, **result)
             reached("evaluated")
 
@@ -223,12 +221,6 @@ class Trainer:
         self.saved_step = self.state.step
         if self.processes.is_rank_zero:
             self.saver.save(self.state.step, self.state.state_dict(), self.recorder.val_losses)
-
-    def save_start(self) -> None:
-        """Save a checkpoint of step 0, if an early end may need the parameters of `init_from` (rank 0)."""
-        is_new = self.state.step == 0 and not list_checkpoints(self.run_dir.checkpoints)
-        if is_new and self.patience.is_best(0, self.recorder.val_losses):
-            self.save()
 
     def finish(self) -> None:
         """Write the results (rank 0): the final parameters, or, after a stop request, a checkpoint and the reason.
