@@ -2,8 +2,11 @@
 
 import importlib.util
 import json
+import math
+import signal
 import tempfile
 from argparse import ArgumentParser, Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ def build_parser() -> ArgumentParser:
         type=float,
         metavar="L",
         help="instead, train --configs, and transformers if --against names it, until their validation loss is at most "
-        "L: steps, tokens, time and memory to it, with a one-sided p-value. The same command continues",
+        "L: steps, tokens, time and peak memory to it, with one-sided p-values. The same command continues",
     )
     parser.add_argument(
         "--configs",
@@ -89,8 +92,9 @@ def main(arguments: list[str]) -> None:
         value = getattr(given, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag} is {value}: it must be at least 1")
-    for peer, module in (("transformers", "transformers"), (None, "scipy")):
-        if (peer in given.against or (given.to_loss is not None and not peer)) and not importlib.util.find_spec(module):
+    needed = ["transformers"] if "transformers" in given.against else []
+    for module in [*needed, *(["scipy"] if given.to_loss is not None else [])]:
+        if not importlib.util.find_spec(module):
             raise UserError(f"{module} is not installed: run `pip install 'mlm_dist[benchmark]'`")
     (measure if given.to_loss is None else compare_to_loss)(given, rest)
 
@@ -142,29 +146,41 @@ def compare_to_loss(given: Namespace, rest: list[str]) -> None:
     """Train configs and peers to a validation loss."""
     if not given.configs:
         raise UserError("--to_loss trains --configs: give at least one, such as --configs novels novels_fast")
+    if not 0 < given.to_loss < math.inf:
+        raise UserError(f"--to_loss is {given.to_loss}: it must be above 0")
+    for flag in ("--config", "--seed", "--run_dir"):
+        if any(argument.partition("=")[0] == flag for argument in rest):
+            raise UserError(f"{flag}: --to_loss sets it for each run; give --configs, --seeds and --out")
     configs = {Path(name).stem: parse_config(["--config", name, *rest], "benchmark") for name in given.configs}
     if len(configs) < len(given.configs):
         raise UserError("--configs: two of them have the same name")
     make_folder(given.out)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the runs too, as Ctrl-C does
     from mlm_dist.benchmarks.comparison import comparison_table  # noqa: PLC0415
     from mlm_dist.benchmarks.to_loss import Contender, ToLoss, check_comparable, train_peer  # noqa: PLC0415
+    from mlm_dist.data.preparation import find_or_prepare_all  # noqa: PLC0415
     from mlm_dist.plots.to_loss import save_to_loss  # noqa: PLC0415
+    from mlm_dist.run.lock import lock  # noqa: PLC0415
 
     contenders = [Contender(name, config) for name, config in configs.items()]
     check_comparable(contenders)
-    race, seeds = ToLoss(given.to_loss, given.out, given.at_a_time, log), range(1, given.seeds + 1)
-    if "transformers" in given.against:
-        contenders.append(train_peer(race, contenders[0].config))
-    race.train_all(contenders, seeds)
-    arrivals = {contender.name: [race.arrival(contender, seed) for seed in seeds] for contender in contenders}
+    first = contenders[0].config
+    with lock(given.out / ".lock") or nullcontext():
+        find_or_prepare_all(first.data, first.model.vocab_size)  # not by a run, whose peak memory would include it
+        comparison, seeds = ToLoss(given.to_loss, given.out, given.at_a_time, log), range(1, given.seeds + 1)
+        if "transformers" in given.against:
+            contenders.append(train_peer(comparison, first))
+        comparison.train_all(contenders, seeds)
+    costs = {contender.name: [comparison.cost(contender, seed) for seed in seeds] for contender in contenders}
     histories = {
-        contender.name: [race.history(race.run_dir(contender, seed)) for seed in seeds] for contender in contenders
+        contender.name: [comparison.history(comparison.run_dir(contender, seed)) for seed in seeds]
+        for contender in contenders
     }
     picture, results = given.out / "to_loss.png", given.out / "to_loss.json"
     save_to_loss(picture, histories, given.to_loss)
-    runs = {name: [run and run._asdict() for run in found] for name, found in arrivals.items()}
+    runs = {name: [cost and cost._asdict() for cost in found] for name, found in costs.items()}
     results.write_text(json.dumps({"to_loss": given.to_loss, "runs": runs}, indent=1) + "\n", encoding="utf-8")
-    print_result(comparison_table(arrivals))
+    print_result(comparison_table(costs))
     print_log(f"saved {results} and {picture}")
 
 

@@ -152,21 +152,22 @@ class ModelConfig:
     """Share one matrix between the token embedding and the output layer."""
     activation: Literal["relu", "relu2", "gelu", "geglu"] = "relu"
     """Activation of the feed-forward layers. relu2: the square of ReLU. geglu: gated GELU, with 8/3 instead of 4 times
-    the width of the model, rounded to a multiple of 8, so that there are as many parameters."""
+    the width of the model, rounded to a multiple of 8, so that there are about as many parameters."""
     qk_norm: bool = False
-    """Normalise queries and keys in each head (RMSNorm with a scale), which allows higher learning rates."""
+    """Normalise queries and keys in each head (RMSNorm with a scale)."""
     positions: Literal["learned", "rope"] = "learned"
     """learned: an embedding for each position of a row. rope: queries and keys are rotated by their positions (rotary
     position embeddings)."""
     logit_softcap: PositiveFloat | None = None
     """Soft cap of the logits, c: each becomes c * tanh(logit / c). Gemma 2 has 30. null: no cap."""
     embedding_std: PositiveFloat = 0.02
-    """Standard deviation of the initial embeddings of tokens and positions."""
+    """Standard deviation of the initial embeddings of tokens and positions. Without effect with `init_from`."""
     output_std: NonNegativeFloat = 0.02
-    """Standard deviation of the initial output layer, if embeddings are not tied. 0: zeros."""
+    """Standard deviation of the initial output layer, if embeddings are not tied. 0: zeros. Without effect with
+    `init_from`."""
     zero_init_projections: bool = False
     """Start with output projections of zeros in attention and feed-forward layers, so that each block is the identity
-    at first."""
+    at first. Without effect with `init_from`."""
     name: Text = "encoder"
     """Class of the model: `encoder`, or one that was added (docs/extending.md)."""
 
@@ -277,7 +278,7 @@ class OptimConfig:
 
     name: Literal["adamw", "muon", "normuon"] = "adamw"
     """adamw, or muon: Muon for the matrices inside the blocks and AdamW for the rest. Muon needs fewer steps. normuon:
-    NorMuon instead of Muon, whose updates have rows of equal size."""
+    NorMuon instead of Muon. It also divides each row of an update by its running root mean square."""
     lr: PositiveFloat = 1e-3
     """Peak learning rate of AdamW."""
     muon_lr: PositiveFloat = 4e-3

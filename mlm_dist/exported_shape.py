@@ -56,8 +56,8 @@ ESM = "esm"  # the type of a model with rotary positions
 
 # How models of other types differ from an `Encoder`.
 DIFFERENCES = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "distilbert"), "post-LayerNorm and GELU"),
-    "modernbert": "rotary positions and gated feed-forward layers",
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "distilbert"), "post-LayerNorm"),
+    "modernbert": "gated feed-forward layers and local attention",
     "deberta": "relative positions",
     "deberta-v2": "relative positions",
     "gpt2": "attention to earlier tokens only",
@@ -92,9 +92,7 @@ def read_exported_shape(folder: Path) -> ModelConfig:
         if content.get(key) is None:
             raise UserError(f"{file}: {key} is missing")
     if content["hidden_act"] not in ACTIVATIONS:
-        raise UserError(
-            f"{file}: hidden_act is {content['hidden_act']!r:.80}: a model of mlm_dist has 'relu' or 'gelu'"
-        )
+        raise UserError(f"{file}: hidden_act is {content['hidden_act']!r:.80}: an export has 'relu' or 'gelu'")
     shape = build_shape(content, file)
     for key, expected in (fixed | {"intermediate_size": 4 * shape.embedding_dim}).items():
         if content[key] != expected:

@@ -53,6 +53,8 @@ def test_the_benchmark_prints_tables_and_saves_json_and_a_plot(corpus_folder: Pa
         (["--to_loss", "3", "--configs", "novels", "configs/novels.yaml"], "two of them have the same name"),
         (["--to_loss", "3", "--configs", "novels", "--seeds", "0"], "--seeds is 0: it must be at least 1"),
         (["--to_loss", "low", "--configs", "novels"], "--to_loss is low: it must be a number"),
+        (["--to_loss", "nan", "--configs", "novels"], "--to_loss is nan: it must be above 0"),
+        (["--to_loss", "3", "--configs", "novels", "--config", "novels_fast"], "--config: --to_loss sets it"),
         (["--configs", "novels"], "--configs are for --to_loss"),
     ],
 )

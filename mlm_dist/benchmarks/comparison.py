@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mlm_dist.benchmarks.report import header, row
-from mlm_dist.benchmarks.to_loss import Arrival
+from mlm_dist.benchmarks.to_loss import Cost
 
 CONFIDENCE = 0.95
 
@@ -24,8 +24,7 @@ class Difference(NamedTuple):
 
     Attributes:
         ratio: of the means.
-        p: the one-sided p-value of Welch's t-test for the contender needing less; NaN with single values, or if neither
-            varies.
+        p: the one-sided p-value of Welch's t-test for the contender needing less; NaN if one of them does not vary.
     """
 
     ratio: float
@@ -44,39 +43,46 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def compare(values: Sequence[float], first: Sequence[float]) -> Difference:
-    """Compare what a contender took with what the first one took."""
+    """Compare what a contender took with what the first one took, which is above 0."""
     from scipy import stats  # noqa: PLC0415 (slow to import)
 
     ratio = float(np.mean(values) / np.mean(first))
-    if min(len(values), len(first)) < 2 or len({*values}) == len({*first}) == 1:
+    if 1 in (len({*values}), len({*first})):
         return Difference(ratio, math.nan)
     return Difference(ratio, float(stats.ttest_ind(values, first, equal_var=False, alternative="less").pvalue))
 
 
-def comparison_table(arrivals: dict[str, list[Arrival | None]]) -> str:
+def comparison_table(costs: dict[str, list[Cost | None]]) -> str:
     """A table in Markdown: what the runs of each contender took, and how that compares with the first contender.
 
-    Only runs that arrived at the target count.
+    Runs that did not reach the target are left out of the means, and a contender with such runs is not compared.
     """
-    (_, first), *_ = arrivals.items()
-    lines = header("contender", "arrived", "steps", "tokens", "time", "peak memory")
-    lines[0] += " tokens of the first | time | memory |"
-    lines[1] += "---|---|---|"
-    for name, runs in arrivals.items():
-        arrived, base = [run for run in runs if run], [run for run in first if run]
-        if not arrived:
+    (_, first), *_ = costs.items()
+    names = ("contender", "reached", "steps", "tokens", "time", "peak memory")
+    lines = header(*names, "tokens, ratio", "time, ratio", "memory, ratio")
+    for name, runs in costs.items():
+        reached = [run for run in runs if run]
+        if not reached:
             lines.append(row(name, f"0 of {len(runs)}", *["-"] * 7))
             continue
-        steps, tokens, seconds, memory = (estimate(values) for values in zip(*arrived, strict=True))
-        ratios = [against(*pair) for pair in zip(zip(*arrived, strict=True), zip(*base, strict=True), strict=False)]
+        steps, tokens, seconds, memory = (estimate(values) for values in zip(*reached, strict=True))
         cells = [
             with_interval(steps, 1, "{:,.0f}"),
             with_interval(tokens, 1e-6, "{:.2f}", " M"),
             with_interval(seconds, 1, "{:,.0f}", " s"),
-            with_interval(memory, 1e-9, "{:.2f}", " GB"),
+            with_interval(memory, 1e-9, "{:.2f}", " GB") if memory.mean else "-",
         ]
-        lines.append(row(name, f"{len(arrived)} of {len(runs)}", *cells, *(ratios[1:] or ["-"] * 3)))
+        lines.append(row(name, f"{len(reached)} of {len(runs)}", *cells, *ratios(runs, first)))
     return "\n".join(lines)
+
+
+def ratios(runs: list[Cost | None], first: list[Cost | None]) -> list[str]:
+    """The cells that compare tokens, time and memory with those of the first contender."""
+    cells = []
+    for key in ("tokens", "seconds", "peak_memory"):
+        own, others = ([getattr(run, key, 0.0) for run in part] for part in (runs, first))
+        cells.append("-" if runs is first or not all([*own, *others]) else against(own, others))
+    return cells
 
 
 def with_interval(value: Estimate, scale: float, form: str, unit: str = "") -> str:

@@ -3,7 +3,7 @@
 The peer is `BertForMaskedLM` by the recipe of transformers' `run_mlm_no_trainer.py`: AdamW without weight decay, a
 learning rate that falls linearly from the first step on, no clipping, dropout, tokens masked at random by 80/10/10. The
 rows, the held-out rows with their masks, and the precision are those of this package. The run directory has a
-metrics.jsonl and obeys STOP, as that of `train`, and a checkpoint of each evaluation.
+metrics.jsonl and a checkpoint of the last evaluation. As with `train`, a STOP file ends the run.
 """
 
 import io
@@ -114,7 +114,7 @@ class PeerTrainer:
     def save(self) -> None:
         """Write a checkpoint."""
         content = io.BytesIO()
-        torch.save(self.state() | {"random": torch.get_rng_state()}, content)
+        torch.save(self.state() | {"random": random_states()}, content)
         with replacing(self.checkpoint) as file:
             file.write(content.getbuffer())
 
@@ -133,7 +133,14 @@ class PeerTrainer:
         self.optimizer.load_state_dict(saved["optimizer"])
         self.schedule.load_state_dict(saved["schedule"])
         self.step, self.seconds = saved["step"], saved["seconds"]
-        torch.set_rng_state(saved["random"])
+        torch.set_rng_state(saved["random"]["cpu"])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["random"]["cuda"])
+
+
+def random_states() -> dict[str, Any]:
+    """The states of torch's random generators, which choose masks and dropout."""
+    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def weighted_loss(logits: torch.Tensor, batch: MaskedBatch) -> float:

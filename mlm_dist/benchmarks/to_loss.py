@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from mlm_dist.benchmarks.runner import GROUP_VARIABLES
 from mlm_dist.config import Config
 from mlm_dist.data.encoding import usable_cores
 from mlm_dist.errors import RunError, UserError
-from mlm_dist.files import read_json, replacing
+from mlm_dist.files import read_json, read_text, replacing
 from mlm_dist.run.history import History, read_history
 from mlm_dist.run.metrics import read_events, validation_losses
 from mlm_dist.run.run_dir import RunDir
@@ -30,9 +30,10 @@ from mlm_dist.training.memory import peak_memory_of
 
 POLL_SECONDS = 0.5
 PEER_RATES = (1e-4, 3e-4, 1e-3)
+TEXT_KEYS = ("path", "tokenizer", "encoding", "text_key", "split", "val_fraction", "documents")
 PEAKS = "peak_memory.json"
 TRAINERS = {"mlm_dist": "mlm_dist.train", "transformers": "mlm_dist.benchmarks.peer_training"}
-START = "from {} import main; from mlm_dist.exit_codes import run_verb; run_verb(main)"
+START = "from {} import main; from mlm_dist.exit_codes import run_verb; run_verb(main, prints_only_a_log=True)"
 
 
 class Contender(NamedTuple):
@@ -49,14 +50,14 @@ class Contender(NamedTuple):
     trainer: str = "mlm_dist"
 
 
-class Arrival(NamedTuple):
+class Cost(NamedTuple):
     """What a run took until its first evaluation at or below the target.
 
     Attributes:
         steps: optimizer steps.
         tokens: that it read.
         seconds: of training, without evaluations.
-        peak_memory: of its process, in bytes of the machine's memory; 0 where it is not known.
+        peak_memory: of its process, in bytes of the memory of the machine, not of a GPU; 0 where it is not known.
     """
 
     steps: float
@@ -84,7 +85,7 @@ class ToLoss:
         self.peaks_lock = threading.Lock()
 
     def train_all(self, contenders: Sequence[Contender], seeds: Sequence[int]) -> None:
-        """Train all contenders with all seeds, in turns. Runs that have arrived are not trained again.
+        """Train all contenders with all seeds, in turns. Runs that have reached the target are not trained again.
 
         Raises:
             UserError: a run refuses its config.
@@ -93,7 +94,7 @@ class ToLoss:
         with ThreadPoolExecutor(self.at_a_time) as pool:
             runs = [pool.submit(self.train, contender, seed) for seed in seeds for contender in contenders]
             try:
-                for run in runs:
+                for run in as_completed(runs):
                     run.result()
             except BaseException:
                 self.is_over.set()
@@ -105,14 +106,21 @@ class ToLoss:
         return RunDir(self.out / f"{contender.name}-{seed}")
 
     def train(self, contender: Contender, seed: int) -> None:
-        """Train, or continue, a run until it arrives at the target or ends."""
+        """Train, or continue, a run until it reaches the target or ends.
+
+        Raises:
+            UserError: it was begun with another config, or refuses this one.
+            RunError: it failed, or was stopped by someone else.
+        """
         run = self.run_dir(contender, seed)
-        if self.is_over.is_set() or run.done.exists() or self.has_arrived(run):
+        config = dataclasses.replace(contender.config, seed=seed, run_dir=str(run.path)).to_yaml()
+        file = run.path.with_name(f"{run.path.name}.yaml")
+        if run.metrics.exists() and file.exists() and read_text(file) != config:
+            raise UserError(f"{run.path} was trained with another config: give another --out")
+        if self.is_over.is_set() or run.done.exists() or self.has_reached_target(run):
             return
         self.log(f"{contender.name}, seed {seed}")
-        config = dataclasses.replace(contender.config, seed=seed, run_dir=str(run.path))
-        file = run.path.with_name(f"{run.path.name}.yaml")
-        file.write_text(config.to_yaml(), encoding="utf-8")
+        file.write_text(config, encoding="utf-8")
         start = START.format(TRAINERS[contender.trainer])
         peak = self.watch(run, [sys.executable, "-c", start, "--config", str(file)])
         with self.peaks_lock, replacing(self.out / PEAKS) as content:
@@ -120,12 +128,7 @@ class ToLoss:
             content.write(json.dumps(peaks, indent=1).encode())
 
     def watch(self, run: RunDir, command: list[str]) -> int:
-        """Run a command until its run arrives or ends. Returns the peak memory of the process, in bytes.
-
-        Raises:
-            UserError: the command refuses its config.
-            RunError: it failed.
-        """
+        """Run a command until its run reaches the target or ends. Returns the peak memory of the process, in bytes."""
         environment = {key: value for key, value in os.environ.items() if key not in GROUP_VARIABLES}
         if self.at_a_time > 1:
             environment["OMP_NUM_THREADS"] = str(max(1, usable_cores() // self.at_a_time))
@@ -137,18 +140,20 @@ class ToLoss:
             while process.poll() is None:
                 peak = max(peak, peak_memory_of(process.pid))
                 if self.is_over.wait(POLL_SECONDS):
-                    process.terminate()  # it saves a checkpoint
-                elif not is_stopping and self.has_arrived(run):
+                    process.terminate()
+                    process.wait()
+                elif not is_stopping and self.has_reached_target(run):
                     run.stop.touch()
                     is_stopping = True
         run.stop.unlink(missing_ok=True)  # if the run had already ended by itself
-        if process.returncode and not (self.is_over.is_set() or self.has_arrived(run)):
-            *_, last = ["no output", *log.read_text(encoding="utf-8").strip().splitlines()]
-            error = UserError if process.returncode == UserError.exit_code else RunError
-            raise error(f"{run.path.name}: {last.removeprefix('mlm_dist: error: ')}")
-        return peak
+        if self.is_over.is_set() or run.done.exists() or self.has_reached_target(run):
+            return peak
+        *_, last = ["no output", *log.read_text(encoding="utf-8").strip().splitlines()]
+        error = UserError if process.returncode == UserError.exit_code else RunError
+        reason = last.removeprefix("mlm_dist: error: ") if process.returncode else "it was stopped before its last step"
+        raise error(f"{run.path.name}: {reason}")
 
-    def has_arrived(self, run: RunDir) -> bool:
+    def has_reached_target(self, run: RunDir) -> bool:
         """Whether a run has an evaluation at or below the target."""
         losses = validation_losses(read_events(run.metrics)) if run.metrics.exists() else {}
         return any(loss <= self.target for loss in losses.values())
@@ -161,39 +166,37 @@ class ToLoss:
         """The peak memory of each run, in bytes."""
         return dict(read_json(self.out / PEAKS)) if (self.out / PEAKS).exists() else {}
 
-    def arrival(self, contender: Contender, seed: int) -> Arrival | None:
-        """What a run took until it arrived; None if it ended without."""
+    def cost(self, contender: Contender, seed: int) -> Cost | None:
+        """What a run took to the target; None if it ended before."""
         run = self.run_dir(contender, seed)
         evaluations = self.history(run).evaluations
         found = np.flatnonzero(evaluations["val_loss"] <= self.target)
         if not len(found):
             return None
         steps, tokens, seconds = (float(evaluations[key][found[0]]) for key in ("step", "tokens", "seconds"))
-        return Arrival(steps, tokens, seconds, self.peaks().get(run.path.name, 0))
+        return Cost(steps, tokens, seconds, self.peaks().get(run.path.name, 0))
 
 
 def check_comparable(contenders: Sequence[Contender]) -> None:
-    """Raise `UserError` if the validation losses of contenders are not of the same rows and masks."""
+    """Raise `UserError` if contenders are not evaluated on the same rows and masks, after the same steps."""
     first, *others = contenders
     wanted = evaluation_keys(first.config)
     for other in others:
         for key, value in evaluation_keys(other.config).items():
             if value != wanted[key]:
                 raise UserError(
-                    f"{first.name} has {key} {wanted[key]} and {other.name} has {value}: their validation losses are "
-                    f"not comparable"
+                    f"{first.name} has {key} {wanted[key]} and {other.name} has {value}: they cannot be compared"
                 )
-    if not first.config.train.eval_interval or any(not c.config.train.eval_interval for c in others):
+    if not first.config.train.eval_interval:
         raise UserError("train.eval_interval is 0: there is no validation loss to reach")
 
 
 def evaluation_keys(config: Config) -> dict[str, object]:
-    """The config keys that decide on the rows and masks of evaluations."""
+    """The config keys that decide on the rows and masks of evaluations, and on their steps."""
     masking = config.masking
     return {
-        "data.path": config.data.path,
-        "data.tokenizer": config.data.tokenizer,
-        "data.documents": config.data.documents,
+        **{f"data.{key}": getattr(config.data, key) for key in TEXT_KEYS},
+        "train.eval_interval": config.train.eval_interval,
         "model.vocab_size": config.model.vocab_size,
         "model.block_size": config.model.block_size,
         "train.eval_rows": config.train.eval_rows,
@@ -204,19 +207,28 @@ def evaluation_keys(config: Config) -> dict[str, object]:
     }
 
 
-def train_peer(race: ToLoss, config: Config) -> Contender:
+def train_peer(comparison: ToLoss, config: Config) -> Contender:
     """Train the peer at each of `PEER_RATES` with seed 1. Returns it with the rate that was best for it.
 
-    The best rate arrived at the target after the fewest steps, or else had the lowest validation loss.
+    The best rate reached the target after the fewest steps, or else had the lowest validation loss.
+
+    Raises:
+        UserError: the peer cannot be trained or evaluated as this config is, or as `ToLoss.train_all`.
     """
+    if len(config.data.parts) > 1 or config.data.documents != "joined" or config.precision == "fp16":
+        raise UserError(
+            "--against transformers needs one corpus, data.documents joined, and another precision than fp16"
+        )
     trials = [Contender(f"transformers-{rate:g}", with_rate(config, rate), "transformers") for rate in PEER_RATES]
-    race.train_all(trials, [1])
+    comparison.train_all(trials, [1])
     results = []
     for trial in trials:
-        arrival, losses = race.arrival(trial, 1), race.history(race.run_dir(trial, 1)).evaluations["val_loss"]
-        results.append((arrival.steps if arrival else math.inf, float(losses.min()), trial))
-        taken = f"after {arrival.steps:.0f} steps" if arrival else "never"
-        race.log(f"{trial.name} arrives {taken}, lowest validation loss {losses.min():.4f}")
+        cost = comparison.cost(trial, 1)
+        losses = validation_losses(read_events(comparison.run_dir(trial, 1).metrics))
+        lowest = min(losses.values(), default=math.inf)
+        results.append((cost.steps if cost else math.inf, lowest, trial))
+        reached = f"reaches the target after {cost.steps:.0f} steps" if cost else "never reaches the target"
+        comparison.log(f"{trial.name} {reached}; its lowest validation loss is {lowest:.4f}")
     return min(results, key=lambda result: result[:2])[2]
 
 

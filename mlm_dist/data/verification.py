@@ -5,7 +5,7 @@ Each is hashed once per machine, and afterwards recognized by size, times and in
 Each shard is compared with the digest under its own name, so shards that were exchanged are noticed. The digest of the
 whole split, which a run compares with that of its corpus (run/record.py), is not computed again: it would take a second
 pass. So if someone exchanges two shards together with their digests in corpus.json, a resumed run reads other rows.
-Digests find accidents. Who forges corpus.json could exchange this digest as well.
+Digests find accidents. Someone who forges corpus.json could change that digest too.
 """
 
 import errno

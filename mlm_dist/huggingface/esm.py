@@ -11,6 +11,7 @@ import torch
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.exported_shape import ESM
 from mlm_dist.huggingface import megatron_bert
 from mlm_dist.model.rotary import BASE
 
@@ -31,7 +32,7 @@ def describe_model(model: ModelConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     del content["hidden_act"], content["type_vocab_size"]
     return content | {
         "architectures": ["EsmForMaskedLM"],
-        "model_type": "esm",
+        "model_type": ESM,
         "position_embedding_type": "rotary",
         "rope_theta": BASE,
         "emb_layer_norm_before": False,

@@ -21,10 +21,9 @@ from safetensors.torch import save
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.tokenizer_json import TOKENIZER_CONFIG, TOKENIZER_JSON
 from mlm_dist.errors import UserError
-from mlm_dist.exported_shape import CONFIG_JSON, ESM, MODEL_TYPE, WEIGHTS
+from mlm_dist.exported_shape import ACTIVATIONS, CONFIG_JSON, ESM, MODEL_TYPE, WEIGHTS
 from mlm_dist.files import new_folder, refuse_existing
 from mlm_dist.huggingface import esm, megatron_bert
-from mlm_dist.huggingface.megatron_bert import LEAST_UNCHANGED
 from mlm_dist.huggingface.model_card import Addition, write_card
 from mlm_dist.huggingface.onnx_file import MODEL_ONNX, write_onnx
 from mlm_dist.huggingface.sentence_files import describe_sentence_model
@@ -99,7 +98,7 @@ def check_exportable(model: ModelConfig) -> None:
     options = ["model.qk_norm true"] if model.qk_norm else []
     if model.logit_softcap:
         options.append(f"model.logit_softcap {model.logit_softcap}")
-    kind, activations = (ESM, ["gelu"]) if model.positions == "rope" else (MODEL_TYPE, list(LEAST_UNCHANGED))
+    kind, activations = (ESM, ["gelu"]) if model.positions == "rope" else (MODEL_TYPE, list(ACTIVATIONS))
     if model.activation not in activations:
         options.append(f"model.activation {model.activation}")
     if options:

@@ -76,7 +76,7 @@ def read_exported(folder: Path) -> Exported:
     except ValueError as error:
         raise UserError(f"{folder / WEIGHTS}: {error}") from error
     if (lost := fold_body(parameters, model)) > NEGLIGIBLE:
-        warn(f"{folder}: a query bias cannot be folded into this model: up to {lost:.2%} of it is lost")
+        warn(f"{folder}: biases of queries or keys cannot be folded into this model: up to {lost:.2%} of them is lost")
     if not has_head(parameters):
         parameters |= new_head(parameters, model)
         warn(f"{folder}: there is no output layer for masked tokens: its LayerNorm and its bias are new")

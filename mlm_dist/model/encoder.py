@@ -64,8 +64,8 @@ class Head(nn.Module):
         """The attention of each position to all positions: (B, T, C) -> (B, T, T). Rows sum to 1."""
         query, key = self.query_norm(self.query(x)), self.key_norm(self.key(x))
         if self.is_rotary:
-            turned = rotation(x.shape[1], query.shape[-1], x)
-            query, key = rotate(query, turned), rotate(key, turned)
+            row_rotation = rotation(x.shape[1], query.shape[-1], x)
+            query, key = rotate(query, row_rotation), rotate(key, row_rotation)
         attention: torch.Tensor = (query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5).softmax(-1)
         return attention
 
@@ -94,11 +94,11 @@ class MultiHeadAttention(nn.Module):
         x: torch.Tensor,
         positions: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
-        turned: Rotation | None = None,
+        row_rotation: Rotation | None = None,
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are queries -> (B, K, C).
 
-        `mask`, (B, T, T), is as `same_document` returns it; `turned`, the rotation of the row, if heads are rotary.
+        `mask`, (B, T, T), is as `same_document` returns it; `row_rotation`, that of all positions, if heads are rotary.
         """
         width = x.shape[-1]
         if positions is None:
@@ -109,9 +109,9 @@ class MultiHeadAttention(nn.Module):
             key, value = self.split_heads(F.linear(x, weight[width:]))
             mask = None if mask is None else gather_positions(mask, positions)
         query, key = self.query_norm(query), self.key_norm(key)
-        if turned is not None:
-            query = rotate(query, turned if positions is None else select(turned, positions))
-            key = rotate(key, turned)
+        if row_rotation is not None:
+            query = rotate(query, row_rotation if positions is None else select(row_rotation, positions))
+            key = rotate(key, row_rotation)
         mask = None if mask is None else mask[:, None]  # (B, 1, T or K, T)
         dropout = self.dropout if self.training else 0.0
         if uses_plain_products(x):
@@ -177,10 +177,10 @@ class Block(nn.Module):
         x: torch.Tensor,
         positions: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
-        turned: Rotation | None = None,
+        row_rotation: Rotation | None = None,
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are computed -> (B, K, C)."""
-        attended = self.attention(self.attention_norm(x), positions, mask, turned)
+        attended = self.attention(self.attention_norm(x), positions, mask, row_rotation)
         x = (x if positions is None else gather_positions(x, positions)) + self.dropout(attended)
         out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
         return out
@@ -231,11 +231,11 @@ class Encoder(MaskedModel):
         """Compute the output of the last block: (B, T, C), or (B, K, C) with `positions`."""
         x = self.dropout(self.embed(tokens, documents))
         mask = None if documents is None else same_document(documents)
-        turned = rotation(tokens.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
+        row_rotation = rotation(tokens.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
         *earlier, last = self.blocks
         for block in earlier:
-            x = block(x, mask=mask, turned=turned)
-        out: torch.Tensor = last(x, positions, mask, turned)
+            x = block(x, mask=mask, row_rotation=row_rotation)
+        out: torch.Tensor = last(x, positions, mask, row_rotation)
         return out
 
     def embed(self, tokens: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:

@@ -8,8 +8,8 @@ import torch
 def decay_cautiously(optimizer: torch.optim.Optimizer) -> None:
     """Take over the weight decay of an optimizer: it decays the elements whose update has the sign of the element.
 
-    An update is what is subtracted, so it makes these elements smaller in absolute value. It also finds them if the
-    optimizer skips a step, which moves no element.
+    An update is what is subtracted, so it makes these elements smaller in absolute value. If the optimizer skips a
+    step, no element moves, and nothing decays.
     """
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:

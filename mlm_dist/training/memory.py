@@ -69,7 +69,8 @@ def user_error_if_out_of_memory() -> Iterator[None]:
 def bytes_of_parameters(config: Config) -> int:
     """Bytes of parameters, their average, gradients and optimizer state: AdamW has two moments, Muon has one.
 
-    The second one of NorMuon, a number per row, is left out.
+    The second one of NorMuon, a number per row, is left out, and so is the copy of the matrices that cautious weight
+    decay holds during an update.
     """
     model = model_class(config.model)
     count = model.count_parameters(config.model)

@@ -1,4 +1,4 @@
-"""NorMuon: Muon whose updates have rows of equal size (Li et al. 2025, arXiv 2510.05491)."""
+"""NorMuon: Muon with each row of an update divided by its running size (Li et al. 2025, arXiv 2510.05491)."""
 
 import math
 from typing import Any

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.benchmarks.to_loss import Contender, ToLoss, check_comparable
-from mlm_dist.config import Config, MaskingConfig, TrainConfig
+from mlm_dist.benchmarks.to_loss import Contender, ToLoss, check_comparable, train_peer
+from mlm_dist.config import Config, DataConfig, MaskingConfig, TrainConfig
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import RunError, UserError
 from mlm_dist.run.metrics import read_events, validation_losses
@@ -32,20 +32,24 @@ def test_a_run_ends_at_its_first_evaluation_below_the_target_and_continues_to_a_
     contender, lines = Contender("tiny", config), []  # type: ignore[var-annotated]
     first = compared(reference[10], tmp_path, lines.append)
     first.train_all([contender], [config.seed])
-    arrival = first.arrival(contender, config.seed)
-    assert arrival is not None
-    assert (arrival.steps, arrival.tokens) == (10, 10 * 16 * 16)
-    assert arrival.seconds > 0
-    assert arrival.peak_memory > 1e8
+    cost = first.cost(contender, config.seed)
+    assert cost is not None
+    assert (cost.steps, cost.tokens) == (10, 10 * 16 * 16)
+    assert cost.seconds > 0
+    assert cost.peak_memory > 1e8
     first.train_all([contender], [config.seed])
-    assert lines == [f"tiny, seed {config.seed}"]  # it has arrived, so it was not trained again
+    assert lines == [f"tiny, seed {config.seed}"]  # it has reached the target, so it was not trained again
+
+    changed = Contender("tiny", dataclasses.replace(config, optim=dataclasses.replace(config.optim, lr=0.5)))
+    with pytest.raises(UserError, match=r"was trained with another config: give another --out"):
+        first.train_all([changed], [config.seed])
 
     second = compared(reference[30], tmp_path)
     second.train_all([contender], [config.seed])
-    final = second.arrival(contender, config.seed)
+    final = second.cost(contender, config.seed)
     assert final is not None
     assert final.steps == 30
-    assert compared(0.1, tmp_path).arrival(contender, config.seed) is None
+    assert compared(0.1, tmp_path).cost(contender, config.seed) is None
 
 
 @pytest.mark.slow
@@ -73,9 +77,10 @@ def flags_of(changes: dict[str, object]) -> list[str]:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Config(train=TrainConfig(eval_rows=7)), "a has train.eval_rows 1024 and b has 7: their validation losses are"),
+        (Config(train=TrainConfig(eval_rows=7)), "a has train.eval_rows 1024 and b has 7: they cannot be compared"),
         (Config(masking=MaskingConfig(mask_prob_end=0.3)), "mask_prob at the end of the run 0.15 and b has 0.3"),
-        (Config(train=TrainConfig(eval_interval=0)), "train.eval_interval is 0"),
+        (Config(train=TrainConfig(eval_interval=5)), "a has train.eval_interval 250 and b has 5: they"),
+        (Config(data=DataConfig(val_fraction=0.5)), "a has data.val_fraction 0.05 and b has 0.5: they"),
     ],
 )
 def test_contenders_with_other_evaluations_are_refused(other: Config, message: str) -> None:
@@ -86,3 +91,22 @@ def test_contenders_with_other_evaluations_are_refused(other: Config, message: s
 def test_another_masking_in_training_is_comparable() -> None:
     falling = dataclasses.replace(Config(), masking=MaskingConfig(mask_prob=0.3, mask_prob_end=0.15))
     check_comparable([Contender("a", Config()), Contender("b", falling)])
+
+
+def test_configs_without_evaluations_are_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.eval_interval is 0"):
+        check_comparable([Contender("a", Config(train=TrainConfig(eval_interval=0)))])
+
+
+def test_a_peer_that_is_evaluated_otherwise_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"needs one corpus, data\.documents joined"):
+        train_peer(compared(1.0, tmp_path), Config(data=DataConfig(documents="isolated")))
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_run_that_someone_else_stops_is_not_one_that_missed_the_target(corpus_folder: Path, tmp_path: Path) -> None:
+    flags = tiny_flags(corpus_folder, tmp_path / "unused", train__max_iters=100_000, train__time_limit=0.001)
+    config = parse_config(flags, "benchmark")
+    with pytest.raises(RunError, match="tiny-1: it was stopped before its last step"):
+        compared(0.1, tmp_path).train_all([Contender("tiny", config)], [1])
