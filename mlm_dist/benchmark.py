@@ -5,84 +5,16 @@ import json
 import math
 import signal
 import tempfile
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mlm_dist.arguments import OneLineParser, named_path
+from mlm_dist.benchmark_arguments import ROWS_ON_A_CPU, build_parser
 from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError
-from mlm_dist.exit_codes import command_of, run_verb
+from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_log, print_result
-
-ROWS_ON_A_CPU = 64
-
-
-def build_parser() -> ArgumentParser:
-    """Build the command-line parser."""
-    parser = OneLineParser(
-        prog=command_of("benchmark"),
-        description="Measure a training step of a config on this machine: throughput, parts, memory, the fraction "
-        "of the machine's matrix-product throughput, scaling over processes; and the same step of peers. It takes "
-        "minutes and needs an otherwise idle machine. --config FILE and a flag for each config key work as for "
-        "`train`.",
-        epilog=f"Example: {command_of('benchmark')} --config configs/novels.yaml --against naive transformers",
-    )
-    parser.add_argument(
-        "--against",
-        nargs="+",
-        default=["naive"],
-        choices=["naive", "transformers"],
-        metavar="PEER",
-        help="peers: naive (the first version of this project: one module per head, logits at every position, masks "
-        "from the global generator), transformers (BertForMaskedLM, if transformers is installed) (default: naive)",
-    )
-    parser.add_argument(
-        "--to_loss",
-        type=float,
-        metavar="L",
-        help="instead, train --configs, and transformers if --against names it, until their validation loss is at most "
-        "L: steps, tokens, time and peak memory to it, with one-sided p-values. The same command continues",
-    )
-    parser.add_argument(
-        "--configs",
-        nargs="+",
-        metavar="CONFIG",
-        help="for --to_loss: configs to train. Flags apply to all of them, and the first is the one to compare with",
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="for --to_loss: runs of each config (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--at_a_time",
-        type=int,
-        default=1,
-        metavar="N",
-        help="for --to_loss: runs that share the machine; their times then say little (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--rows",
-        type=int,
-        metavar="N",
-        help=f"rows per step in the comparison (default: train.micro_batch_size or train.batch_size, on a CPU at most "
-        f"{ROWS_ON_A_CPU})",
-    )
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=5,
-        metavar="N",
-        help="alternating runs of each candidate; medians are reported (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=named_path,
-        default=Path("runs/benchmark"),
-        metavar="DIR",
-        help="folder for the results, and the runs of --to_loss (default: %(default)s)",
-    )
-    return parser
 
 
 def main(arguments: list[str]) -> None:
@@ -156,10 +88,9 @@ def compare_to_loss(given: Namespace, rest: list[str]) -> None:
         raise UserError("--configs: two of them have the same name")
     make_folder(given.out)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the runs too, as Ctrl-C does
-    from mlm_dist.benchmarks.comparison import comparison_table  # noqa: PLC0415
+    from mlm_dist.benchmarks.comparison import write_comparison  # noqa: PLC0415
     from mlm_dist.benchmarks.to_loss import Contender, ToLoss, check_comparable, train_peer  # noqa: PLC0415
     from mlm_dist.data.preparation import find_or_prepare_all  # noqa: PLC0415
-    from mlm_dist.plots.to_loss import save_to_loss  # noqa: PLC0415
     from mlm_dist.run.lock import lock  # noqa: PLC0415
 
     contenders = [Contender(name, config) for name, config in configs.items()]
@@ -171,17 +102,8 @@ def compare_to_loss(given: Namespace, rest: list[str]) -> None:
         if "transformers" in given.against:
             contenders.append(train_peer(comparison, first))
         comparison.train_all(contenders, seeds)
-    costs = {contender.name: [comparison.cost(contender, seed) for seed in seeds] for contender in contenders}
-    histories = {
-        contender.name: [comparison.history(comparison.run_dir(contender, seed)) for seed in seeds]
-        for contender in contenders
-    }
-    picture, results = given.out / "to_loss.png", given.out / "to_loss.json"
-    save_to_loss(picture, histories, given.to_loss)
-    runs = {name: [cost and cost._asdict() for cost in found] for name, found in costs.items()}
-    results.write_text(json.dumps({"to_loss": given.to_loss, "runs": runs}, indent=1) + "\n", encoding="utf-8")
-    print_result(comparison_table(costs))
-    print_log(f"saved {results} and {picture}")
+    print_result(write_comparison(comparison, contenders, seeds))
+    print_log(f"saved {given.out}/to_loss.json and {given.out}/to_loss.png")
 
 
 if __name__ == "__main__":

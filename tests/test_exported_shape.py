@@ -51,11 +51,11 @@ def test_tied_embeddings_are_the_default_of_transformers(content: dict[str, Any]
     ("change", "message"),
     [
         ({"model_type": "bert"}, "model_type is 'bert', which has post-LayerNorm: only models that `export`"),
-        ({"model_type": "modernbert"}, "model_type is 'modernbert', which has rotary positions and gated"),
+        ({"model_type": "modernbert"}, "model_type is 'modernbert', which has gated feed-forward layers"),
         ({"model_type": "t5"}, "model_type is 't5': only models that `export` wrote can be read"),
         ({"model_type": None}, "model_type is None: only models"),
         ({"model_type": ["bert"]}, "model_type is ['bert']: only models"),
-        ({"hidden_act": "relu2"}, "hidden_act is 'relu2': a model of mlm_dist has 'relu' or 'gelu'"),
+        ({"hidden_act": "relu2"}, "hidden_act is 'relu2': an export has 'relu' or 'gelu'"),
         ({"layer_norm_eps": 1e-5}, "layer_norm_eps is 1e-05: a model of mlm_dist has 1e-12"),
         ({"intermediate_size": 72}, "intermediate_size is 72: a model of mlm_dist has 96"),
         ({"is_decoder": True}, "is_decoder is True: a model of mlm_dist has False"),

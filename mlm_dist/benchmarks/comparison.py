@@ -1,5 +1,6 @@
 """What the runs of contenders took to a target, as means with intervals, and whether one needs less than another."""
 
+import json
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from mlm_dist.benchmarks.report import header, row
-from mlm_dist.benchmarks.to_loss import Cost
+from mlm_dist.benchmarks.to_loss import Contender, Cost, ToLoss
+from mlm_dist.files import replacing
+from mlm_dist.plots.to_loss import save_to_loss
 
 CONFIDENCE = 0.95
 
@@ -50,6 +53,20 @@ def compare(values: Sequence[float], first: Sequence[float]) -> Difference:
     if 1 in (len({*values}), len({*first})):
         return Difference(ratio, math.nan)
     return Difference(ratio, float(stats.ttest_ind(values, first, equal_var=False, alternative="less").pvalue))
+
+
+def write_comparison(comparison: ToLoss, contenders: Sequence[Contender], seeds: Sequence[int]) -> str:
+    """Write to_loss.json and to_loss.png into the folder of a comparison, and return its table."""
+    costs = {contender.name: [comparison.cost(contender, seed) for seed in seeds] for contender in contenders}
+    histories = {
+        contender.name: [comparison.history(comparison.run_dir(contender, seed)) for seed in seeds]
+        for contender in contenders
+    }
+    save_to_loss(comparison.out / "to_loss.png", histories, comparison.target)
+    runs = {name: [cost and cost._asdict() for cost in found] for name, found in costs.items()}
+    with replacing(comparison.out / "to_loss.json") as file:
+        file.write(json.dumps({"to_loss": comparison.target, "runs": runs}, indent=1).encode() + b"\n")
+    return comparison_table(costs)
 
 
 def comparison_table(costs: dict[str, list[Cost | None]]) -> str:

@@ -252,7 +252,7 @@ def test_a_singular_query_matrix_loses_a_part_of_its_bias(
     found = read_exported(save(changed, folder, tmp_path / "singular"))
     assert all(parameter.isfinite().all() for parameter in found.parameters.values())
     assert found.parameters["blocks.1.attention_norm.bias"].abs().max() < 100
-    assert "up to 70.71% of it is lost" in capsys.readouterr().err  # the half of its square
+    assert "up to 70.71% of them is lost" in capsys.readouterr().err  # the half of its square
 
 
 def refuse(folder: Path, message: str) -> None:

@@ -108,15 +108,15 @@ def test_the_heads_together_equal_the_fused_attention(options: dict[str, Any]) -
     attention, x = MultiHeadAttention(replace(SMALL, **options)).double(), torch.randn(5, 9, 24).double()
     for parameter in attention.parameters():
         nn.init.normal_(parameter)
-    turned = rotation(9, 8, x) if attention.is_rotary else None
+    row_rotation = rotation(9, 8, x) if attention.is_rotary else None
     heads = torch.cat([attention.head(index)(x) for index in range(3)], dim=-1)
-    torch.testing.assert_close(attention.projection(heads), attention(x, turned=turned))
+    torch.testing.assert_close(attention.projection(heads), attention(x, row_rotation=row_rotation))
 
 
 def test_rotated_products_depend_on_the_distance_alone() -> None:
     query, key = torch.randn(2, 1, 8, dtype=torch.float64).expand(2, 40, 8)
-    turned = rotation(40, 8, query)
-    products = rotate(query[None], turned)[0] @ rotate(key[None], turned)[0].T
+    row_rotation = rotation(40, 8, query)
+    products = rotate(query[None], row_rotation)[0] @ rotate(key[None], row_rotation)[0].T
     for distance in (-17, -1, 0, 3, 30):
         along = products.diagonal(distance)
         torch.testing.assert_close(along, along[:1].expand_as(along))
