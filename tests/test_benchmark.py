@@ -78,6 +78,7 @@ def test_configs_and_transformers_are_trained_to_a_loss(corpus_folder: Path, tmp
     (tmp_path / "a.yaml").write_text("{}\n", encoding="utf-8")
     (tmp_path / "b.yaml").write_text("optim: {lr: 3.0e-3}\n", encoding="utf-8")
     flags = tiny_flags(corpus_folder, tmp_path / "unused", train__max_iters=10, train__eval_interval=5)
+    flags = [flag for flag in flags if not flag.startswith("--run_dir")]
     options = ["--to_loss", 9, "--configs", tmp_path / "a.yaml", tmp_path / "b.yaml", "--seeds", 1]
     result = verb("benchmark", *flags, *options, "--against", "transformers", "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
