@@ -112,3 +112,15 @@ def test_a_run_that_someone_else_stops_is_not_one_that_missed_the_target(corpus_
     config = parse_config(flags, "benchmark")
     with pytest.raises(RunError, match="tiny-1: it was stopped before its last step"):
         compared(0.1, tmp_path).train_all([Contender("tiny", config)], [1])
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_run_is_stopped_once_it_has_reached_the_target(corpus_folder: Path, tmp_path: Path) -> None:
+    config = parse_config(tiny_flags(corpus_folder, tmp_path / "unused", train__max_iters=100_000), "benchmark")
+    comparison, contender = compared(9.0, tmp_path), Contender("tiny", config)
+    comparison.train_all([contender], [1])
+    cost = comparison.cost(contender, 1)
+    assert cost is not None
+    assert cost.steps == 0
+    assert not any((tmp_path / "tiny-1" / name).exists() for name in ("DONE", "STOP"))
