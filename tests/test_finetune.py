@@ -206,7 +206,7 @@ def test_without_scikit_learn_a_line_says_how_to_install_it(
         (["--seeds", "0"], "--seeds is 0: it must be at least 1"),
         (["--lr", "nan"], "--lr is nan: it must be above 0"),
         (["--run_dir", "tests"], "tests is not a run directory"),
-        (["--encoding", "utf-9"], "--encoding utf-9: unknown encoding"),
+        (["--encoding", "utf-9"], "'utf-9' is not a text encoding: give one such as"),
     ],
 )
 def test_a_user_error_is_one_line_and_nothing_is_written(
