@@ -1,3 +1,5 @@
+import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 import mlm_dist
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
+from mlm_dist.errors import UserError
 from mlm_dist.finetuning import full
 from mlm_dist.finetuning.classifier import Classifier
 from mlm_dist.finetuning.examples import Examples, Split
@@ -122,3 +125,15 @@ def test_a_seed_gives_the_same_result_again(
     )
     assert first.tolist() == again.tolist() != other.tolist()
     assert abs(first.mean() - 8.25) < 1.3  # scaled back
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training(
+    encoder: Encoder, tokenizer: Tokenizer, converted: tokenizers.Tokenizer
+) -> None:
+    split, texts = split_of(tokenizer, converted)
+    broken = copy.deepcopy(encoder)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(math.inf)
+    message = r"^the gradient of step 1 is not finite: try a smaller --lr than 0\.001$"
+    with pytest.raises(UserError, match=message):
+        fine_tune(broken, texts, split, ("land", "sea"), RECIPE, 0, Processes("cpu"))
