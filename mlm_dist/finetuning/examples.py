@@ -60,7 +60,7 @@ class LabelledTask:
 
     Attributes:
         classes: the labels of the training file, in order; empty if the labels are scores.
-        train: the examples of the training file, without those held out as a test part.
+        train: the examples of the training file, without those held out as a test set.
         dev: those of the dev file; None: each seed has another part of `train`.
         test: those of the test file or held out.
     """
@@ -112,11 +112,12 @@ def read_task(
     held_out, rest = (given[test], examples) if test else hold_out(examples, TEST_FRACTION, 0)
     kind = "score" if is_score else "class"
     check_varied(rest, f"{train}: without the test set, it has one {kind} only: give more texts, or --test")
+    own_dev = given[dev] if dev else None
     if is_score:
-        for name, path, part in (("dev", dev, given.get(dev)), ("test", test, held_out)):
+        for name, path, part in (("dev", dev, own_dev), ("test", test, held_out)):
             if part:
                 check_varied(part, f"{path or train}: the {name} set has one score only: give more texts")
-    return LabelledTask(classes, rest, given[dev] if dev else None, held_out)
+    return LabelledTask(classes, rest, own_dev, held_out)
 
 
 def check_varied(examples: Examples, message: str) -> None:

@@ -109,7 +109,7 @@ def test_the_parameters_of_the_best_pass_are_kept_and_patience_ends_it(
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     outcome = fine_tune(encoder, texts, split, ("land", "sea"), RECIPE, 0, Processes("cpu"))
     assert (outcome.dev, outcome.chosen) == (0.75, {"epoch": 2})
-    assert len(kept) == 4  # three passes, and the test part with the parameters of the second
+    assert len(kept) == 4  # three passes, and the test set with the parameters of the second
     assert all(torch.equal(kept[1][name], kept[3][name]) for name in kept[1])
     assert not torch.equal(kept[1]["pooler.weight"], kept[2]["pooler.weight"])
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
