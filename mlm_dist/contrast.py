@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NOTE = """\
 After the run, the model was trained contrastively (SimCSE) on {lines:,} lines of `{file}`: {settings}. The figures \
-above are of before, and the output layer was not trained along."""
+above are from before this training, which did not include masked prediction: do not fill masks with this model."""
 
 
 def parse(arguments: list[str]) -> Namespace:
@@ -61,7 +61,8 @@ def main(arguments: list[str]) -> None:
     from mlm_dist import load  # noqa: PLC0415
     from mlm_dist.data.scored_pairs import read_scored_pairs  # noqa: PLC0415
     from mlm_dist.files import refuse_existing  # noqa: PLC0415
-    from mlm_dist.huggingface.export import export_model  # noqa: PLC0415
+    from mlm_dist.huggingface.export import check_exportable, export_model  # noqa: PLC0415
+    from mlm_dist.huggingface.tokenizer_file import convert_tokenizer  # noqa: PLC0415
     from mlm_dist.inference.similarity import rank_correlation  # noqa: PLC0415
     from mlm_dist.model.encoder import as_encoder  # noqa: PLC0415
     from mlm_dist.model.registry import build_model  # noqa: PLC0415
@@ -72,6 +73,8 @@ def main(arguments: list[str]) -> None:
     pairs = read_scored_pairs(given.sts) if given.sts else []
     lines = read_lines(given.lines)
     model = load(given.run, given.device, given.step)
+    check_exportable(model.config.model)
+    convert_tokenizer(model.tokenizer)  # before the training, which would be lost
     texts = different_texts(model, lines)
     name = "standard input" if given.lines == "-" else given.lines
     if len(texts) < stage.batch_size:

@@ -1,13 +1,12 @@
 """Measure a trained model on a labelled task: `python -m mlm_dist.finetune --run RUN_DIR --train FILE --out DIR`."""
 
 import json
-import math
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from mlm_dist.arguments import add_device, named_path, run_parser
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
+from mlm_dist.finetune_arguments import build_parser, complete
 from mlm_dist.output import print_result, warn
 
 if TYPE_CHECKING:
@@ -15,60 +14,10 @@ if TYPE_CHECKING:
     from mlm_dist.inference.model import TrainedModel
 
 
-def build_parser() -> ArgumentParser:
-    """Build the command-line parser."""
-    parser = run_parser(
-        "finetune",
-        "Measure how well a trained model learns a labelled task, beside three baselines: the most frequent class, "
-        "TF-IDF with a linear model, and the same encoder untrained. Encoders learn by a linear probe on their pooled "
-        "states, which is saved as DIR/model/head.json, or by full fine-tuning, which is saved in DIR/model as "
-        "AutoModelForSequenceClassification loads it. A command that was killed continues if it is repeated. Under "
-        "torchrun, the processes share full fine-tuning.",
-        "--run runs/novels --train train.jsonl --test test.jsonl --out results/task",
-    )
-    files = {
-        "train": "labelled texts to learn from: JSON Lines, CSV, TSV, or any other text with `LABEL TEXT` in each line",
-        "dev": "texts to choose by: how much to regularize, when to stop (default: a tenth of FILE, another per seed)",
-        "test": "texts to measure on (default: a fifth of the training file)",
-    }
-    for name, purpose in files.items():
-        parser.add_argument(f"--{name}", type=named_path, required=name == "train", metavar="FILE", help=purpose)
-    parser.add_argument("--out", type=named_path, required=True, metavar="DIR", help="folder for model and results")
-    fields = {"text": "text", "pair": "second text; texts are then read in pairs", "label": "label"}
-    for name, purpose in fields.items():
-        default, hint = (None, "") if name == "pair" else (name, " (default: %(default)s)")
-        described = f"field of a record that is its {purpose}{hint}"
-        parser.add_argument(f"--{name}_key", default=default, metavar="FIELD", help=described)
-    parser.add_argument("--encoding", default="utf-8", help="character encoding of the files (default: %(default)s)")
-    parser.add_argument("--score", action="store_true", help="labels are scores (numbers), not classes")
-    parser.add_argument(
-        "--method",
-        choices=["frozen", "full"],
-        default="frozen",
-        help="frozen: a linear probe on the mean of the states over the tokens of a text, in one process; full: all "
-        "parameters learn (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--layer", type=int, help="frozen: layer whose states are pooled; 0: the embeddings (default: the last)"
-    )
-    parser.add_argument("--lr", type=float, default=5e-4, help="full: peak learning rate (default: %(default)s)")
-    numbers = {
-        "seeds": (3, "number of seeds"),
-        "batch_size": (32, "full: texts per step, over all processes"),
-        "epochs": (5, "full: most passes over the texts"),
-        "patience": (2, "full: passes without a better dev part after which it ends"),
-    }
-    for name, (value, purpose) in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{purpose} (default: %(default)s)")
-    add_device(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    return parser
-
-
 def main(arguments: list[str]) -> None:
     """Print the table, and write it with the model."""
     given = build_parser().parse_args(arguments)
-    check_numbers(given)
+    complete(given)
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.finetuning.linear import import_sklearn  # noqa: PLC0415
@@ -83,17 +32,6 @@ def main(arguments: list[str]) -> None:
     if processes.is_rank_zero:
         print_result(json.dumps(content) if given.json else f"{to_text(content)}\n{given.out}")
     processes.close()
-
-
-def check_numbers(given: Namespace) -> None:
-    """Raise a `UserError` about a number that is out of bounds, or belongs to the other method."""
-    for name in ("seeds", "batch_size", "epochs", "patience"):
-        if getattr(given, name) < 1:
-            raise UserError(f"--{name} is {getattr(given, name)}: it must be at least 1")
-    if not (math.isfinite(given.lr) and given.lr > 0):
-        raise UserError(f"--lr is {given.lr}: it must be above 0")
-    if given.layer is not None and given.method == "full":
-        raise UserError("--layer needs --method frozen: full fine-tuning reads the last layer")
 
 
 def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
@@ -120,13 +58,15 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
         model.check_layer(given.layer)
         if given.method == "full":
             check_convertible(model.config.model)
+        for seed in range(given.seeds):  # before anything is written
+            task.split(seed)
     recipe = Recipe(given.lr, given.batch_size, given.epochs, given.patience) if given.method == "full" else None
-    folder, settings = ResultFolder(given.out), settings_of(given, model)
+    folder, settings = ResultFolder(given.out), processes.on_rank_zero(lambda: settings_of(given, model))
     processes.on_rank_zero(lambda: folder.check(settings, given.seeds))
     every = [*contestants(model, task, Method(recipe, given.layer), processes)]
-    processes.on_rank_zero(lambda: folder.open(settings))
+    processes.on_rank_zero(lambda: folder.open(settings, given.seeds))
     if count := repeated(task):
-        warn(f"{count:,} of {len(task.test):,} test texts are training texts too: the results are too good")
+        warn(f"{count:,} of {len(task.test):,} test texts are also training or dev texts: the metrics are inflated")
     results = compare(every, given.seeds, folder, processes)
     content = to_json(task, results, settings)
     processes.on_rank_zero(lambda: folder.write_table(content))

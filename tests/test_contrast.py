@@ -8,8 +8,11 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 import mlm_dist
+from mlm_dist.config import ModelConfig
+from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from tests.conftest import verb
+from tests.huggingface.conftest import make_run
 
 FEW = ["--steps", 5, "--batch_size", 16, "--lr", 1e-3]
 
@@ -40,6 +43,10 @@ def test_the_folder_has_the_trained_model_and_the_figures(run_dir: Path, folder:
     assert last == "out: for SentenceTransformer('out')"
     card = (folder / "out/README.md").read_text(encoding="utf-8")
     assert found[1] in card
+    assert "pipeline_tag: sentence-similarity" in card
+    assert "fill-mask" not in card
+    assert "`embed`" not in card
+    assert "do not fill masks" in card
     assert "dropout 0.1, steps 5, batch_size 16, lr 0.001, temperature 0.05, seed 0" in card
     texts = ["The ferry came in.", "x"]
     vectors = SentenceTransformer(str(folder / "out"), device="cpu").encode(texts)
@@ -63,3 +70,11 @@ def test_user_errors_are_one_line_and_write_nothing(run_dir: Path, folder: Path,
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_model_that_cannot_be_exported_is_not_trained(corpus: Corpus, folder: Path) -> None:
+    shape = ModelConfig(vocab_size=310, block_size=16, embedding_dim=16, heads=2, blocks=2, qk_norm=True)
+    make_run(folder / "run", shape, corpus.tokenizer)
+    result = verb("contrast", "--run", "run", "--out", "out", "lines.txt", *FEW, cwd=folder)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "this model cannot be exported" in result.stderr

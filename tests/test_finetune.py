@@ -129,7 +129,7 @@ def test_a_repeated_command_continues_with_what_is_missing(run_dir: Path, files:
     assert [file for file, before in kept.items() if file.stat().st_mtime_ns != before] == [removed]
     fewer = verb("finetune", *arguments, "--seeds", "1")
     assert fewer.returncode == 2
-    assert "has results of more than 1 seeds: raise --seeds, or give another --out" in fewer.stderr
+    assert "has results of 2 seeds: raise --seeds, or give another --out" in fewer.stderr
 
 
 def test_results_of_other_settings_are_refused(run_dir: Path, files: Path, tmp_path: Path) -> None:
@@ -157,6 +157,28 @@ def test_without_dev_and_test_files_parts_are_held_out(run_dir: Path, files: Pat
     content = json.loads(verb("finetune", *arguments).stdout)
     assert content["examples"] == {"train": 48, "dev": None, "test": 12}
     assert content["results"]["TF-IDF"]["seeds"] == 2
+
+
+@pytest.mark.parametrize("kind", ["class", "score"])
+def test_a_seed_that_leaves_one_class_or_score_to_learn_from_is_refused_first(
+    run_dir: Path, files: Path, tmp_path: Path, kind: str
+) -> None:
+    train = tmp_path / "train.txt"
+    others = ["--score"] if kind == "score" else []
+    labels = ["2" if index == 3 else "1" for index in range(20)]
+    train.write_text("".join(f"{label} text {index}\n" for index, label in enumerate(labels)))
+    arguments = ["--run", str(run_dir), "--train", str(train), "--out", str(tmp_path / "out"), "--seeds", "40"]
+    (tmp_path / "test.txt").write_text("1 text\n2 text\n")
+    result = verb("finetune", *arguments, "--test", tmp_path / "test.txt", *others)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert f"one {kind} only: give more texts, or --dev" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_test_texts_that_are_dev_texts_are_counted(run_dir: Path, files: Path, tmp_path: Path) -> None:
+    dev, out = files / "dev.jsonl", tmp_path / "out"
+    result = verb("finetune", *given(run_dir, files, out, *FROZEN, "--test", str(dev)))
+    assert "20 of 20 test texts are also training or dev texts: the metrics are inflated" in result.stderr
 
 
 @pytest.mark.slow
@@ -204,9 +226,14 @@ def test_without_scikit_learn_a_line_says_how_to_install_it(
         (["--layer", "3"], "--layer is 3: it must be from 0, the embeddings, to 2"),
         (["--layer", "1", "--method", "full"], "--layer needs --method frozen"),
         (["--seeds", "0"], "--seeds is 0: it must be at least 1"),
-        (["--lr", "nan"], "--lr is nan: it must be above 0"),
+        (["--method", "full", "--lr", "nan"], "--lr is nan: it must be above 0 and at most 1"),
+        (["--method", "full", "--lr", "1e38"], "--lr is 1e+38: it must be above 0 and at most 1"),
+        (["--label_key", "text"], "train.jsonl has 60 different labels: are they scores (--score)?"),
+        (["--score", "--label_key", "score", "--test", "EQUAL"], "equal.jsonl: the test set has one score only"),
+        (["--score", "--label_key", "score", "--dev", "EQUAL"], "equal.jsonl: the dev set has one score only"),
+        (["--lr", "nan"], "--lr needs --method full"),
         (["--run_dir", "tests"], "tests is not a run directory"),
-        (["--encoding", "utf-9"], "--encoding utf-9: unknown encoding"),
+        (["--encoding", "utf-9"], "'utf-9' is not a text encoding: give one such as"),
     ],
 )
 def test_a_user_error_is_one_line_and_nothing_is_written(
@@ -215,7 +242,8 @@ def test_a_user_error_is_one_line_and_nothing_is_written(
     (tmp_path / "unknown.txt").write_text("air a cloud\n")
     (tmp_path / "one.txt").write_text("sea a wave\n" * 20)
     (tmp_path / "empty.csv").write_text('text,label\na wave,sea\n" ",land\n')
-    paths = {"UNKNOWN": "unknown.txt", "ONE": "one.txt", "EMPTY": "empty.csv"}
+    (tmp_path / "equal.jsonl").write_text('{"text": "a wave", "score": 2}\n' * 5)
+    paths = {"UNKNOWN": "unknown.txt", "ONE": "one.txt", "EMPTY": "empty.csv", "EQUAL": "equal.jsonl"}
     changed = [str(tmp_path / paths[argument]) if argument in paths else argument for argument in arguments]
     result = verb("finetune", *given(run_dir, files, tmp_path / "out", *changed))
     assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr

@@ -29,7 +29,7 @@ LAYERS = [
     {"huggingface", "benchmarks"},
     {"finetuning"},
     {"api"},
-    {"prepare_arguments", "benchmark_arguments"},
+    {"benchmark_arguments", "finetune_arguments", "prepare_arguments"},
     {""},  # mlm_dist itself
 ]
 HEIGHT = {part: height for height, parts in enumerate(LAYERS) for part in parts}

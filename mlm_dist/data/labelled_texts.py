@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlm_dist.data.formats import compression_of, format_of, refuse_suffix
-from mlm_dist.data.reading import fault_of
+from mlm_dist.data.formats import (
+    HEAD_BYTES,
+    compression_of,
+    detect,
+    format_of,
+    refuse_content,
+    refuse_encoding,
+    refuse_suffix,
+    table_with,
+)
+from mlm_dist.data.reading import check_encoding, fault_of
 from mlm_dist.data.records import LARGEST_RECORD, MOST_NAMES, json_fault, text_of, type_name
 from mlm_dist.errors import UserError
 from mlm_dist.files import read_bytes
@@ -54,7 +63,7 @@ def read_labelled(path: Path, label_format: LabelFormat) -> list[LabelledText]:
         UserError: the file cannot be read, is in another format or encoding, or has no text; a record is broken or
             lacks a field; a text or a label is empty.
     """
-    lines = decode(path, label_format.encoding).split("\n")
+    lines = decode(path, label_format).split("\n")
     kind = format_of(path)
     if kind == "JSON Lines":
         read = read_records(path, lines, label_format)
@@ -76,25 +85,37 @@ def read_labelled(path: Path, label_format: LabelFormat) -> list[LabelledText]:
     return examples
 
 
-def decode(path: Path, encoding: str) -> str:
+def decode(path: Path, label_format: LabelFormat) -> str:
     """The content of a file as text.
 
     Raises:
-        UserError: it cannot be read, is clearly of another format, or is not in this encoding.
+        UserError: it cannot be read, is clearly of another format than its name says, or is not in this encoding.
     """
+    encoding = label_format.encoding
+    check_encoding(encoding)
     refuse_suffix(path)
     if compression_of(path) or format_of(path) in ("Parquet", "Arrow"):
         raise UserError(f"{path}: labelled texts are read from JSON Lines, CSV, TSV and lines `LABEL TEXT`")
     try:
-        text = read_bytes(path).decode(encoding)
-    except LookupError as error:
-        raise UserError(f"--encoding {encoding}: unknown encoding") from error
+        content = read_bytes(path)
+        refuse_encoding(path, content[:HEAD_BYTES], encoding)
+        if format_of(path) in (None, "text"):
+            refuse_other_formats(path, content[:HEAD_BYTES], label_format)
+        text = content.decode(encoding)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except UnicodeError as error:
         place = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
         raise UserError(f"{path}: not {encoding}{place}: name its encoding, such as --encoding latin-1") from error
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
+def refuse_other_formats(path: Path, head: bytes, label_format: LabelFormat) -> None:
+    """Raise a UserError if the first bytes of a file show that it does not have lines `LABEL TEXT`."""
+    if name := table_with(label_format.label_key, head, label_format.encoding):
+        raise UserError(f"{path}: the format is {name}, but its name says plain text: rename it to *.{name.lower()}")
+    if detect(head, label_format.encoding) != "TSV":  # which `LABEL<TAB>TEXT` seems to be
+        refuse_content(path, head, label_format.encoding)
 
 
 Read = Iterator[tuple[int, tuple[str, ...], str]]
@@ -105,8 +126,8 @@ def read_lines(path: Path, lines: list[str]) -> Read:
     """The examples of lines `LABEL TEXT`."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            label, _, text = line.strip().partition(" ")
-            yield number, (text.strip(),), label
+            label, *rest = line.split(maxsplit=1)
+            yield number, (rest[0].strip() if rest else "",), label
 
 
 def read_records(path: Path, lines: list[str], label_format: LabelFormat) -> Read:

@@ -60,7 +60,7 @@ class LabelledTask:
 
     Attributes:
         classes: the labels of the training file, in order; empty if the labels are scores.
-        train: the examples of the training file, without those held out as a test part.
+        train: the examples of the training file, without those held out as a test set.
         dev: those of the dev file; None: each seed has another part of `train`.
         test: those of the test file or held out.
     """
@@ -74,13 +74,15 @@ class LabelledTask:
         """The parts for a seed.
 
         Raises:
-            UserError: what is left to learn from has fewer than two classes.
+            UserError: what is left to learn from has one class only, or a part one score only.
         """
         if self.dev:
             return Split(self.train, self.dev, self.test)
         dev, learn = hold_out(self.train, DEV_FRACTION, seed)
-        if self.classes and len(set(learn.targets)) == 1:
-            raise UserError("without the dev part, the training file has one class only: give more texts, or --dev")
+        kind = "class" if self.classes else "score"
+        check_varied(learn, f"without the dev set, the training file has one {kind} only: give more texts, or --dev")
+        if not self.classes:
+            check_varied(dev, "the dev set has one score only: give more texts, or --dev")
         return Split(learn, dev, self.test)
 
 
@@ -100,29 +102,41 @@ def read_task(
         UserError: a file cannot be read, a label is not a number or not in the training file, or there are too few.
     """
     read = read_labelled(train, label_format)
+    least = math.ceil(1 / DEV_FRACTION)
+    if len(read) < least:
+        raise UserError(f"{train}: it has {len(read)} labelled texts: give at least {least}")
     classes = () if is_score else class_names(train, read)
     examples = to_examples(read, classes)
-    if is_score and len(set(examples.targets)) == 1:
-        raise UserError(f"{train}: all its scores are {read[0].label}: there is nothing to learn")
+    check_varied(examples, f"{train}: all its scores are {read[0].label}: there is nothing to learn")
     given = {path: to_examples(read_labelled(path, label_format), classes) for path in (dev, test) if path}
-    least = math.ceil(1 / DEV_FRACTION)
-    if len(examples) < least:
-        raise UserError(f"{train}: it has {len(examples)} labelled texts: give at least {least}")
     held_out, rest = (given[test], examples) if test else hold_out(examples, TEST_FRACTION, 0)
-    if classes and len(set(rest.targets)) == 1:
-        raise UserError(f"{train}: without the test part, it has one class only: give more texts, or --test")
-    return LabelledTask(classes, rest, given[dev] if dev else None, held_out)
+    kind = "score" if is_score else "class"
+    check_varied(rest, f"{train}: without the test set, it has one {kind} only: give more texts, or --test")
+    own_dev = given[dev] if dev else None
+    if is_score:
+        for name, path, part in (("dev", dev, own_dev), ("test", test, held_out)):
+            if part:
+                check_varied(part, f"{path or train}: the {name} set has one score only: give more texts")
+    return LabelledTask(classes, rest, own_dev, held_out)
+
+
+def check_varied(examples: Examples, message: str) -> None:
+    """Raise a `UserError` unless there are two different classes or scores."""
+    if len(set(examples.targets)) < 2:
+        raise UserError(message)
 
 
 def class_names(path: Path, read: Sequence[LabelledText]) -> tuple[str, ...]:
     """The labels of a training file: in numerical order if all are whole numbers, else alphabetically.
 
     Raises:
-        UserError: there is only one.
+        UserError: there is only one, or so many that they must be scores.
     """
     labels = {example.label for example in read}
     if len(labels) == 1:
         raise UserError(f"{path}: all its texts have the label {read[0].label}: there is nothing to learn")
+    if len(labels) > len(read) / 2:
+        raise UserError(f"{path} has {len(labels):,} different labels: are they scores (--score)?")
     are_numbers = all(label.isascii() and label.isdigit() for label in labels)
     return tuple(sorted(labels, key=lambda label: (int(label) if are_numbers else 0, label)))
 
@@ -162,6 +176,6 @@ def hold_out(examples: Examples, fraction: float, seed: int) -> tuple[Examples, 
 
 
 def repeated(task: LabelledTask) -> int:
-    """The number of test examples whose texts are in the training file too."""
-    known = set(task.train.texts)
+    """The number of test examples whose texts are in the training file or the dev file too."""
+    known = {*task.train.texts, *(task.dev.texts if task.dev else ())}
     return sum(texts in known for texts in task.test.texts)

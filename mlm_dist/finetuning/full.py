@@ -1,4 +1,4 @@
-"""Full fine-tuning: all parameters of an encoder learn a task, until its dev part improves no more."""
+"""Full fine-tuning: all parameters of an encoder learn a task, until its dev metric stops improving."""
 
 import copy
 import math
@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
+from mlm_dist.errors import UserError
 from mlm_dist.finetuning.classifier import Classifier, write_classifier
 from mlm_dist.finetuning.examples import Split, Targets
 from mlm_dist.finetuning.metrics import value_of
@@ -39,7 +40,7 @@ class Recipe:
         lr: the peak learning rate, after a linear warmup and before a linear decay to 0.
         batch_size: examples in a step, over all ranks.
         epochs: the most passes over the examples.
-        patience: passes without a better dev part after which it ends.
+        patience: passes without a better dev metric after which it ends.
     """
 
     lr: float
@@ -71,10 +72,13 @@ def fine_tune(
     seed: int,
     processes: Processes,
 ) -> Outcome:
-    """Fine-tune a copy of an encoder, and keep the parameters of the pass with the best dev part. All ranks call this.
+    """Fine-tune a copy of an encoder, and keep the parameters with the best dev metric. All ranks call this.
 
     Up to rounding, the result does not depend on the number of ranks: rows and initial values follow from the seed.
     There is no dropout.
+
+    Raises:
+        UserError: a gradient is not finite.
     """
     torch.manual_seed(seed)
     classifier = Classifier(copy.deepcopy(encoder), len(classes) or 1).to(processes.device).eval()
@@ -92,7 +96,8 @@ def fine_tune(
         for step, batch in enumerate(np.array_split(order, steps), start=epoch * steps):
             optimizer.param_groups[0]["lr"] = recipe.lr * relative_rate(step, steps * recipe.epochs)
             compute_gradient(classifier, rows, targets, batch, trained, processes)
-            clip_grad_norm_(trained, GRAD_CLIP)
+            if not clip_grad_norm_(trained, GRAD_CLIP).isfinite():  # on all ranks, which have the same gradient
+                raise UserError(f"the gradient of step {step + 1} is not finite: try a smaller --lr than {recipe.lr}")
             optimizer.step()
             optimizer.zero_grad()
         dev = value_of(split.dev.targets, predict_part(dev_rows), len(classes))

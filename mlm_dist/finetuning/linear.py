@@ -23,8 +23,8 @@ class LinearModel(NamedTuple):
 
     Attributes:
         model: of scikit-learn.
-        strength: the inverse of its regularization, chosen on the dev part.
-        dev: the main metric on the dev part.
+        strength: the inverse of its regularization, chosen on the dev set.
+        dev: the main metric on the dev set, the dev metric.
     """
 
     model: Any
@@ -49,7 +49,7 @@ def import_sklearn() -> None:
 
 
 def fit_linear(features: Parts, split: Split, classes: int, strengths: Sequence[float]) -> LinearModel:
-    """Fit a model with each strength, and choose the one with the highest main metric on the dev part.
+    """Fit a model with each strength, and choose the one with the highest dev metric.
 
     Args:
         features: of the parts.
@@ -64,7 +64,7 @@ def fit_linear(features: Parts, split: Split, classes: int, strengths: Sequence[
     for strength in strengths:
         model = LogisticRegression(C=strength, max_iter=MOST_ITERATIONS) if classes else Ridge(alpha=1 / strength)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # then it has stopped early, and the dev part judges it
+            warnings.simplefilter("ignore", ConvergenceWarning)  # then it has stopped early, and the dev set judges it
             model.fit(features.learn, split.learn.targets)
         fitted.append(LinearModel(model, strength, value_of(split.dev.targets, model.predict(features.dev), classes)))
     return max(fitted, key=lambda model: model.dev)  # of equal ones the most regularized

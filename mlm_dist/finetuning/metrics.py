@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlm_dist.finetuning.examples import Targets
+from mlm_dist.inference.similarity import spearman
 
 RESAMPLES = 1000
 INTERVAL = (0.025, 0.975)
@@ -91,23 +92,22 @@ def class_metrics(matrices: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np
     return {"accuracy": right / total, "macro-F1": f1, "Matthews": matthews}
 
 
-def spearman(truth: Targets, predicted: Targets) -> float:
-    """Spearman's rank correlation; 0 if all values of one side are equal."""
-    from scipy.stats import spearmanr  # noqa: PLC0415 (an extra)
-
-    if truth.min() == truth.max() or predicted.min() == predicted.max():
-        return 0.0
-    return float(spearmanr(truth, predicted).statistic)
-
-
 def estimate(samples: Samples) -> Estimate:
     """The mean over the seeds, and its interval: with each resample of the examples, the seeds are resampled too.
 
     Of S seeds, S - 1 are drawn: the variance of their mean is then that of S seeds, which S draws would underestimate.
+    Few seeds tell their variance badly, so the interval is widened to that of Student's t, with the degrees of freedom
+    by Satterthwaite.
     """
+    from scipy.stats import norm, t  # noqa: PLC0415 (an extra)
+
     seeds = samples.shape[1]
     draws = max(1, seeds - 1)
     weights = np.random.default_rng(SEED).multinomial(draws, [1 / seeds] * seeds, size=RESAMPLES) / draws
     means = (samples[1:] * weights).sum(1)
-    low, high = np.quantile(means, INTERVAL)
-    return Estimate(float(samples[0].mean()), float(low), float(high), float(means.std()))
+    value, error = float(samples[0].mean()), float(means.std())
+    of_seeds = samples[0].var(ddof=1) / seeds if seeds > 1 else 0.0
+    freedom = (seeds - 1) * max(error**2 / of_seeds, 1.0) ** 2 if of_seeds > 0 else np.inf
+    widening = t.ppf(INTERVAL[1], freedom) / norm.ppf(INTERVAL[1])
+    low, high = value + widening * (np.quantile(means, INTERVAL) - value)
+    return Estimate(value, float(low), float(high), error)

@@ -11,9 +11,9 @@ class Outcome(NamedTuple):
     """What a model has learned with a seed.
 
     Attributes:
-        test: its predictions on the test part.
-        dev: its main metric on the dev part.
-        chosen: what was chosen on the dev part, by name.
+        test: its predictions on the test set.
+        dev: its main metric on the dev set, the dev metric.
+        chosen: what was chosen on the dev set, by name.
         save: writes the model into an empty folder; None for a baseline.
     """
 

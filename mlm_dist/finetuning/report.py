@@ -87,7 +87,7 @@ def footnotes(content: Mapping[str, Any]) -> list[str]:
     metric = main_metric(len(content["classes"]))
     gain = content["trained_minus"][UNTRAINED][metric]
     value, error = (100 * gain[key] for key in ("value", "standard_error"))
-    dev = f"{counts['dev']:,} dev texts" if counts["dev"] else "a tenth of them as dev part, another with each seed"
+    dev = f"{counts['dev']:,} dev texts" if counts["dev"] else "a tenth of them as dev set, another with each seed"
     return [
         f"in percent, with 95% intervals over the seeds and the {counts['test']:,} test texts",
         f"{METHODS[method]} of the encoders, on {counts['train']:,} training texts; {dev}",

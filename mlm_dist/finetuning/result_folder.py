@@ -1,8 +1,8 @@
 """The folder that `finetune` writes: what is finished is kept, so that the same command continues.
 
-settings.json   what the results depend on; another command is refused
+settings.json   what the results depend on, and the largest number of seeds; another command is refused
 outcomes/       what each model predicted with each seed
-model/          the trained model of the seed with the best dev part
+model/          the trained model of the seed with the best dev metric
 finetune.json   the table, once all is finished
 """
 
@@ -23,6 +23,7 @@ from mlm_dist.run.lock import lock
 from mlm_dist.run.record import differences
 
 TRAINED = "trained"
+SEEDS = "seeds"  # in settings.json
 
 
 class ResultFolder:
@@ -44,13 +45,13 @@ class ResultFolder:
 
     def check(self, settings: Mapping[str, Any], seeds: int) -> None:
         """Raise `UserError` if it has other content, or results of other settings or more seeds. Writes nothing."""
-        before = self._read_settings()
-        if before is not None and (changes := differences(before, settings)):
+        before = self._read_settings() or {}
+        if changes := differences(before, settings):
             raise UserError(f"{self.path} has results of {changes}: use the same values, or another --out")
-        if self._file(TRAINED, seeds).exists():  # the model may be of a seed that is left out
-            raise UserError(f"{self.path} has results of more than {seeds} seeds: raise --seeds, or give another --out")
+        if before.get(SEEDS, 0) > seeds:  # the model may be of a seed that is left out
+            raise UserError(f"{self.path} has results of {before[SEEDS]} seeds: raise --seeds, or give another --out")
 
-    def open(self, settings: Mapping[str, Any]) -> None:
+    def open(self, settings: Mapping[str, Any], seeds: int) -> None:
         """Create the folder, or continue it, with its lock.
 
         Raises:
@@ -59,19 +60,20 @@ class ResultFolder:
         try:
             self._outcomes.mkdir(parents=True, exist_ok=True)
             self._lock = lock(self.path / ".lock")
-            if not self._settings.exists():
-                write_json(self._settings, settings)
+            write_json(self._settings, {**settings, SEEDS: seeds})
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from error
 
     def _read_settings(self) -> dict[str, Any] | None:
-        """The settings of a folder that is to be continued; None if there is no folder, or an empty one."""
+        """The settings of a folder that is to be continued; None if there is no folder, or one without results."""
         if not self.path.exists():
             return None
         try:
             settings: dict[str, Any] = read_json(self._settings)
         except FileNotFoundError as error:
-            if self.path.is_dir() and {file.name for file in self.path.iterdir()} <= {".lock", self._outcomes.name}:
+            of_killed = {".lock", f".{self._settings.name}.partial", self._outcomes.name}
+            is_empty = self.path.is_dir() and {file.name for file in self.path.iterdir()} <= of_killed
+            if is_empty and not any(self._outcomes.glob("*")):
                 return None
             raise UserError(f"{self.path} already exists, and is not of finetune: choose another --out") from error
         except OSError as error:
@@ -98,7 +100,7 @@ class ResultFolder:
             raise UserError(f"{file} is damaged: delete it, and it is computed again") from error
 
     def write(self, name: str, seed: int, outcome: Outcome, best: float) -> None:
-        """Keep what a model has learned; and the model, if it is the first or its dev part is better than `best`.
+        """Keep what a model has learned; and the model, if its dev metric is above `best`.
 
         The model is written first: a killed command learns it again, and writes the same one.
 
@@ -107,11 +109,14 @@ class ResultFolder:
         """
         try:
             if outcome.save and outcome.dev > best:
-                for earlier in (self.model, *self.path.glob(f".{self.model.name}.partial-*")):  # of killed commands
+                following = self.path / f"{self.model.name}.next"
+                for earlier in self.path.glob(f"*{following.name}*"):  # of killed commands
                     shutil.rmtree(earlier, ignore_errors=True)
-                with new_folder(self.model) as folder:
+                with new_folder(following) as folder:
                     outcome.save(folder)
                     reached("model of finetune in parts")
+                shutil.rmtree(self.model, ignore_errors=True)
+                following.rename(self.model)
                 reached("model of finetune written")
             content = {"test": outcome.test.tolist(), "dev": outcome.dev, "chosen": dict(outcome.chosen)}
             write_json(self._file(name, seed), content)

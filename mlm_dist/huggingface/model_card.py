@@ -18,7 +18,7 @@ from mlm_dist.version import __version__
 CARD = """\
 ---
 library_name: transformers
-pipeline_tag: fill-mask
+pipeline_tag: {pipeline}
 mask_token: "{mask}"
 tags:
 - mlm_dist{tags}
@@ -30,7 +30,17 @@ A masked language model that was trained {start} on `{corpus}` with mlm_dist {ve
 transformers' `{architecture}`, which computes the same logits as the trained encoder.
 
 ## How to use it
+{usage}
+## The model
 
+{model}
+
+## The training
+
+{training}
+{note}"""
+
+FILL_MASK = """
 ```python
 from transformers import pipeline
 
@@ -45,16 +55,8 @@ for guess in fill("Call me {mask}."):
 - Fill masks in float32. The layer before the output layer adds an offset, which costs bfloat16 at least two bits of
   precision. Models that are fine-tuned for other tasks do not use this layer.
 - The embedding of a text is the mean of `AutoModel`'s `last_hidden_state` over its tokens. mlm_dist's `embed` returns
-  the same vector.
-{examples}
-## The model
-
-{model}
-
-## The training
-
-{training}
-{note}"""
+  the same vector, and reads longer texts block by block.
+"""
 
 Addition = Literal["onnx", "sentence_transformers"]
 """What an export can have in addition."""
@@ -71,8 +73,7 @@ vectors = model.encode(["Call me Ishmael.", "Some years ago"])
 print(vectors.shape)
 ```
 
-`encode` returns the same vectors as mlm_dist's `embed` for texts of at most {block_size} tokens. It truncates longer
-ones, which `embed` reads block by block.
+`encode` truncates texts of more than {block_size} tokens.
 """,
     "onnx": """
 ### With onnxruntime
@@ -106,23 +107,23 @@ def write_card(model: TrainedModel, name: str, additions: Collection[Addition] =
         model: the exported model.
         name: its name in the card.
         additions: of the export.
-        note: a paragraph about what has changed the model since its run.
+        note: a paragraph about a training for sentence vectors since its run; the model then fills no masks.
 
     Raises:
         UserError: the metrics of the run are damaged.
     """
-    block_size = model.config.model.block_size
     examples = [example for addition, example in EXAMPLES.items() if addition in additions]
+    usage = "".join(examples if note else [FILL_MASK, *examples])
     return CARD.format(
         mask=MASK,
         name=name,
         tags="\n- sentence-transformers" if "sentence_transformers" in additions else "",
-        examples="".join(examples).format(mask=MASK, name=name, block_size=block_size),
+        pipeline="sentence-similarity" if note else "fill-mask",
+        usage=usage.format(mask=MASK, name=name, block_size=model.config.model.block_size),
         corpus=corpus_name(model.config),
         start=describe_start(model.config.init_from),
         version=__version__,
         architecture="EsmForMaskedLM" if model.config.model.positions == "rope" else "MegatronBertForMaskedLM",
-        block_size=block_size,
         model=table(model_details(model)),
         training=table(training_details(model)),
         note=note and f"\n{note}\n",

@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from mlm_dist.config import ModelConfig
 from mlm_dist.inference.predictor import Predictor
 from mlm_dist.inference.request import require
 from mlm_dist.model.encoder import as_encoder
@@ -48,8 +49,9 @@ def embed(
         (texts, C), one row per text.
 
     Raises:
-        UserError: `pool` is out of bounds, or a text contains a lone surrogate.
+        UserError: `layer` or `pool` is out of bounds, or a text contains a lone surrogate.
     """
+    check_layer(predictor.encoder.config, layer)
     require(pool in WEIGHTS, "pool", pool, " or ".join(get_args(Pooling)))
     blocks = predictor.encoder.config.blocks
     sums = torch.zeros(len(texts), predictor.encoder.config.embedding_dim, dtype=torch.float64)
@@ -63,6 +65,11 @@ def embed(
     vectors = (sums / totals.clamp(min=1)[:, None]).float()
     pooled: npt.NDArray[np.float32] = (F.normalize(vectors) if normalize else vectors).numpy()
     return pooled
+
+
+def check_layer(config: ModelConfig, layer: int | None) -> None:
+    """Raise a `UserError` unless a model has this layer, as in `embed`."""
+    require(layer is None or 0 <= layer <= config.blocks, "layer", layer, f"from 0, the embeddings, to {config.blocks}")
 
 
 def cut(predictor: Predictor, texts: Sequence[str]) -> Iterator[tuple[tuple[int, int], list[int]]]:

@@ -9,12 +9,12 @@ import torch
 
 from mlm_dist.data.minimal_pairs import MinimalPair
 from mlm_dist.errors import UserError, refuse_single
-from mlm_dist.inference.embedding import Pooling, embed
+from mlm_dist.inference.embedding import Pooling, check_layer, embed
 from mlm_dist.inference.filling import Filling, fill
 from mlm_dist.inference.generation import Generation, Watch, generate
 from mlm_dist.inference.predictor import Predictor
 from mlm_dist.inference.probing import Probe, compare, score_pairs
-from mlm_dist.inference.request import Order, Request, require
+from mlm_dist.inference.request import Order, Request
 from mlm_dist.inference.scoring import Score, score
 from mlm_dist.model.registry import build_model
 from mlm_dist.run.run_dir import RunDir
@@ -170,11 +170,9 @@ class TrainedModel:
             UserError: `texts` is a single text, a text contains a lone surrogate, or `layer` or `pool` is out of
                 bounds.
         """
-        self.check_layer(layer)
         refuse_single("texts", texts, "text")
         return embed(self._predictor, texts, layer, pool, normalize)
 
     def check_layer(self, layer: int | None) -> None:
         """Raise a `UserError` unless the model has this layer, as in `embed`."""
-        blocks = self.config.model.blocks
-        require(layer is None or 0 <= layer <= blocks, "layer", layer, f"from 0, the embeddings, to {blocks}")
+        check_layer(self.config.model, layer)

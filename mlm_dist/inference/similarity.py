@@ -10,15 +10,18 @@ from mlm_dist.inference.model import TrainedModel
 
 
 def rank_correlation(model: TrainedModel, pairs: Sequence[ScoredPair]) -> float:
-    """Spearman's correlation of the cosines of the vectors of `embed` with the scores of pairs, from -1 to 1.
-
-    It is NaN if all cosines are the same.
-    """
+    """Spearman's correlation of the cosines of the vectors of `embed` with the scores of pairs."""
     first = model.embed([pair.first for pair in pairs], normalize=True)
     second = model.embed([pair.second for pair in pairs], normalize=True)
     cosines = (first * second).sum(1)
-    with np.errstate(invalid="ignore"):
-        return float(np.corrcoef(ranks(cosines), ranks(np.array([pair.score for pair in pairs])))[0, 1])
+    return spearman(cosines, np.array([pair.score for pair in pairs]))
+
+
+def spearman(values: npt.NDArray[np.floating], others: npt.NDArray[np.floating]) -> float:
+    """Spearman's rank correlation, from -1 to 1; 0 if all values of one side are equal."""
+    if values.min() == values.max() or others.min() == others.max():
+        return 0.0
+    return float(np.corrcoef(ranks(values), ranks(others))[0, 1])
 
 
 def ranks(values: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:

@@ -34,10 +34,10 @@ def lock(path: Path) -> IO[str] | None:
     except BlockingIOError as error:
         owner = read_owner(file)
         file.close()
-        raise UserError(f"{path.parent} is in use by {owner}: stop it, or give another run_dir") from error
+        raise UserError(f"{path.parent} is in use by {owner}: stop it, or use another folder") from error
     except OSError as error:
         file.close()
-        warn(f"{path} cannot be locked ({error.strerror}): make sure that no other run uses this folder")
+        warn(f"{path} cannot be locked ({error.strerror}): make sure that no other process uses this folder")
         return None
     file.truncate(0)
     file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")

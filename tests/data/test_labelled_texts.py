@@ -20,9 +20,14 @@ def read(path: Path, label_format: LabelFormat | None = None) -> list[tuple[str,
 
 @pytest.mark.parametrize("name", ["a.txt", "stsa.binary.train", "TREC"])
 def test_lines_begin_with_their_label(tmp_path: Path, name: str) -> None:
-    file = write(tmp_path / name, "\ufeff0 What is an atom ?\r\n\n  good   It  works . \n")
-    assert read(file) == [("What is an atom ?", "0"), ("It  works .", "good")]
-    assert [example.place for example in read_labelled(file, LabelFormat())] == [f"{file} line 1", f"{file} line 3"]
+    file = write(tmp_path / name, "\ufeff0 What is an atom ?\r\n\n  good   It  works . \nbad\tNo.\n")
+    assert read(file) == [("What is an atom ?", "0"), ("It  works .", "good"), ("No.", "bad")]
+    assert [example.place for example in read_labelled(file, LabelFormat())][:2] == [f"{file} line 1", f"{file} line 3"]
+
+
+def test_a_tab_after_each_label_is_no_table(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.txt", "".join(f"{index % 2}\tText {index}.\n" for index in range(30)))
+    assert read(file)[:2] == [("Text 0.", "0"), ("Text 1.", "1")]
 
 
 def test_one_text_or_two_are_read_from_records_and_tables(tmp_path: Path) -> None:
@@ -68,6 +73,10 @@ def test_an_encoding_can_be_named(tmp_path: Path) -> None:
         ("a.csv", 'text,label\n"A,1\n', r"a.csv line 2: not a row of a table"),
         ("a.csv", "a,b\n", r"a.csv: there is no 'text' among its fields a, b: --text_key"),
         ("a.txt.gz", "1 A.", r"a.txt.gz: labelled texts are read from JSON Lines, CSV, TSV and lines"),
+        ("a", '{"text": "A", "label": 1}\n{"text": "B", "label": 0}\n', r"the format is JSON Lines, but its name says"),
+        ("a.txt", "label,text\n1,A\n", r"a.txt: the format is CSV, but its name says plain text: rename it to \*.csv"),
+        ("a", "id,x,y\n" + "1,A b,c\n" * 20, r"the format is CSV, but its name says plain text"),
+        ("a", "text\tlabel\nA b\t1\n", r"the format is TSV, but its name says plain text: rename it to \*.tsv"),
         ("a.json", "{}", r"a.json: the format is JSON, which is not read"),
     ],
 )

@@ -1,3 +1,5 @@
+import copy
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch.nn.functional as F
 import mlm_dist
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
+from mlm_dist.errors import UserError
 from mlm_dist.finetuning import full
 from mlm_dist.finetuning.classifier import Classifier
 from mlm_dist.finetuning.examples import Examples, Split
@@ -106,7 +109,7 @@ def test_the_parameters_of_the_best_pass_are_kept_and_patience_ends_it(
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     outcome = fine_tune(encoder, texts, split, ("land", "sea"), RECIPE, 0, Processes("cpu"))
     assert (outcome.dev, outcome.chosen) == (0.75, {"epoch": 2})
-    assert len(kept) == 4  # three passes, and the test part with the parameters of the second
+    assert len(kept) == 4  # three passes, and the test set with the parameters of the second
     assert all(torch.equal(kept[1][name], kept[3][name]) for name in kept[1])
     assert not torch.equal(kept[1]["pooler.weight"], kept[2]["pooler.weight"])
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
@@ -122,3 +125,15 @@ def test_a_seed_gives_the_same_result_again(
     )
     assert first.tolist() == again.tolist() != other.tolist()
     assert abs(first.mean() - 8.25) < 1.3  # scaled back
+
+
+def test_a_gradient_that_is_not_finite_ends_the_training(
+    encoder: Encoder, tokenizer: Tokenizer, converted: tokenizers.Tokenizer
+) -> None:
+    split, texts = split_of(tokenizer, converted)
+    broken = copy.deepcopy(encoder)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(math.inf)
+    message = r"^the gradient of step 1 is not finite: try a smaller --lr than 0\.001$"
+    with pytest.raises(UserError, match=message):
+        fine_tune(broken, texts, split, ("land", "sea"), RECIPE, 0, Processes("cpu"))

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from mlm_dist.finetuning.metrics import RESAMPLES, estimate, measure, resamples, spearman, value_of
+from mlm_dist.finetuning.metrics import RESAMPLES, estimate, measure, resamples, value_of
 
 RNG = np.random.default_rng(5)
 
@@ -32,7 +32,7 @@ def test_the_metric_of_scores_is_spearmans_correlation() -> None:
     assert measure(truth, [predicted], 0)["Spearman"][0, 0] == pytest.approx(spearmanr(truth, predicted).statistic)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert spearman(truth, np.full(30, 2.0)) == 0  # undefined
+        assert value_of(truth, np.full(30, 2.0), 0) == 0  # undefined
 
 
 def test_an_interval_covers_test_examples_and_seeds() -> None:
@@ -49,6 +49,14 @@ def test_an_interval_covers_test_examples_and_seeds() -> None:
     several = estimate(np.tile(rates, (1 + RESAMPLES, 1)))
     assert several.value == pytest.approx(0.5)
     assert several.standard_error == pytest.approx(rates.std(ddof=1) / np.sqrt(3), rel=0.1)
+
+
+def test_an_interval_over_few_seeds_has_the_true_mean_as_often_as_it_says() -> None:
+    covered = 0
+    for _ in range(200):
+        found = estimate(np.tile(RNG.normal(size=3), (1 + RESAMPLES, 1)))
+        covered += found.low <= 0 <= found.high
+    assert covered >= 174  # without Student's t about 150
 
 
 def test_the_difference_of_equal_predictions_has_no_error() -> None:

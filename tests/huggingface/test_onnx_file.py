@@ -74,8 +74,9 @@ def test_logits_are_the_same_for_every_batch_size_and_length(exported: Exported)
         replace(SMALL, tie_embeddings=False, dropout=0.5),
         replace(SMALL, block_size=LONGEST_PLAIN + 44),
         replace(SMALL, block_size=1),
+        replace(SMALL, positions="rope"),
     ],
-    ids=["untied", "long rows", "one token"],
+    ids=["untied", "long rows", "one token", "rope"],
 )
 def test_logits_are_the_same_for_every_shape_of_the_model(shape: ModelConfig, tmp_path: Path) -> None:
     encoder = random_encoder(shape)

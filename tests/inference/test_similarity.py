@@ -7,12 +7,17 @@ from scipy.stats import rankdata, spearmanr
 
 import mlm_dist
 from mlm_dist.data.scored_pairs import ScoredPair
-from mlm_dist.inference.similarity import rank_correlation, ranks
+from mlm_dist.inference.similarity import rank_correlation, ranks, spearman
 
 
 def test_equal_values_share_the_mean_of_their_ranks() -> None:
     values = np.array([3.0, 1.0, 3.0, 2.0, 3.0, 1.0])
     np.testing.assert_array_equal(ranks(values), rankdata(values))
+
+
+def test_equal_values_on_either_side_have_no_correlation() -> None:
+    equal, others = np.full(3, 2.0), np.arange(3.0)
+    assert (spearman(equal, others), spearman(others, equal), spearman(others, others)) == (0, 0, 1)
 
 
 def test_the_correlation_is_that_of_cosines_and_scores(run_dir: Path) -> None:
