@@ -110,6 +110,13 @@ def add_device(parser: ArgumentParser) -> None:
     )
 
 
+def add_new_folder(parser: ArgumentParser) -> None:
+    """Add `--out`, for a folder that must not exist yet."""
+    parser.add_argument(
+        "--out", type=named_path, required=True, metavar="DIR", help="folder to create; must not exist yet"
+    )
+
+
 def named_path(text: str) -> Path:
     """Parse a path. An empty path, from an unset shell variable, is an error."""
     if not text:

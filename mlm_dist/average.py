@@ -1,7 +1,7 @@
 """Average the last checkpoints of a run: `python -m mlm_dist.average --run RUN_DIR --last N --out DIR`."""
 
 from mlm_dist import api
-from mlm_dist.arguments import OneLineParser, add_run, named_path
+from mlm_dist.arguments import OneLineParser, add_new_folder, add_run
 from mlm_dist.callable_module import make_callable
 from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.output import print_log
@@ -19,9 +19,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--last", type=int, required=True, metavar="N", help="number of steps with a checkpoint or milestone to average"
     )
-    parser.add_argument(
-        "--out", type=named_path, required=True, metavar="DIR", help="folder to create; must not exist yet"
-    )
+    add_new_folder(parser)
     given = parser.parse_args(arguments)
     steps = api.average(given.run, given.last, given.out)
     print_log(f"{given.out}: the mean of the parameters of steps {', '.join(map(str, steps))}")

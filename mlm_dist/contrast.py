@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlm_dist.arguments import add_device, named_path, read_lines, run_parser
+from mlm_dist.arguments import add_device, add_new_folder, named_path, read_lines, run_parser
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_log
@@ -27,9 +27,7 @@ def parse(arguments: list[str]) -> Namespace:
         "pairs, before and after.",
         "--run runs/novels --out exported/sentences lines.txt --sts sts.tsv",
     )
-    parser.add_argument(
-        "--out", type=named_path, required=True, metavar="DIR", help="folder to create; must not exist yet"
-    )
+    add_new_folder(parser)
     parser.add_argument("lines", nargs="?", default="-", metavar="LINES", help="UTF-8 text (default: standard input)")
     parser.add_argument(
         "--sts",

@@ -1,6 +1,6 @@
 """Export a trained model to transformers: `python -m mlm_dist.export --run RUN_DIR --out DIR`."""
 
-from mlm_dist.arguments import named_path, run_parser
+from mlm_dist.arguments import add_new_folder, run_parser
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_log
@@ -19,9 +19,7 @@ def main(arguments: list[str]) -> None:
         "unfinished run, its newest checkpoint is exported.",
         "--run runs/novels --out exported/novels",
     )
-    parser.add_argument(
-        "--out", type=named_path, required=True, metavar="DIR", help="folder to create; must not exist yet"
-    )
+    add_new_folder(parser)
     parser.add_argument(
         "--all",
         action="store_true",

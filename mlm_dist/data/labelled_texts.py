@@ -1,7 +1,6 @@
 """Reads labelled texts: one text or two, and a class or a score."""
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,8 @@ from mlm_dist.data.formats import (
     refuse_suffix,
     table_with,
 )
-from mlm_dist.data.reading import check_encoding, fault_of
-from mlm_dist.data.records import LARGEST_RECORD, MOST_NAMES, json_fault, text_of, type_name
+from mlm_dist.data.reading import check_encoding, fault_of_given
+from mlm_dist.data.records import LARGEST_RECORD, MOST_NAMES, convert_records, text_of, type_name
 from mlm_dist.errors import UserError
 from mlm_dist.files import read_bytes
 
@@ -76,7 +75,7 @@ def read_labelled(path: Path, label_format: LabelFormat) -> list[LabelledText]:
     examples = [LabelledText(texts, label.strip(), f"{path} line {number}") for number, texts, label in read]
     for texts, label, place in examples:
         for text in texts:
-            if fault := fault_of(text, "UTF-8") if text.strip() else "it is empty":
+            if fault := fault_of_given(text):
                 raise UserError(f"{place}: its text: {fault}")
         if not label:
             raise UserError(f"{place}: its label is empty")
@@ -132,17 +131,15 @@ def read_lines(path: Path, lines: list[str]) -> Read:
 
 def read_records(path: Path, lines: list[str], label_format: LabelFormat) -> Read:
     """The examples of JSON Lines."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            keys = text_keys(label_format)
-            if isinstance(record, dict):
-                check_keys(f"{path} line {number}", [*keys, label_format.label_key], [*record])
-            yield number, tuple(text_of(record, key) for key in keys), label_of(record[label_format.label_key])
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} line {number}: {json_fault(error)}") from error
+    keys = text_keys(label_format)
+
+    def convert(record: Any, place: str) -> tuple[tuple[str, ...], str]:
+        if isinstance(record, dict):
+            check_keys(place, [*keys, label_format.label_key], [*record])
+        return tuple(text_of(record, key) for key in keys), label_of(record[label_format.label_key])
+
+    for number, example in convert_records(path, lines, convert):
+        yield number, *example
 
 
 def label_of(value: Any) -> str:

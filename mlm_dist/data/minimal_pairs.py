@@ -1,6 +1,5 @@
 """Reads minimal pairs: two sentences that differ little, of which one is acceptable."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mlm_dist.arguments import read_lines
-from mlm_dist.data.reading import fault_of
-from mlm_dist.data.records import MOST_NAMES, json_fault, text_of
+from mlm_dist.data.reading import fault_of_given
+from mlm_dist.data.records import MOST_NAMES, convert_records, text_of
 from mlm_dist.data.texts import TextFile, find_files
 from mlm_dist.errors import UserError
 
@@ -86,8 +85,7 @@ def read_file(file: TextFile, name: str, pair_format: PairFormat) -> Iterator[Mi
     read = read_records if file.format == "JSON Lines" else read_alternating
     for number, good, bad, phenomenon in read(file.path, lines, pair_format):
         for key, text in (("acceptable", good), ("other", bad)):
-            fault = fault_of(text, "UTF-8") if text.strip() else "it is empty"
-            if fault:
+            if fault := fault_of_given(text):
                 raise UserError(f"{file.path} line {number}: the {key} sentence of a pair: {fault}")
         yield MinimalPair(good, bad, name, phenomenon or name)
 
@@ -98,15 +96,13 @@ Read = Iterator[tuple[int, str, str, str]]
 
 def read_records(path: Path, lines: Sequence[str], pair_format: PairFormat) -> Read:
     """The pairs of JSON Lines."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            good, bad = field_of(record, pair_format.good_key), field_of(record, pair_format.bad_key)
-            yield number, good, bad, phenomenon_of(record, pair_format.phenomenon_key)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} line {number}: {json_fault(error)}") from error
+
+    def convert(record: Any, _: str) -> tuple[str, str, str]:
+        good, bad = field_of(record, pair_format.good_key), field_of(record, pair_format.bad_key)
+        return good, bad, phenomenon_of(record, pair_format.phenomenon_key)
+
+    for number, pair in convert_records(path, lines, convert):
+        yield number, *pair
 
 
 def phenomenon_of(record: dict[str, Any], key: str | None) -> str:

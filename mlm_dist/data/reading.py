@@ -219,6 +219,11 @@ def fault_of(text: str, encoding: str) -> str:
     return ""
 
 
+def fault_of_given(text: str) -> str:
+    """Why a text cannot be one that a model is measured with: it is empty, or not Unicode; empty if it can."""
+    return fault_of(text, "UTF-8") if text.strip() else "it is empty"
+
+
 def seekable(file: TextFile, stream: BinaryIO) -> BinaryIO:
     """The stream, or a copy in a temporary file if it is decompressed, for formats not read from start to end."""
     if not file.compression:

@@ -2,12 +2,14 @@
 
 import csv
 import json
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mlm_dist.errors import UserError
 from mlm_dist.output import warn
+
+T = TypeVar("T")
 
 LARGEST_RECORD = 1 << 25  # characters: a parser holds a whole record in memory
 MOST_NAMES = 20  # in the message about a field that does not exist
@@ -86,6 +88,27 @@ def read_json_lines(
             yield number, text_of(record, key)
         except (ValueError, RecursionError) as error:
             broken.add(f"{path} line {number}", json_fault(error))
+
+
+def convert_records(path: Path, lines: Iterable[str], convert: Callable[[Any, str], T]) -> Iterator[tuple[int, T]]:
+    """Convert each record of JSON Lines, none of which may be broken. Yields the number of its line, and the result.
+
+    Args:
+        path: of the file, for messages.
+        lines: of the file.
+        convert: takes a record and its place, for messages; raises `ValueError` if the record is broken.
+
+    Raises:
+        UserError: a record is broken.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        place = f"{path} line {number}"
+        try:
+            yield number, convert(json.loads(line), place)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: {json_fault(error)}") from error
 
 
 def text_of(record: Any, key: str) -> str:

@@ -19,6 +19,7 @@ from mlm_dist.huggingface.megatron_bert import HEAD, convert_parameters, describ
 from mlm_dist.huggingface.tokenizer_file import describe_tokenizer
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.model.initial import INITIAL_STD
+from mlm_dist.model.masked_model import padded_documents
 
 SCORE = "score"  # the name of the only output of a model of scores
 
@@ -39,8 +40,7 @@ class Classifier(nn.Module):
     def forward(self, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Compute the outputs: (B, T) ids, of which the first `lengths` (B,) are no padding -> (B, outputs)."""
         batch, length = tokens.shape
-        # Padding is a document of its own, to which the text does not attend.
-        documents = (torch.arange(length, device=tokens.device) >= lengths[:, None]).long()
+        documents = padded_documents(lengths, length)
         first = torch.zeros(batch, 1, dtype=torch.long, device=tokens.device)
         states = self.encoder.last_hidden_states(tokens, first, documents)[:, 0]
         out: torch.Tensor = self.classifier(torch.tanh(self.pooler(states)))

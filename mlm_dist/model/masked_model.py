@@ -9,6 +9,14 @@ from mlm_dist.config import ModelConfig
 from mlm_dist.model.soft_cap import soft_cap
 
 
+def padded_documents(lengths: torch.Tensor, row_length: int) -> torch.Tensor:
+    """The documents of padded rows, as `MaskedModel.encode` takes them: lengths (B,) -> (B, row_length).
+
+    The padding after the tokens of a row is a document of its own, so they do not attend to it.
+    """
+    return (torch.arange(row_length, device=lengths.device) >= lengths[:, None]).long()
+
+
 class MaskedModel(nn.Module, ABC):
     """A masked language model. docs/extending.md shows how to write another one.
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from mlm_dist.errors import UserError
-from mlm_dist.model.masked_model import MaskedModel
+from mlm_dist.model.masked_model import MaskedModel, padded_documents
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,7 @@ def mean_states(encoder: MaskedModel, texts: Sequence[list[int]]) -> torch.Tenso
     """The mean of the last hidden states of each text: (B, C)."""
     device = encoder.output.weight.device
     tokens = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in texts], batch_first=True).to(device)
-    lengths = torch.tensor([len(ids) for ids in texts], device=device)[:, None]  # (B, 1)
-    # The padding of a row is a document of its own, which tokens do not attend to.
-    padding = (torch.arange(tokens.shape[1], device=device) >= lengths).long()  # (B, T)
-    states = encoder.last_hidden_states(tokens, documents=padding)
-    return (states * (1 - padding)[:, :, None]).sum(1) / lengths
+    lengths = torch.tensor([len(ids) for ids in texts], device=device)
+    documents = padded_documents(lengths, tokens.shape[1])
+    states = encoder.last_hidden_states(tokens, documents=documents)
+    return (states * (1 - documents)[:, :, None]).sum(1) / lengths[:, None]
