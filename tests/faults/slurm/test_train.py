@@ -55,10 +55,11 @@ class Job:
         path = Path(f"{self.run_dir}-{self.id}.out")
         return path.read_text() if path.exists() else ""
 
-    def end(self, state: str, restarts: int) -> None:
+    def end(self, state: str, restarts: int | range) -> None:
         """Wait until the job has ended in a state, and check how often it was restarted."""
         seen = self.cluster.wait(self.id, {state}, PATIENCE)
-        assert seen["Restarts"] == str(restarts), self.log
+        allowed = restarts if isinstance(restarts, range) else [restarts]
+        assert int(seen["Restarts"]) in allowed, self.log
 
     def wait_for_log(self, text: str) -> None:
         self.cluster.wait(self.id, lambda _: text in self.log, PATIENCE)
@@ -244,7 +245,8 @@ def test_a_run_continues_after_the_loss_of_either_node(cluster, corpus_folder, t
             cluster.cut_off(node)
         finally:
             cluster.give_back(node)
-    job.end("COMPLETED", restarts=2)
+    # On a busy machine, Slurm's late attempts to kill what ran on the lost node can end the next start of the job, too.
+    job.end("COMPLETED", restarts=range(2, 5))
     assert_same_run(job.run_dir, two_rank_reference)
 
 
