@@ -54,6 +54,15 @@ class Part(TypedDict):
     weight: PositiveFloat
 
 
+@with_config(VALIDATED)
+class EarlierPhase(TypedDict):
+    """Steps before those of `train.batch_size`, with batches of another shape."""
+
+    steps: PositiveInt
+    batch_size: PositiveInt
+    row_length: PositiveInt
+
+
 def words_of(milestone: str) -> int:
     """The number of words of a milestone such as `500kw` or `1.5Mw`.
 
@@ -312,6 +321,10 @@ class TrainConfig:
     rows."""
     max_iters: PositiveInt = 5000
     """Optimizer steps."""
+    phases: list[EarlierPhase] = field(default_factory=list)
+    """Phases before the one with `train.batch_size` and `model.block_size`: each takes `steps` of `train.max_iters`
+    with `batch_size` rows, which are cut into pieces of `row_length` tokens. So the batch or the rows can grow, once or
+    several times: `[{steps: 500, batch_size: 64, row_length: 32}]`. Both divide the values of the last phase."""
     log_interval: PositiveInt = 10
     """Steps between two training events of metrics.jsonl."""
     eval_interval: NonNegativeInt = 250
@@ -341,6 +354,22 @@ class TrainConfig:
                 f"train.batch_size {self.batch_size} is not a multiple of train.micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def check_phases(self) -> Self:
+        """Refuse phases that leave no step for the last one, or whose batches do not divide the last one's."""
+        steps = sum(phase["steps"] for phase in self.phases)
+        if steps >= self.max_iters:
+            raise ValueError(
+                f"train.phases take {steps} steps, but train.max_iters {self.max_iters} includes them: it must be more"
+            )
+        for phase in self.phases:
+            if self.batch_size % phase["batch_size"]:
+                raise ValueError(
+                    f"train.phases has batch_size {phase['batch_size']}, which does not divide train.batch_size "
+                    f"{self.batch_size}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -415,6 +444,17 @@ class Config:
             raise ValueError("branch: true needs init_from RUN@STEP, the checkpoint to continue from")
         return self
 
+    @model_validator(mode="after")
+    def check_row_lengths(self) -> Self:
+        """Refuse phases whose pieces do not fill the rows."""
+        for phase in self.train.phases:
+            if self.model.block_size % phase["row_length"]:
+                raise ValueError(
+                    f"train.phases has row_length {phase['row_length']}, which does not divide model.block_size "
+                    f"{self.model.block_size}"
+                )
+        return self
+
     def to_yaml(self) -> str:
         """The config as YAML, with every key."""
         return yaml.dump(dataclasses.asdict(self), Dumper=QuotingDumper, sort_keys=False, allow_unicode=True)
@@ -442,11 +482,13 @@ class Config:
         batch_size, micro = self.train.batch_size, self.train.micro_batch_size
         if self.debug and world_size > 1:
             raise UserError(f"debug: true is for one process, but {world_size} were started: run it without torchrun")
-        if batch_size % world_size:
-            raise UserError(
-                f"train.batch_size {batch_size} cannot be split over {world_size} processes: make it a multiple of "
-                f"{world_size} (it counts the rows of a step over all processes)"
-            )
+        earlier = [("batch_size of train.phases", phase["batch_size"]) for phase in self.train.phases]
+        for key, size in [("train.batch_size", batch_size), *earlier]:
+            if size % world_size:
+                raise UserError(
+                    f"{key} {size} cannot be split over {world_size} processes: make it a multiple of {world_size} "
+                    f"(it counts the rows of a step over all processes)"
+                )
         if micro and batch_size % (world_size * micro):
             raise UserError(
                 f"train.batch_size {batch_size} is not a multiple of {world_size} processes times "

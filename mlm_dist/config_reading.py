@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from importlib import resources
 from os import PathLike
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeGuard, TypeVar
 
 import pydantic
@@ -274,10 +275,12 @@ def build(settings: list[Setting], problems: Problems) -> Config:
         if too_large(setting.value):
             problems.append(f"{setting.source}{key}: a number of more than 64 bits")
             del given[key]
-    config = validate(Config, "", given, problems)
-    for name, kind in key_types().items():
-        if dataclasses.is_dataclass(kind):
-            setattr(config, name, validate(typing.cast(type, kind), f"{name}.", given, problems))
+    sections: dict[str, object] = {
+        name: validate(typing.cast(type, kind), f"{name}.", given, problems)
+        for name, kind in key_types().items()
+        if dataclasses.is_dataclass(kind)
+    }
+    config = validate(Config, "", given, problems, sections)
     problems.raise_if_any()
     return config
 
@@ -306,7 +309,13 @@ def inherited(settings: list[Setting], problems: Problems) -> list[Setting]:
     return [value for value in values if value.key in missing]
 
 
-def validate(section: type[T], prefix: str, given: dict[str, Setting], problems: Problems) -> T:
+def validate(
+    section: type[T],
+    prefix: str,
+    given: dict[str, Setting],
+    problems: Problems,
+    sections: Mapping[str, object] = MappingProxyType({}),
+) -> T:
     """The section with the given values; if one of them is wrong, the section with its defaults.
 
     Args:
@@ -314,11 +323,12 @@ def validate(section: type[T], prefix: str, given: dict[str, Setting], problems:
         prefix: of its keys in `given`.
         given: the settings by key. Those of other sections are ignored.
         problems: gets one line for each wrong value.
+        sections: the sections inside this one, by name.
     """
     types = typing.get_type_hints(section, include_extras=True)
     values = {name: given[f"{prefix}{name}"].value for name in types if f"{prefix}{name}" in given}
     try:
-        return section(**values)
+        return section(**values, **sections)
     except pydantic.ValidationError as error:
         wrong = {details["loc"][0]: details for details in error.errors() if details["loc"]}
         for name in (name for name in types if name in wrong):

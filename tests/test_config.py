@@ -230,7 +230,7 @@ def test_the_batch_size_must_be_a_multiple_of_the_micro_batch_size():
 def test_all_wrong_values_are_reported_together():
     message = error_message(flags(model__heads=0, optim__lr=0, masking__mask_prob=2, seed=-4))
     lines = [line.partition(":")[0] for line in message.split("\n")]
-    assert lines == ["--seed is -4", "--model.heads is 0", "--masking.mask_prob is 2", "--optim.lr is 0"]
+    assert lines == ["--model.heads is 0", "--masking.mask_prob is 2", "--optim.lr is 0", "--seed is -4"]
 
 
 def test_mistakes_in_files_flags_keys_and_combinations_are_reported_together(tmp_path):

@@ -19,7 +19,7 @@ LAYERS = [
     {"callable_module", "errors", "fault_points", "output", "version"},
     {"config", "exit_codes", "files", "foreign_names"},
     {"config_help", "exported_shape"},
-    {"source"},
+    {"source", "phases"},
     {"config_reading", "arguments", "precision"},
     {"data", "model", "distributed"},
     {"evaluation", "run"},

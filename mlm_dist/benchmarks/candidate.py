@@ -201,7 +201,7 @@ def serve() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # other output goes to stderr, so that stdout contains only JSON
     try:
-        config = read_config(folder / "config.yaml")
+        config = read_config(folder / "config.yaml", {"train.phases": []})  # the steps of the last phase
         opened = [Corpus.open(corpus) for corpus in find_or_prepare_all(config.data, config.model.vocab_size)]
         corpora = join_corpora(opened, config.model.block_size)
         candidate = MlmDist(config, corpora, folder) if name == "mlm_dist" else Peer(name, config, corpora)

@@ -15,6 +15,7 @@ from mlm_dist.data.mixture import join_corpora
 from mlm_dist.data.preparation import find_or_prepare_all
 from mlm_dist.distributed import choose_device
 from mlm_dist.errors import UserError
+from mlm_dist.phases import Phases
 from mlm_dist.run.run_dir import most_checkpoints
 from mlm_dist.training.memory import bytes_of_activations, total_memory
 
@@ -102,7 +103,7 @@ def forecast(config: Config, processes: int, log: Callable[[str], None]) -> Fore
     log("measuring: steps of the run")
     sample = take_sample(config, processes)
     checkpoints, size = most_checkpoints(config), sample.sizes["checkpoint_bytes"]
-    read = config.train.max_iters * config.train.batch_size
+    read = Phases(config).rows_before(config.train.max_iters)
     return Forecast(
         parameters=sample.sizes["parameters"],
         rows_at_a_time=rows,
@@ -186,9 +187,11 @@ def evaluate(config: Config) -> list[str]:
 def total_seconds(config: Config, sample: Sample) -> float:
     """Seconds of a whole run."""
     steps, interval = config.train.max_iters, config.train.eval_interval
+    # A step of an earlier phase takes about as much less time as it has fewer rows.
+    full_steps = Phases(config).rows_before(steps) / config.train.batch_size
     evaluations = 1 + math.ceil(steps / interval) if interval else 0  # before the first step, and after the last one
     checkpoints = math.ceil(steps / config.checkpoint.interval)
-    return sample.start + steps * sample.step + evaluations * sample.evaluation + checkpoints * sample.checkpoint
+    return sample.start + full_steps * sample.step + evaluations * sample.evaluation + checkpoints * sample.checkpoint
 
 
 def largest_divisor(number: int, most: int) -> int:

@@ -177,8 +177,8 @@ def world_sizes(device: torch.device, batch_size: int) -> list[int]:
 
 
 def with_batch_size(config: Config, rows: int) -> Config:
-    """The config with this batch size and without gradient accumulation."""
-    train = dataclasses.replace(config.train, batch_size=rows, micro_batch_size=None)
+    """The config with this batch size in all steps and without gradient accumulation."""
+    train = dataclasses.replace(config.train, batch_size=rows, micro_batch_size=None, phases=[])
     return dataclasses.replace(config, train=train)
 
 

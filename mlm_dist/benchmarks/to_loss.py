@@ -215,9 +215,11 @@ def train_peer(comparison: ToLoss, config: Config) -> Contender:
     Raises:
         UserError: the peer cannot be trained or evaluated as this config is, or as `ToLoss.train_all`.
     """
-    if len(config.data.parts) > 1 or config.data.documents != "joined" or config.precision == "fp16":
+    is_plain = len(config.data.parts) == 1 and config.data.documents == "joined" and not config.train.phases
+    if not is_plain or config.precision == "fp16":
         raise UserError(
-            "--against transformers needs one corpus, data.documents joined, and another precision than fp16"
+            "--against transformers needs one corpus, data.documents joined, no train.phases, and another precision "
+            "than fp16"
         )
     trials = [Contender(f"transformers-{rate:g}", with_rate(config, rate), "transformers") for rate in PEER_RATES]
     comparison.train_all(trials, [1])

@@ -11,6 +11,7 @@ from mlm_dist.data.mixture import Shares
 from mlm_dist.data.randomness import derive_key, permute
 from mlm_dist.data.sampler import GlobalBatchSampler, Indices, Selection
 from mlm_dist.data.shards import StoredTokens, Tokens, read_rows
+from mlm_dist.phases import Phases
 
 
 class TrainingRows:
@@ -71,6 +72,7 @@ def choose_rows(
     rows = TrainingRows([corpus.train for corpus in corpora], config.model.block_size, seed, is_shifted)
     cuts_epochs = not (is_shifted or is_mixture)
     shares = Shares(config.data.weights, batch_size, seed) if is_mixture else None
+    phases = Phases(config) if config.train.phases else None
     return rows, GlobalBatchSampler(
-        rows.counts, batch_size, seed, rank, world_size, cuts_epochs=cuts_epochs, shares=shares
+        rows.counts, batch_size, seed, rank, world_size, cuts_epochs=cuts_epochs, shares=shares, phases=phases
     )

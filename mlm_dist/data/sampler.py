@@ -9,6 +9,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from mlm_dist.data.randomness import derive_key, permute
 from mlm_dist.errors import UserError
+from mlm_dist.phases import Phases
 
 Indices = npt.NDArray[np.int64]
 
@@ -34,6 +35,21 @@ class Selection(NamedTuple):
     def of_epoch(cls, step: int, epoch: int, rows: Indices, batch_indices: Indices) -> "Selection":
         """Rows of one corpus that are all of the same epoch."""
         return cls(step, np.full(len(rows), epoch), rows, batch_indices, np.zeros(len(rows), dtype=np.int64))
+
+    def pieces(self, count: int, batch_size: int) -> "Selection":
+        """Each row cut into `count` pieces, which are rows of their own: first the first piece of each row, and so on.
+
+        A batch of `batch_size` rows has `count * batch_size` pieces, which the ranks take in turn too.
+        """
+        rows = [self.rows * count + piece for piece in range(count)]
+        batch_indices = [self.batch_indices + piece * batch_size for piece in range(count)]
+        return Selection(
+            self.step,
+            np.tile(self.epochs, count),
+            np.concatenate(rows),
+            np.concatenate(batch_indices),
+            np.tile(self.corpora, count),
+        )
 
     def names(self) -> list[int | str]:
         """The rows in messages: their indices; of a corpus after the first, with its index before them: `1:57`."""
@@ -73,6 +89,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         cuts_epochs: whether an epoch is cut to whole global batches. Otherwise it has all rows, and a batch may have
             rows of two epochs.
         shares: for several corpora, as `Shares` in data/mixture.py. Each corpus has its own epochs.
+        phases: of the run, if its global batches differ in size; `batch_size` is the largest one then.
 
     Attributes:
         rows_per_epoch: rows that an epoch reads, of all corpora together.
@@ -91,6 +108,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         start_step: int = 0,
         cuts_epochs: bool = True,
         shares: Callable[[Indices], tuple[Indices, Indices]] | None = None,
+        phases: Phases | None = None,
     ) -> None:
         self.row_counts = np.atleast_1d(row_count)
         total = int(self.row_counts.sum())
@@ -101,6 +119,7 @@ class GlobalBatchSampler(DistributedSampler[Any]):
             )
         self.batch_size = batch_size
         self.shares = shares
+        self.phases = phases
         self.row_limits = self.row_counts // batch_size * batch_size if cuts_epochs else self.row_counts
         self.rows_per_epoch = int(self.row_limits.sum())
         self.start_step = start_step
@@ -109,14 +128,18 @@ class GlobalBatchSampler(DistributedSampler[Any]):
 
     def select(self, step: int) -> Selection:
         """The rows that this rank reads at a step."""
-        batch_indices = np.arange(self.rank, self.batch_size, self.num_replicas)
-        numbers = step * self.batch_size + batch_indices
+        batch_indices = np.arange(self.rank, self.rows_at(step), self.num_replicas)
+        numbers = batch_indices + (self.phases.rows_before(step) if self.phases else step * self.batch_size)
         corpora, numbers = self.shares(numbers) if self.shares else (np.zeros_like(numbers), numbers)
         epochs, rows = np.divmod(numbers, self.row_limits[corpora])
         for corpus, epoch, chosen in groups(corpora, epochs):
             key = epoch_key(self.seed, corpus, epoch, "order")
             rows[chosen] = permute(rows[chosen], int(self.row_counts[corpus]), key)
         return Selection(step, epochs, rows, batch_indices, corpora)
+
+    def rows_at(self, step: int) -> int:
+        """Rows of the global batch of a step."""
+        return self.phases.at(step).batch_size if self.phases else self.batch_size
 
     def __len__(self) -> int:
         """Whole global batches in an epoch."""

@@ -8,6 +8,7 @@ from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
+from mlm_dist.phases import Phases
 from mlm_dist.run.averaged import describe_average
 from mlm_dist.run.history import EVALUATION
 from mlm_dist.run.machine import read_machine
@@ -152,15 +153,16 @@ def model_details(model: TrainedModel) -> dict[str, str]:
 
 def training_details(model: TrainedModel) -> dict[str, str]:
     """Table rows on the training: its corpus, length and settings, and the last evaluation of the run so far."""
-    config, rows = model.config, model.config.train.batch_size
+    config = model.config
+    tokens = None if model.step is None else Phases(config).rows_before(model.step) * config.model.block_size
     masked = "always replaced by the mask token" if config.masking.replacement == "mask" else config.masking.replacement
     average = describe_average(model.run_dir.averaged)
     return {
         "corpus": corpus_name(config),
         **({"parameters": average} if average else {}),
         "steps": "unknown" if model.step is None else f"{model.step:,} of {config.train.max_iters:,}",
-        "rows per step": f"{rows:,}",
-        "tokens seen": "unknown" if model.step is None else f"{model.step * rows * config.model.block_size:,}",
+        "rows per step": f"{config.train.batch_size:,}{', at first fewer' if config.train.phases else ''}",
+        "tokens seen": "unknown" if tokens is None else f"{tokens:,}",
         "masked tokens": f"{describe(config.masking)}, {masked}",
         "dropout": f"{config.model.dropout}",
         "optimizer": f"{config.optim.name}",

@@ -69,20 +69,21 @@ class InputReader:
     Args:
         rows: of the corpora.
         sampler: selects the rows of a step.
-        masker: masks them, on its device.
+        masker: masks them, on its device. If its rows are shorter, those of the corpora are cut into pieces for it.
     """
 
     def __init__(self, rows: TrainingRows, sampler: GlobalBatchSampler, masker: Masker) -> None:
         self.rows = rows
         self.sampler = sampler
         self.masker = masker
+        self.pieces = rows.block_size // masker.block_size
         self.device = masker.device
         tokens, *others = rows.corpora
         self.id_bits = (1 << 8 * rows.dtype.itemsize) - 1
         self.dtype = {2: torch.int16, 4: torch.int32}[rows.dtype.itemsize]
         fits = not others and fits_on(self.device, tokens.nbytes)
         self.on_device = upload(tokens, self.dtype, self.device) if fits else None
-        self.columns = torch.arange(rows.block_size, device=self.device)
+        self.columns = torch.arange(masker.block_size, device=self.device)
         self._read = ReadAhead(self._read_now) if self.device.type == "cuda" else self._read_now
 
     def read(self, step: int, lr: float) -> StepInputs:
@@ -100,16 +101,19 @@ class InputReader:
 
     def _read_now(self, step: int) -> StepInputs:
         selection = self.sampler.select(step)
-        count, length = len(selection.rows), 0 if self.on_device is not None else self.rows.block_size
+        pieces = selection.pieces(self.pieces, self.sampler.rows_at(step))
+        count, length = len(pieces.rows), 0 if self.on_device is not None else self.masker.block_size
         size = inputs_bytes(count, length, self.dtype)
         buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         inputs = StepInputs.in_buffer(buffer, count, self.dtype)
-        for view, value in zip(inputs.mask, self.masker.inputs(selection), strict=True):
+        for view, value in zip(inputs.mask, self.masker.inputs(pieces), strict=True):
             view.copy_(value)
         if self.on_device is None:
-            inputs.tokens.copy_(torch.from_numpy(as_signed(self.rows.read(selection))))
+            tokens = torch.from_numpy(as_signed(self.rows.read(selection)))
+            inputs.tokens.copy_(torch.cat(tokens.chunk(self.pieces, dim=1)))
         else:
-            inputs.starts.copy_(torch.from_numpy(self.rows.starts(selection)))
+            first = torch.arange(self.pieces)[:, None] * self.masker.block_size
+            inputs.starts.copy_((first + torch.from_numpy(self.rows.starts(selection))).flatten())
         return inputs
 
 

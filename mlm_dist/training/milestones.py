@@ -1,26 +1,30 @@
 """At which steps a run saves its milestones."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 from mlm_dist.config import Config, words_of
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.word_count import words_per_token
 from mlm_dist.errors import UserError
+from mlm_dist.phases import Phases
 
 
 def milestone_steps(config: Config, corpora: Sequence[Corpus]) -> dict[int, str]:
     """The steps of the milestones of a run, in order, each with what the config has for it.
 
-    A number of words becomes the first step after which the run has read at least as many. A step reads the mean number
-    of words of its tokens, over the training texts and, in a mixture, by their weights.
+    A number of words becomes the first step after which the run has read at least as many. A row has the mean number of
+    words of its tokens, over the training texts and, in a mixture, by their weights.
 
     Raises:
         UserError: the training texts have no words.
     """
-    milestones, tokens = config.checkpoint.milestones, config.train.batch_size * config.model.block_size
-    words = tokens * mean_words(config, corpora) if any(isinstance(value, str) for value in milestones) else 0.0
-    steps = {value if isinstance(value, int) else math.ceil(words_of(value) / words): value for value in milestones}
+    milestones, phases = config.checkpoint.milestones, Phases(config)
+    are_words = any(isinstance(value, str) for value in milestones)
+    words_per_row = config.model.block_size * mean_words(config, corpora) if are_words else 0.0
+    steps = {
+        value if isinstance(value, int) else phases.steps_to(words_of(value) / words_per_row): value
+        for value in milestones
+    }
     return {step: str(steps[step]) for step in sorted(steps)}
 
 

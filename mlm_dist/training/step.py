@@ -8,12 +8,16 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mlm_dist.config import Config
-from mlm_dist.data.masking import MaskedBatch
+from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.randomness import derive_key
+from mlm_dist.data.rows import TrainingRows
+from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes, maybe_no_sync
 from mlm_dist.fault_points import reached
 from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.output import warn
+from mlm_dist.phases import Phase, Phases
 from mlm_dist.precision import autocast
 from mlm_dist.training.compilation import compile_loss, should_compile
 from mlm_dist.training.inputs import InputReader, StepInputs
@@ -48,30 +52,59 @@ class Step:
     Args:
         config: of the run.
         state: what the steps change. The caller counts them.
-        reader: reads the inputs.
+        rows: of the corpora.
+        sampler: selects the rows of a step.
+        tokenizer: of the corpora.
         processes: all ranks.
         dtype: the dtype of matrix products.
 
     Attributes:
-        model: the encoder with its loss, wrapped by DDP in a process group.
+        phase: the current one. What follows fits the shape of its batches.
+        reader: reads the inputs.
+        micro_batch_size: rows per forward pass.
+        loss: the encoder with its loss.
+        model: `loss`, wrapped by DDP in a process group.
         without_host: whether the device clips the gradient and skips steps, so that the host need not wait.
     """
 
     def __init__(
-        self, config: Config, state: TrainState, reader: InputReader, processes: Processes, dtype: torch.dtype
+        self,
+        config: Config,
+        state: TrainState,
+        rows: TrainingRows,
+        sampler: GlobalBatchSampler,
+        tokenizer: Tokenizer,
+        processes: Processes,
+        dtype: torch.dtype,
     ) -> None:
         self.config = config
         self.state = state
-        self.reader = reader
+        self.rows = rows
+        self.sampler = sampler
+        self.tokenizer = tokenizer
         self.processes = processes
         self.device = processes.device
         self.dtype = dtype
-        self.micro_batch_size = config.micro_batch_size(processes.world_size)
-        max_masked = reader.masker.max_masked(self.micro_batch_size, processes.world_size)
-        self.loss = MaskedLoss(state.encoder, max_masked)
         self.without_host = self.device.type == "cuda" and can_update_without_host(state.optimizers, state.scaler)
+        self.phases = Phases(config)
+        self.begin(self.phases.at(0))
+
+    def begin(self, phase: Phase) -> None:
+        """Begin a phase, with batches of another shape. All ranks call this."""
+        self.phase, world_size = phase, self.processes.world_size
+        config, length = self.phases.config_of(phase, world_size), phase.row_length
+        masker = Masker.from_config(config, length, self.tokenizer, config.seed, config.train.batch_size, self.device)
+        self.reader = InputReader(self.rows, self.sampler, masker)
+        self.micro_batch_size = config.micro_batch_size(world_size)
+        self.loss = MaskedLoss(self.state.encoder, masker.max_masked(self.micro_batch_size, world_size))
+        self.model: MaskedLoss | DistributedDataParallel = self.loss  # the hooks of one DDP end before another's begin
         self.model = self.wrap_loss()
-        self.has_final_buckets = processes.world_size <= MOST_COMMUTING
+        self.has_final_buckets = world_size <= MOST_COMMUTING
+
+    @property
+    def next_phase(self) -> Phase:
+        """The phase of the next step."""
+        return self.phases.at(self.state.step)
 
     @property
     def can_be_captured(self) -> bool:
@@ -250,6 +283,11 @@ class GraphStep:
             warn(f"the step cannot be captured in a CUDA graph, so its operations are started one by one: {reason}")
         self.step.start_over()
         return None
+
+
+def replayed(step: Step) -> Step | GraphStep:
+    """The step, replayed from a graph where that can be done."""
+    return GraphStep(step, CUDAGraph()) if step.can_be_captured else step
 
 
 def leave_default_stream(device: torch.device) -> None:

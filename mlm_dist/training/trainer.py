@@ -6,7 +6,6 @@ import torch
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.masking import Masker
 from mlm_dist.data.rows import choose_rows
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError
@@ -22,7 +21,6 @@ from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import MAKE_ROOM, RunDir
 from mlm_dist.training.average import ParameterAverage
-from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.milestones import milestone_steps
 from mlm_dist.training.optim import build_optimizers
@@ -30,7 +28,7 @@ from mlm_dist.training.patience import Patience
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
 from mlm_dist.training.state import StepResult, TrainState
-from mlm_dist.training.step import CUDAGraph, GraphStep, Step, leave_default_stream
+from mlm_dist.training.step import Step, leave_default_stream, replayed
 from mlm_dist.training.stopping import StopFile, StopRequest
 
 
@@ -69,7 +67,6 @@ class Trainer:
             check_memory(config, self.device, processes.world_size)
             self.dtype = choose_dtype(config.precision, self.device)
         processes.check_same("precision", str(self.dtype))
-        block_size, batch_size = config.model.block_size, config.train.batch_size
         with processes.raise_on_all_ranks():
             rows, self.sampler = choose_rows(config, corpora, processes.rank, processes.world_size)
             self.validator = MixtureValidator(config, corpora, processes, self.dtype)
@@ -81,11 +78,8 @@ class Trainer:
             average = ParameterAverage(encoder, config.optim.ema) if config.optim.ema else None
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler, average)
-        masker = Masker.from_config(config, block_size, self.tokenizer, config.seed, batch_size, self.device)
-        reader = InputReader(rows, self.sampler, masker)
-        self.eager_step = Step(config, self.state, reader, processes, self.dtype)
-        self.step = GraphStep(self.eager_step, CUDAGraph()) if self.eager_step.can_be_captured else self.eager_step
-
+        self.eager_step = Step(config, self.state, rows, self.sampler, self.tokenizer, processes, self.dtype)
+        self.step = replayed(self.eager_step)
         self.skipped_steps = SkippedSteps(
             self.state, processes, self.sampler, config.train.max_bad_steps, self.eager_step.without_host
         )
@@ -96,9 +90,14 @@ class Trainer:
         self.saved_step, self.final_step, self.stop_reason = 0, 0, ""
 
     @property
+    def rows_read(self) -> int:
+        """Rows read so far, over all ranks and epochs."""
+        return self.eager_step.phases.rows_before(self.state.step)
+
+    @property
     def tokens(self) -> int:
         """Tokens read so far, over all ranks and epochs."""
-        return self.state.step * self.config.train.batch_size * self.config.model.block_size
+        return self.rows_read * self.config.model.block_size
 
     @property
     def last_step(self) -> int:
@@ -135,7 +134,7 @@ class Trainer:
         if is_new and self.patience.is_best(0, self.recorder.val_losses):
             self.save()  # an early end may need the parameters of `init_from`
         self.patience.check(state.step, self.recorder.val_losses)
-        self.eager_step.compile(steps_left=self.last_step - state.step)
+        self.begin_phase()
         stopwatch = Stopwatch(state.seconds)
         while state.step < self.last_step and not self.is_stopping():
             result = self.train_step()
@@ -158,6 +157,13 @@ class Trainer:
         self.skipped_steps.read(self.recorder)
         state.seconds = stopwatch.read()
 
+    def begin_phase(self) -> None:
+        """Begin the phase of the next step, unless it has begun, and compile its step. All ranks call this."""
+        if self.eager_step.next_phase != self.eager_step.phase:
+            self.eager_step.begin(self.eager_step.next_phase)
+            self.step = replayed(self.eager_step)
+        self.eager_step.compile(steps_left=self.last_step - self.state.step)
+
     def is_stopping(self) -> bool:
         """Whether any rank was asked to stop, a few steps ago. A collective: all ranks return the same value."""
         self.processes.heartbeat(self.state.step)
@@ -170,6 +176,8 @@ class Trainer:
     def train_step(self) -> StepResult:
         """Take the next optimizer step."""
         reached("step begins")
+        if self.eager_step.next_phase != self.eager_step.phase:
+            self.begin_phase()
         lr = self.learning_rate()
         batch, loss, grad_norm = self.step(lr)
         self.state.step += 1
@@ -189,7 +197,7 @@ class Trainer:
         self.state.seconds = stopwatch.read()
         self.recorder.log_step(
             step=self.state.step,
-            epoch=self.state.step * self.config.train.batch_size / self.sampler.rows_per_epoch,
+            epoch=self.rows_read / self.sampler.rows_per_epoch,
             loss=loss,
             lr=result.lr,
             grad_norm=result.grad_norm.item(),
