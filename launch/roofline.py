@@ -30,14 +30,13 @@ from torch.utils._pytree import tree_leaves
 
 from mlm_dist.config import Config
 from mlm_dist.config_reading import parse_config
-from mlm_dist.data.masking import Masker
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes
 from mlm_dist.model import encoder, loss
 from mlm_dist.model.flops import step_flops
 from mlm_dist.model.registry import build_model
-from mlm_dist.training.inputs import InputReader, StepInputs, inputs_bytes
+from mlm_dist.training.inputs import StepInputs, inputs_bytes
 from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.state import TrainState
 from mlm_dist.training.step import Step
@@ -267,18 +266,16 @@ def trace_step(config: Config, has_kernel: bool) -> list[Kernel]:
     """The kernels of a step of one process, in the order of the step."""
     trace, rows, length = Trace(), config.train.batch_size, config.model.block_size
     tokenizer: Any = types.SimpleNamespace(mask_id=config.model.entries - 1, end_id=config.model.entries - 2)
-    masker = Masker.from_config(config, length, tokenizer, config.seed, rows, torch.device("cpu"))
     corpus = TrainingRows([np.zeros(rows * length, np.uint16)], length, config.seed, is_shifted=True)
     sampler = GlobalBatchSampler([rows], rows, config.seed)
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu(trace, has_kernel):
         model = build_model(config.model)
         state = TrainState(model, build_optimizers(model, config.optim), torch.amp.GradScaler("cpu", enabled=False))
-        reader = InputReader(corpus, sampler, masker)
-        reader.on_device = torch.empty(100 * rows * length, dtype=torch.int16)
-        step = Step(config, state, reader, Processes("cpu"), torch.bfloat16)
+        step = Step(config, state, corpus, sampler, tokenizer, Processes("cpu"), torch.bfloat16)
         step.without_host = True
-        buffer = torch.empty(inputs_bytes(rows, 0, reader.dtype), dtype=torch.uint8)
-        inputs = StepInputs.in_buffer(buffer, rows, reader.dtype)
+        step.reader.on_device = torch.empty(100 * rows * length, dtype=torch.int16)
+        buffer = torch.empty(inputs_bytes(rows, 0, step.reader.dtype), dtype=torch.uint8)
+        inputs = StepInputs.in_buffer(buffer, rows, step.reader.dtype)
         step.run(inputs, math.nan)  # the optimizer creates its state
         trace.kernels.clear()  # of the stand-in
         with trace.of(step):
