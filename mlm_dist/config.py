@@ -236,6 +236,8 @@ class MaskingConfig:
     """Mask rate: the fraction of the tokens that are masked."""
     mask_prob_end: Rate | None = None
     """Mask rate at the end of the run, to which the rate changes linearly from `masking.mask_prob`. null: constant."""
+    change_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    """Fraction of the run, at its end, over which the rate changes to `masking.mask_prob_end`. 1: the whole run."""
     mask_prob_range: Annotated[list[Fraction], Len(2, 2)] | None = None
     """`[LOW, HIGH]`: each row samples its mask rate from this range, with the inverse as its loss weight, and
     `masking.mask_prob` is not used. `[0, 1]` trains a generator (masked diffusion). null: no sampling."""
@@ -278,7 +280,8 @@ class MaskingConfig:
     @property
     def mean_rate(self) -> float:
         """The mean mask rate over the whole run."""
-        return sum(self.endpoints) / 2
+        start, end = self.endpoints
+        return start + (end - start) / 2 * self.change_fraction
 
 
 @dataclass(config=VALIDATED)
@@ -331,6 +334,9 @@ class TrainConfig:
     """Steps between two evaluations on the validation split. 0: never."""
     eval_rows: PositiveInt = 1024
     """Validation rows per evaluation: the same rows with the same masks every time."""
+    frequency_exponent: NonNegativeFloat = 0.0
+    """Weight the training loss of a token of frequency f by f to the power of minus this, so that rare tokens count
+    more. 0: all tokens count alike, as they always do in evaluations."""
     patience: PositiveInt | None = None
     """The run ends after this many consecutive evaluations without an improvement of the validation loss. `model.pth`
     then has the parameters of the evaluation with the lowest loss, of which every new one leaves a checkpoint. With

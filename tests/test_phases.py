@@ -96,11 +96,17 @@ def test_a_run_resumes_in_every_phase_with_the_same_bits(corpus_folder: Path, tm
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("masking", [{}, {"masking__mask_prob_range": "[0, 1]", "data__documents": "isolated"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"train__frequency_exponent": 0.5, "masking__mask_prob_end": 0.3, "masking__change_fraction": 0.5},
+        {"masking__mask_prob_range": "[0, 1]", "data__documents": "isolated"},
+    ],
+)
 def test_phases_are_the_same_at_every_world_size_and_in_micro_batches(
-    masking: dict[str, Any], corpus_folder: Path, tmp_path: Path
+    options: dict[str, Any], corpus_folder: Path, tmp_path: Path
 ) -> None:
-    settings = {"train__phases": FLAG, **masking}
+    settings = {"train__phases": FLAG, **options}
     assert verb("train", *tiny_flags(corpus_folder, tmp_path / "one", **settings)).returncode == 0
     for name, processes, micro in [("two", 2, "null"), ("four", 4, "null"), ("micro", 2, "4")]:
         flags = tiny_flags(corpus_folder, tmp_path / name, train__micro_batch_size=micro, **settings)

@@ -62,7 +62,7 @@ class MaskedBatch:
         positions: (B, K) int64, where tokens are predicted; 0 where the loss weight is 0.
         targets: (B, K) int64, the original token ids at these positions.
         loss_weights: (B, K) float32: 0 for a slot that only pads the shape, else 1, or, with sampled rates, the inverse
-            of the masked fraction of the row.
+            of the masked fraction of the row; times the weight of the target, if tokens have weights.
         documents: (B, T) int64, the document of each token, counted from 0 in each row, if documents are isolated.
     """
 
@@ -149,6 +149,7 @@ class Masker:
         seed: of the run.
         device: of the batches.
         isolates_documents: whether a token attends to its own document alone.
+        token_weights: (V,) float32, above 0, on `device`: factors of the loss weights, by token. None: they are 1.
 
     Attributes:
         slots: K, the largest number of masked tokens in a row.
@@ -164,7 +165,9 @@ class Masker:
         seed: int,
         device: torch.device,
         isolates_documents: bool = False,
+        token_weights: torch.Tensor | None = None,
     ) -> None:
+        self.token_weights = token_weights
         self.isolates_documents = isolates_documents
         self.rate = rate
         self.replacement = replacement
@@ -182,12 +185,21 @@ class Masker:
 
     @classmethod
     def from_config(
-        cls, config: Config, block_size: int, tokenizer: Tokenizer, seed: int, batch_size: int, device: torch.device
+        cls,
+        config: Config,
+        block_size: int,
+        tokenizer: Tokenizer,
+        seed: int,
+        batch_size: int,
+        device: torch.device,
+        token_weights: torch.Tensor | None = None,
     ) -> "Masker":
         """Build the masker of a config for rows of `block_size` tokens in global batches of `batch_size` rows."""
         masking, isolates = config.masking, config.data.documents == "isolated"
         rate = MaskRate(masking, seed, batch_size, config.train.max_iters)
-        return cls(rate, masking.replacement, masking.unit, block_size, tokenizer, seed, device, isolates)
+        return cls(
+            rate, masking.replacement, masking.unit, block_size, tokenizer, seed, device, isolates, token_weights
+        )
 
     def max_masked(self, micro_batch_size: int, world_size: int) -> int:
         """The largest number of masked tokens in a micro-batch of any rank.
@@ -229,6 +241,8 @@ class Masker:
         is_masked, positions = loss_weights > 0, order.positions
         targets = tokens.gather(1, positions)  # (B, K)
         replaced = torch.where(is_masked, self._replace(targets, row_hashes, positions), targets)
+        if self.token_weights is not None:
+            loss_weights = loss_weights * self.token_weights[targets]
         return MaskedBatch(
             inputs=tokens.scatter(1, positions, replaced),
             positions=positions.masked_fill(~is_masked, 0),

@@ -69,6 +69,7 @@ def fixed_values(config: Config) -> dict[str, Any]:
         "data.shift_rows": config.data.shift_rows,
         "train.batch_size": config.train.batch_size,
         "train.phases": config.train.phases,
+        "train.frequency_exponent": config.train.frequency_exponent,
         "train.eval_rows": config.train.eval_rows,
         **{f"optim.{key}": getattr(config.optim, key) for key in FIXED},
         **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},

@@ -12,6 +12,7 @@ from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.randomness import derive_key
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
+from mlm_dist.data.token_frequency import token_frequencies, weights_by_frequency
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes, maybe_no_sync
 from mlm_dist.fault_points import reached
@@ -86,14 +87,19 @@ class Step:
         self.device = processes.device
         self.dtype = dtype
         self.without_host = self.device.type == "cuda" and can_update_without_host(state.optimizers, state.scaler)
-        self.phases = Phases(config)
+        self.phases, self.token_weights = Phases(config), None
+        if exponent := config.train.frequency_exponent:
+            frequencies = token_frequencies(rows.corpora, config.data.weights, config.model.entries)
+            self.token_weights = weights_by_frequency(frequencies, exponent).to(self.device)
         self.begin(self.phases.at(0))
 
     def begin(self, phase: Phase) -> None:
         """Begin a phase, with batches of another shape. All ranks call this."""
         self.phase, world_size = phase, self.processes.world_size
         config, length = self.phases.config_of(phase, world_size), phase.row_length
-        masker = Masker.from_config(config, length, self.tokenizer, config.seed, config.train.batch_size, self.device)
+        masker = Masker.from_config(
+            config, length, self.tokenizer, config.seed, config.train.batch_size, self.device, self.token_weights
+        )
         self.reader = InputReader(self.rows, self.sampler, masker)
         self.micro_batch_size = config.micro_batch_size(world_size)
         self.loss = MaskedLoss(self.state.encoder, masker.max_masked(self.micro_batch_size, world_size))

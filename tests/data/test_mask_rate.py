@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from mlm_dist.config import MaskingConfig
 from mlm_dist.data.mask_rate import MaskRate
 from mlm_dist.data.sampler import Selection
 from tests.conftest import Rate, at_rate
@@ -24,6 +25,15 @@ def test_a_constant_rate_is_the_rate_of_every_row_at_every_step() -> None:
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.3), (5, 0.225), (10, 0.15), (99, 0.15)])
 def test_a_schedule_is_linear_from_the_first_step_to_the_last(step: int, expected: float) -> None:
     assert rates((0.3, 0.15), step) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.3), (60, 0.3), (80, 0.225), (100, 0.15), (999, 0.15)])
+def test_a_schedule_may_fall_at_the_end_of_the_run_alone(step: int, expected: float) -> None:
+    masking = MaskingConfig(mask_prob=0.3, mask_prob_end=0.15, change_fraction=0.4)
+    rate = MaskRate(masking, 1, 4, max_iters=101)
+    assert rate(Selection.of_epoch(step, 0, np.arange(4), np.arange(4))) == pytest.approx(expected)
+    over_the_run = [rate(Selection.of_epoch(step, 0, np.arange(1), np.arange(1)))[0] for step in range(101)]
+    assert masking.mean_rate == pytest.approx(np.mean(over_the_run), abs=1e-3)
 
 
 def test_a_schedule_may_rise_and_a_run_may_have_one_step() -> None:
