@@ -327,7 +327,8 @@ class TrainConfig:
     phases: list[EarlierPhase] = field(default_factory=list)
     """Phases before the one with `train.batch_size` and `model.block_size`: each takes `steps` of `train.max_iters`
     with `batch_size` rows, which are cut into pieces of `row_length` tokens. So the batch or the rows can grow, once or
-    several times: `[{steps: 500, batch_size: 64, row_length: 32}]`. Both divide the values of the last phase."""
+    several times: `[{steps: 500, batch_size: 64, row_length: 32}]`. `batch_size` divides `train.batch_size`, and
+    `row_length` divides `model.block_size`."""
     log_interval: PositiveInt = 10
     """Steps between two training events of metrics.jsonl."""
     eval_interval: NonNegativeInt = 250
@@ -335,8 +336,8 @@ class TrainConfig:
     eval_rows: PositiveInt = 1024
     """Validation rows per evaluation: the same rows with the same masks every time."""
     frequency_exponent: NonNegativeFloat = 0.0
-    """Weight the training loss of a token of frequency f by f to the power of minus this, so that rare tokens count
-    more. 0: all tokens count alike, as they always do in evaluations."""
+    """Exponent a: the training loss of a token is weighted by its frequency in the training text to the power of -a, so
+    that rare tokens count more. 0: all tokens count alike, as they always do in evaluations."""
     patience: PositiveInt | None = None
     """The run ends after this many consecutive evaluations without an improvement of the validation loss. `model.pth`
     then has the parameters of the evaluation with the lowest loss, of which every new one leaves a checkpoint. With
