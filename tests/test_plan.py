@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mlm_dist.benchmarks.forecast import Forecast
-from mlm_dist.config import Config
+from mlm_dist.config import Config, TrainConfig
 from mlm_dist.plan import describe, in_words
 from tests.conftest import tiny_flags, verb
 
@@ -41,6 +41,8 @@ def test_the_plan_says_what_fits() -> None:
         "time        2.53 hours: 1.8 seconds per step, 3.1 seconds per evaluation",
     ]
     assert "set train.micro_batch_size" not in describe(PLAN._replace(fitting_micro_batch_size=None), Config())
+    with_phases = Config(train=TrainConfig(phases=[{"steps": 9, "batch_size": 64, "row_length": 64}]))
+    assert "in 5,000 steps of 256 x 64, the first ones smaller\n" in describe(PLAN, with_phases)
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,19 @@ def test_a_micro_batch_that_fits_is_suggested(
     assert taken[0].train.micro_batch_size == micro_batch_size
 
 
+def test_earlier_phases_read_fewer_tokens_in_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Stand-ins for the measurements, as above.
+    monkeypatch.setattr(module, "peak_of_step", linear(10**8, 10**6))
+    monkeypatch.setattr(module, "take_sample", lambda *_: SAMPLE)
+    train = TrainConfig(
+        batch_size=64, max_iters=30, eval_interval=0, phases=[{"steps": 20, "batch_size": 16, "row_length": 32}]
+    )
+    plan = forecast(Config(model=ModelConfig(vocab_size=300), train=train, device="cpu"), 1, lambda _: None)
+    assert plan.tokens == (20 * 16 + 10 * 64) * 64
+    assert plan.epochs == (20 * 16 + 10 * 64) / 1000
+    assert plan.total == 4.0 + 0.5 * (20 / 4 + 10) + 0.25
+
+
 def test_a_row_that_does_not_fit_is_refused() -> None:
     assert [largest_divisor(96, most) for most in (1, 5, 50, 96, 200)] == [1, 4, 48, 96, 96]
     with pytest.raises(UserError, match="not even a single row"):

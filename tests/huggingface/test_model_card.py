@@ -143,6 +143,15 @@ def test_the_settings_come_from_the_config(copy: Path) -> None:
     assert (found["dropout"], found["seed"], found["optimizer"]) == ("0.1", "7", "muon")
 
 
+def test_the_card_counts_the_tokens_of_earlier_phases(copy: Path) -> None:
+    config = (copy / "config.yaml").read_text(encoding="utf-8")
+    assert "phases: []" in config
+    phases = "phases: [{steps: 10, batch_size: 4, row_length: 8}]"
+    (copy / "config.yaml").write_text(config.replace("phases: []", phases), encoding="utf-8")
+    found = figures(card_of(copy))
+    assert (found["rows per step"], found["tokens seen"]) == ("16, at first fewer", f"{(10 * 4 + 20 * 16) * 16:,}")
+
+
 @pytest.mark.parametrize(
     ("mask_prob", "unit", "described"),
     [  # as earlier versions wrote it, which is still read

@@ -22,10 +22,10 @@ BATCH, SEED = 24, 7
 
 
 def make_reader(
-    corpora: list[StoredTokens], length: int, corpus: Corpus, rank: int = 0, is_shifted: bool = False
+    corpora: list[StoredTokens], length: int, corpus: Corpus, rank: int = 0, is_shifted: bool = False, pieces: int = 1
 ) -> InputReader:
     config = Config(masking=MaskingConfig(mask_prob_range=[0.0, 1.0]))
-    masker = Masker.from_config(config, length, corpus.tokenizer, SEED, BATCH, CPU)
+    masker = Masker.from_config(config, length // pieces, corpus.tokenizer, SEED, BATCH * pieces, CPU)
     rows = TrainingRows(corpora, length, SEED, is_shifted)
     shares = Shares([1.0] * len(corpora), BATCH, SEED) if len(corpora) > 1 else None
     cuts_epochs = not is_shifted and shares is None
@@ -54,6 +54,28 @@ def test_batches_are_those_of_the_corpus(
         for name, value in vars(reader.batch(read.to(CPU))).items():
             assert name == "documents" or torch.equal(value, getattr(expected, name)), name
         assert read.lr == 0.25 * step
+
+
+@pytest.mark.parametrize("is_shifted", [False, True])
+@pytest.mark.parametrize("on_device", [False, True])
+def test_rows_are_cut_into_pieces_which_the_ranks_read_in_turn(
+    on_device: bool, is_shifted: bool, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs, "fits_on", lambda *_: on_device)
+    whole, *ranks = (
+        make_reader([corpus.train], 16, corpus, rank, is_shifted, pieces) for rank, pieces in [(0, 1), (0, 4), (1, 4)]
+    )
+    for step in (0, 3, len(whole.sampler)):
+        first, second = (reader.batch(reader.read(step, 0.0).to(CPU)) for reader in ranks)
+        assert first.inputs.shape == (4 * BATCH // 2, 4)
+        for reader, batch in zip(ranks, (first, second), strict=True):
+            rows = torch.from_numpy(reader.rows.read(reader.sampler.select(step)).astype(np.int64))
+            tokens = batch.inputs.scatter(1, batch.positions, batch.targets)
+            expected = rows.view(-1, 4, 4).swapaxes(0, 1).reshape(-1, 4)
+            assert torch.equal(tokens[:, 1:], expected[:, 1:])  # unused slots have position 0
+        pieces = ranks[0].sampler.select(step).pieces(4, BATCH)
+        assert sorted(pieces.batch_indices) == list(range(0, 4 * BATCH, 2))
+        assert len({*pieces.rows}) == len(pieces.rows)
 
 
 def test_the_rows_of_several_corpora_are_read_by_the_host(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

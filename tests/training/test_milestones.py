@@ -40,6 +40,13 @@ def test_a_number_of_words_is_the_first_step_after_which_so_many_were_read(corpu
     assert (first - 1) * words < 1000 <= first * words
 
 
+def test_words_are_counted_over_all_phases(corpus: Corpus) -> None:
+    config = config_of(["5kw"])
+    config.train = TrainConfig(batch_size=10, phases=[{"steps": 20, "batch_size": 5, "row_length": 4}])
+    words = 80 * words_per_token(corpus.train, corpus.tokenizer)  # of a step of the first phase
+    assert milestone_steps(config, [corpus]) == {20 + math.ceil((5000 - 20 * words) / (2 * words)): "5kw"}
+
+
 def test_in_a_mixture_words_count_by_the_weights(corpus: Corpus) -> None:
     spaces = np.array(corpus.tokenizer.encode(" \n"), dtype=corpus.train.dtype)
     blank = dataclasses.replace(corpus, train=spaces)
