@@ -41,17 +41,24 @@ class Evaluation(NamedTuple):
         accuracy: fraction of masked tokens that are the most likely token.
         top5_accuracy: fraction of masked tokens that are among the five most likely tokens.
         tokens: number of masked tokens; with sampled mask rates, of tokens.
+        bytes_per_token: mean length of these tokens in UTF-8.
     """
 
     loss: float
     accuracy: float
     top5_accuracy: float
     tokens: int
+    bytes_per_token: float
 
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
         return float(np.exp(self.loss))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The loss per byte of the masked tokens, in bits. It compares models whose vocabularies differ."""
+        return self.loss / math.log(2) / max(1.0, self.bytes_per_token)
 
 
 class Validator:
@@ -64,6 +71,7 @@ class Validator:
     def __init__(self, config: Config, corpus: Corpus, processes: Processes, dtype: torch.dtype) -> None:
         self.processes = processes
         self.dtype = dtype
+        self.byte_lengths = torch.from_numpy(corpus.tokenizer.byte_lengths)
         self.matrix = corpus.rows("val", config.model.block_size)
         self.interval = config.train.eval_interval
         self.batch_size = config.micro_batch_size(processes.world_size)
@@ -104,7 +112,7 @@ class Validator:
         """
         # None where another rank has one more batch.
         batches = (batch for _, batch in itertools.zip_longest(range(self.batch_count), self.batches()))
-        result = evaluate_batches(encoder, batches, self.processes, self.dtype, stop)
+        result = evaluate_batches(encoder, batches, self.byte_lengths, self.processes, self.dtype, stop)
         return result and {"val_loss": result.loss, "val_accuracy": result.accuracy}
 
 
@@ -158,6 +166,7 @@ def weighted_mean(values: Sequence[float], weights: Sequence[float]) -> float:
 def evaluate_batches(
     encoder: MaskedModel,
     batches: Iterable[MaskedBatch | None],
+    byte_lengths: torch.Tensor,
     processes: Processes,
     dtype: torch.dtype,
     stop: Callable[[], bool] = lambda: False,
@@ -167,6 +176,7 @@ def evaluate_batches(
     Args:
         encoder: the model.
         batches: the batches of this rank, as many as on every other rank; None for no batch.
+        byte_lengths: (V,) the bytes of each token.
         processes: all ranks.
         dtype: the dtype of matrix products.
         stop: called before every batch, also before one that is None, with the same result on all ranks.
@@ -176,7 +186,8 @@ def evaluate_batches(
     """
     was_training = encoder.training
     encoder.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=processes.device)
+    byte_lengths = byte_lengths.to(processes.device, torch.float32)
+    sums = torch.zeros(5, dtype=torch.float64, device=processes.device)
     for batch in batches:
         if stop():
             encoder.train(was_training)
@@ -188,11 +199,12 @@ def evaluate_batches(
             hidden = encoder.encode(batch.inputs, batch.positions, batch.documents)
             softcap = encoder.config.logit_softcap
             found = loss_and_hits(hidden, encoder.output, batch.targets, batch.loss_weights, softcap)
-        sums += torch.stack([*found, batch.loss_weights.sum()])
+        sizes = byte_lengths[batch.targets] * batch.loss_weights
+        sums += torch.stack([*found, batch.loss_weights.sum(), sizes.sum()])
     encoder.train(was_training)
-    loss, top_1, top_5, count = processes.sum_(sums).tolist()
+    loss, top_1, top_5, count, size = processes.sum_(sums).tolist()
     tokens = max(count, 1)
-    return Evaluation(loss / tokens, top_1 / tokens, top_5 / tokens, round(count))
+    return Evaluation(loss / tokens, top_1 / tokens, top_5 / tokens, round(count), size / tokens)
 
 
 def with_one_corpus(config: Config) -> list[Config]:
@@ -203,9 +215,11 @@ def with_one_corpus(config: Config) -> list[Config]:
 
 def mean_evaluation(results: Sequence[Evaluation], weights: Sequence[float]) -> Evaluation:
     """The means of the results of corpora, by the weights of the corpora, with the tokens of all."""
-    losses, accuracies, top5_accuracies, tokens = zip(*results, strict=True)
-    loss, accuracy, top5_accuracy = (weighted_mean(part, weights) for part in (losses, accuracies, top5_accuracies))
-    return Evaluation(loss, accuracy, top5_accuracy, sum(tokens))
+    losses, accuracies, top5_accuracies, tokens, sizes = zip(*results, strict=True)
+    loss, accuracy, top5_accuracy, size = (
+        weighted_mean(part, weights) for part in (losses, accuracies, top5_accuracies, sizes)
+    )
+    return Evaluation(loss, accuracy, top5_accuracy, sum(tokens), size)
 
 
 def evaluate_text(
@@ -239,7 +253,8 @@ def evaluate_text(
         tokens = find_tokens(config, tokenizer, path, "once" if processes.is_local_rank_zero else "never")
     config = dataclasses.replace(config, masking=masking or config.masking)
     batches = text_batches(tokens, config, tokenizer, processes, batch_size)
-    result = evaluate_batches(encoder, batches, processes, torch.float32)
+    byte_lengths = torch.from_numpy(tokenizer.byte_lengths)
+    result = evaluate_batches(encoder, batches, byte_lengths, processes, torch.float32)
     assert result is not None  # there is no `stop`
     if not result.tokens:
         raise UserError(f"{path or config.data.paths}: the text is too short: no token is masked; give a longer one")

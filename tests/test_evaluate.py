@@ -20,8 +20,27 @@ def test_the_figures_of_the_validation_split_are_printed(run_dir: Path) -> None:
     assert figures["perplexity"] == pytest.approx(math.exp(figures["loss"]))
     assert 0 <= figures["accuracy"] <= figures["top5_accuracy"] <= 1
     printed = verb("evaluate", "--run", run_dir).stdout
-    for figure in (f"{figures['loss']:.4f} nats", f"{figures['perplexity']:,.2f}", f"{figures['top5_accuracy']:.2%}"):
+    assert figures["bits_per_byte"] == pytest.approx(figures["loss"] / math.log(2) / figures["bytes_per_token"])
+    for figure in (
+        f"{figures['loss']:.4f} nats",
+        f"{figures['perplexity']:,.2f}",
+        f"bits per byte   {figures['bits_per_byte']:.4f} of the masked tokens",
+        f"{figures['top5_accuracy']:.2%}",
+    ):
         assert figure in printed
+
+
+def test_the_bytes_of_the_masked_tokens_are_counted(run_dir: Path) -> None:
+    model = mlm_dist.load(run_dir, "cpu")
+    tokenizer = model.tokenizer
+    ids = tokenizer.encode(SAMPLE_TEXT.read_text(encoding="utf-8"))
+    expected = [len(tokenizer.encoding.decode_single_token_bytes(id_)) for id_ in ids]
+    assert tokenizer.byte_lengths[ids].tolist() == expected
+    assert tokenizer.byte_lengths[[tokenizer.end_id, tokenizer.mask_id]].tolist() == [0, 0]
+    # With a rate sampled from [0, 1], each token counts once on average.
+    arguments = ("--run", run_dir, "--data", SAMPLE_TEXT, "--mask_prob_range", "0", "1", "--json")
+    figures = json.loads(verb("evaluate", *arguments).stdout)
+    assert figures["bytes_per_token"] == pytest.approx(sum(expected) / len(expected), rel=0.02)
 
 
 def test_a_sampled_mask_rate_gives_a_bound_over_all_tokens(run_dir: Path) -> None:

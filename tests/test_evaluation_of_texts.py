@@ -156,7 +156,7 @@ def test_with_sampled_mask_rates_the_loss_is_the_mean_over_all_generation_orders
     config = dataclasses.replace(model.config, model=encoder.config, masking=at_rate([0.0, 1.0]))
     processes, rows = Processes("cpu"), np.tile(np.array(ids, dtype=np.uint16), 20_000)
     batches = text_batches(rows, config, model.tokenizer, processes, 500)
-    found = evaluate_batches(encoder, batches, processes, torch.float32)
+    found = evaluate_batches(encoder, batches, torch.zeros(model.tokenizer.vocab_size), processes, torch.float32)
     assert found is not None
     assert found.tokens == 5 * 20_000
     unweighted = sum(losses[masked] @ subsets[masked].float() for masked in range(32)) / subsets.sum()

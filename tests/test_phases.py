@@ -54,6 +54,11 @@ def test_a_number_of_rows_is_read_after_the_first_step_that_reaches_it(phases: l
         assert steps == 0 or found.rows_before(steps - 1) < rows
 
 
+def test_micro_batches_divide_the_rows_of_a_phase() -> None:
+    phases = Phases(config_of([{"steps": 1, "batch_size": 16, "row_length": 16}], batch_size=48, micro_batch_size=12))
+    assert [phases.config_of(phase, world_size=2).micro_batch_size(2) for phase in phases.phases] == [4, 12]
+
+
 @pytest.mark.parametrize(("micro", "pieces", "rows"), [(None, 4 * 4, 8), (2, 2 * 4, 2), (8, 4 * 4, 8)])
 def test_a_phase_is_a_run_of_pieces(micro: int | None, pieces: int, rows: int) -> None:
     phases = Phases(config_of([{"steps": 1, "batch_size": 8, "row_length": 4}], micro_batch_size=micro))

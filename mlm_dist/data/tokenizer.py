@@ -182,6 +182,14 @@ class Tokenizer:
         """The ids of special tokens, and the ids without a token, which some encodings have."""
         return sorted(set(range(self.vocab_size)) - set(self.ranks.values()))
 
+    @cached_property
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        """The bytes of each token, (V,); 0 for special tokens."""
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, rank in self.ranks.items():
+            lengths[rank] = len(token)
+        return lengths
+
     @property
     def mask_id(self) -> int:
         """The id of `[MASK]`."""

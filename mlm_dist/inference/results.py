@@ -21,7 +21,7 @@ def describe(results: list[Evaluation], data: DataConfig, kind: str, as_json: bo
 
 def to_json(result: Evaluation) -> dict[str, float | None]:
     """The metrics by name. NaN and infinity become null, because JSON has neither."""
-    metrics = result._asdict() | {"perplexity": result.perplexity}
+    metrics = result._asdict() | {"perplexity": result.perplexity, "bits_per_byte": result.bits_per_byte}
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
@@ -31,6 +31,7 @@ def to_text(result: Evaluation, kind: str) -> str:
         [
             f"loss            {result.loss:.4f} nats per {kind}",
             f"perplexity      {result.perplexity:,.2f} over {kind}s",
+            f"bits per byte   {result.bits_per_byte:.4f} of the {kind}s",
             f"accuracy        {result.accuracy:.2%}",
             f"among the top 5 {result.top5_accuracy:.2%}",
             f"{kind + 's':<15} {result.tokens:,}",
