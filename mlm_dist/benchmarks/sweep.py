@@ -41,13 +41,13 @@ def spaced_rates(low: float, high: float) -> list[float]:
 
 
 def short_config(config: Config) -> Config:
-    """The config of a short run, with the whole schedule, and an evaluation at its end."""
+    """The config of a short run, with the whole schedule, without earlier phases, and an evaluation at its end."""
     steps = min(STEPS, config.train.max_iters)
     warmup = min(WARM_UP, config.optim.warmup_iters)
     return dataclasses.replace(
         config,
         optim=dataclasses.replace(config.optim, warmup_iters=warmup),
-        train=dataclasses.replace(config.train, max_iters=steps, eval_interval=steps, patience=None),
+        train=dataclasses.replace(config.train, max_iters=steps, phases=[], eval_interval=steps, patience=None),
     )
 
 

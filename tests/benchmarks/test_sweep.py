@@ -28,6 +28,8 @@ def test_a_short_run_has_the_whole_schedule_and_one_evaluation() -> None:
     assert short.optim.warmup_iters == 20
     assert short_config(Config(train=TrainConfig(max_iters=50))).train.max_iters == 50
     assert short_config(Config(optim=OptimConfig(warmup_iters=5))).optim.warmup_iters == 5
+    longer = TrainConfig(phases=[{"steps": 1000, "batch_size": 64, "row_length": 64}])
+    assert short_config(Config(train=longer)).train.phases == []
 
 
 def test_a_trial_has_the_validation_loss_of_a_run_at_its_rate(corpus: Corpus, run_dir: Path, tmp_path: Path) -> None:
