@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.finetuning.linear import import_sklearn  # noqa: PLC0415
-    from mlm_dist.finetuning.report import to_text  # noqa: PLC0415
+    from mlm_dist.inference.task_report import from_json, to_text  # noqa: PLC0415
 
     import_sklearn()
     processes = Processes(given.device)
@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> None:
             raise UserError("--method frozen needs one process: leave out torchrun, or give --method full")
         content = run(given, processes)
     if processes.is_rank_zero:
-        print_result(json.dumps(content) if given.json else f"{to_text(content)}\n{given.out}")
+        print_result(json.dumps(content) if given.json else f"{to_text(from_json(content))}\n{given.out}")
     processes.close()
 
 
@@ -77,6 +77,7 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
 def settings_of(given: Namespace, model: "TrainedModel") -> dict[str, Any]:
     """What the results depend on. The number of seeds may grow."""
     from mlm_dist.finetuning.result_folder import digest  # noqa: PLC0415
+    from mlm_dist.inference.task_report import PARAMETERS  # noqa: PLC0415
     from mlm_dist.run.origin import digest as parameters_digest  # noqa: PLC0415
 
     of_full = () if given.method == "frozen" else ("lr", "batch_size", "epochs", "patience")
@@ -85,7 +86,7 @@ def settings_of(given: Namespace, model: "TrainedModel") -> dict[str, Any]:
     return {
         **{key: getattr(given, key) for key in keys},
         "layer": model.config.model.blocks if given.layer is None else given.layer,
-        "the parameters (SHA-256)": parameters_digest(model.encoder.state_dict()),
+        PARAMETERS: parameters_digest(model.encoder.state_dict()),
         **{f"the {name} file (SHA-256)": digest(path) if path else None for name, path in paths.items()},
     }
 

@@ -98,9 +98,9 @@ def main(arguments: list[str]) -> None:
             probes.append(probe)
             if processes.is_rank_zero:
                 table = f"step {probe.step}  {group_to_text(probe.overall)}" if is_curve else to_text(probe, block_size)
-                print_result(json.dumps(to_json(probe, given.within_word)) if given.json else table)
+                print_result(json.dumps(to_json(probe)) if given.json else table)
             if is_curve:  # after each step, so that no result is lost if a later one fails
-                paths = processes.on_rank_zero(lambda: save_probes(folder, probes, given.within_word))
+                paths = processes.on_rank_zero(lambda: save_probes(folder, probes))
     if not probes:
         raise UserError(f"{given.run}: none of its checkpoints can be loaded")
     if processes.is_rank_zero and paths and not given.json:
@@ -135,7 +135,8 @@ def probe_steps(
             continue
         score = partial(score_pairs, partial(model.score, within_word=given.within_word))
         block_size = model.config.model.block_size
-        yield compare(model.step, block_size, pairs, score_on_all_ranks(score, pairs, processes)), block_size
+        scores = score_on_all_ranks(score, pairs, processes)
+        yield compare(model.step, block_size, given.within_word, pairs, scores), block_size
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Plots and reports of runs as a user creates them."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,36 @@ def test_a_run_without_parameters_has_curves_and_a_report_that_gives_the_reason(
         assert "contains neither model.pth nor a checkpoint yet" in result.stderr
 
 
+def test_the_report_shows_the_results_of_probe_and_finetune(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("The lamp went out.\nThe lamp out went.\nNobody saw it.\nNobody it saw.\n")
+    (tmp_path / "train.txt").write_text("sea the wave and the sail\nland the farm and the hill\n" * 15)
+    probe = ("probe", "--run", run, "--pairs", tmp_path / "pairs.txt", "--good_line", "first", "--device", "cpu")
+    printed = verb(*probe, "--within_word", "--json").stdout
+    (tmp_path / "within.json").write_text(printed)
+    assert verb(*probe, "--step", "all").returncode == 0
+    labelled = ("--train", tmp_path / "train.txt", "--out", tmp_path / "sea or land", "--seeds", "1", "--device", "cpu")
+    assert verb("finetune", "--run", run, *labelled).returncode == 0
+    results = ("--results", tmp_path / "within.json", tmp_path / "sea or land")
+    result = verb("plot", "--run", run, *results, "--device", "cpu")
+    assert (result.returncode, result.stderr) == (0, "")
+    page = (run / "plots" / PAGE).read_text(encoding="utf-8")
+    assert page.index("Minimal pairs</h2>") < page.index("Labelled tasks</h2>")
+    assert "Each token is masked alone" in page
+    assert "the tokens that follow in the same word are masked too" in page
+    assert f"<td>{100 * json.loads(printed)['overall']['summed']['value']:.1f}<" in page
+    assert page.count('alt="Accuracy on ') == 2  # all pairs and one phenomenon, of the three steps
+    table = json.loads((tmp_path / "sea or land" / "finetune.json").read_text())
+    assert f"<td>{100 * table['trained_minus']['untrained']['accuracy']['value']:+.1f}<" in page
+    assert "<mark>note</mark>" not in page
+    earlier = verb("plot", "--run", run, *results, "--device", "cpu", "--step", "10")
+    warning = (
+        "finetune.json: measured with other parameters than this page shows: those of another step, or of another run"
+    )
+    assert (earlier.returncode, earlier.stderr.count("\n")) == (0, 1)
+    assert warning in earlier.stderr
+    assert "<mark>note</mark> measured with other parameters" in (run / "plots" / PAGE).read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,6 +113,16 @@ def test_a_run_without_parameters_has_curves_and_a_report_that_gives_the_reason(
         ),
         (["--run", "RUN", "OTHER", "--out", "OUT", "--neighbours", "the"], "--neighbours works for a single run"),
         (["--run", "RUN", "OTHER", "--out", "OUT", "--fill", "[MASK]"], "--fill works for a single run"),
+        (
+            ["--run", "RUN", "OTHER", "--out", "OUT", "--results", "x"],
+            "--results works for a single run, but 2 are given",
+        ),
+        (["--run", "RUN", "--results", "nowhere.json"], "nowhere.json: No such file or directory"),
+        (
+            ["--run", "RUN", "--results", "tests"],
+            "tests/finetune.json: No such file or directory: `finetune` writes it at",
+        ),
+        (["--run", "RUN", "--results", "setup.cfg"], "setup.cfg is damaged, or no result of `probe` or `finetune`"),
         (["--runs", "RUN"], "--run"),
         ([], "--run"),
     ],

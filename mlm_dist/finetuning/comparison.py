@@ -14,16 +14,15 @@ from mlm_dist.finetuning.examples import LabelledTask, Split
 from mlm_dist.finetuning.frozen import States, pool, probe_states
 from mlm_dist.finetuning.full import Recipe, Sequences, Texts, fine_tune
 from mlm_dist.finetuning.outcome import Outcome
-from mlm_dist.finetuning.result_folder import TRAINED, ResultFolder
+from mlm_dist.finetuning.result_folder import ResultFolder
 from mlm_dist.finetuning.sequences import encode_texts, sequence_tokenizer
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.inference.predictor import Predictor
+from mlm_dist.inference.task_report import TRAINED, UNTRAINED
 from mlm_dist.model.encoder import as_encoder
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.registry import build_model
 from mlm_dist.output import warn
-
-UNTRAINED = "untrained"
 
 Learn = Callable[[MaskedModel, Split, int], Outcome]
 """Learns the task with an encoder and a seed. All ranks call it."""

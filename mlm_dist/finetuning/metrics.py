@@ -1,13 +1,13 @@
 """The metrics of predictions, with intervals by bootstrap over the test examples and the seeds."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from mlm_dist.finetuning.examples import Targets
 from mlm_dist.inference.similarity import spearman
+from mlm_dist.inference.task_report import Estimate
 
 RESAMPLES = 1000
 INTERVAL = (0.025, 0.975)
@@ -15,27 +15,6 @@ SEED = 0
 
 Samples = npt.NDArray[np.float64]
 """(1 + RESAMPLES, seeds): a metric of the predictions of each seed on the test examples, then on resamples of them."""
-
-
-class Estimate(NamedTuple):
-    """A metric, as a mean over seeds.
-
-    Attributes:
-        value: the mean.
-        low: the lower end of its 95 % interval.
-        high: the upper end.
-        standard_error: of the mean.
-    """
-
-    value: float
-    low: float
-    high: float
-    standard_error: float
-
-
-def main_metric(classes: int) -> str:
-    """The metric by which models are chosen."""
-    return "accuracy" if classes else "Spearman"
 
 
 def measure(truth: Targets, predicted: Sequence[Targets], classes: int) -> dict[str, Samples]:

@@ -1,19 +1,14 @@
-"""The results of a comparison as text and as JSON."""
+"""The results of a comparison as JSON."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from mlm_dist.finetuning.comparison import UNTRAINED
 from mlm_dist.finetuning.examples import LabelledTask
-from mlm_dist.finetuning.metrics import Estimate, Samples, estimate, main_metric, measure
+from mlm_dist.finetuning.metrics import Samples, estimate, measure
 from mlm_dist.finetuning.outcome import Outcome
-from mlm_dist.finetuning.result_folder import TRAINED
-
-METHODS = {"frozen": "linear probes on pooled states", "full": "full fine-tuning"}
-Estimates = Mapping[str, Mapping[str, Estimate]]
-"""By name of the contestant, or of two of them, and by metric."""
+from mlm_dist.inference.task_report import TRAINED, Estimates
 
 
 def estimates(task: LabelledTask, results: Mapping[str, Sequence[Outcome]]) -> tuple[Estimates, Estimates]:
@@ -57,40 +52,3 @@ def to_json(
         },
         "model_seed": best,
     }
-
-
-def to_text(content: Mapping[str, Any]) -> str:
-    """The results, as `to_json` returns them, as a table: a line for each contestant, and for what training gained."""
-    results, gains = content["results"], content["trained_minus"]
-    metrics = [name for name, value in results[TRAINED].items() if isinstance(value, dict)]
-    names = [*results, *(f"{TRAINED} - {name}" for name in gains)]
-    width = max(map(len, names))
-    lines = [f"{'':<{width}}  seeds  {'  '.join(f'{metric:<22}' for metric in metrics)}".rstrip()]
-    for name, found in results.items():
-        cells = "  ".join(f"{cell(found[metric]):<22}" for metric in metrics)
-        lines.append(f"{name:<{width}}  {found['seeds']:>5}  {cells}".rstrip())
-    for name, found in gains.items():
-        cells = "  ".join(f"{cell(found[metric], sign='+'):<22}" for metric in metrics)
-        lines.append(f"{f'{TRAINED} - {name}':<{width}}  {'':>5}  {cells}".rstrip())
-    return "\n".join([*lines, *footnotes(content)])
-
-
-def cell(found: Mapping[str, float], sign: str = "") -> str:
-    """A metric and its 95 % interval, in percent."""
-    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
-    return f"{value:{sign or ' '}6.1f} [{low:5.1f}, {high:5.1f}]"
-
-
-def footnotes(content: Mapping[str, Any]) -> list[str]:
-    """How the encoders learned, on how many examples, and whether the training has helped."""
-    counts, method = content["examples"], content["settings"]["method"]
-    metric = main_metric(len(content["classes"]))
-    gain = content["trained_minus"][UNTRAINED][metric]
-    value, error = (100 * gain[key] for key in ("value", "standard_error"))
-    dev = f"{counts['dev']:,} dev texts" if counts["dev"] else "a tenth of them as dev set, another with each seed"
-    return [
-        f"in percent, with 95% intervals over the seeds and the {counts['test']:,} test texts",
-        f"{METHODS[method]} of the encoders, on {counts['train']:,} training texts; {dev}",
-        f"trained - untrained, {metric}: {value:+.1f}, standard error {error:.1f}: "
-        f"{'more' if value > 2 * error else 'NOT more'} than two standard errors",
-    ]

@@ -22,7 +22,6 @@ from mlm_dist.finetuning.outcome import Outcome
 from mlm_dist.run.lock import lock
 from mlm_dist.run.record import differences
 
-TRAINED = "trained"
 SEEDS = "seeds"  # in settings.json
 
 

@@ -148,7 +148,7 @@ class TrainedModel:
         if not pairs:
             raise UserError("there are no minimal pairs")
         scores = score_pairs(lambda texts: self.score(texts, within_word), pairs)
-        return compare(self.step, self.config.model.block_size, pairs, scores)
+        return compare(self.step, self.config.model.block_size, within_word, pairs, scores)
 
     def embed(
         self, texts: Sequence[str], *, layer: int | None = None, pool: Pooling = "mean", normalize: bool = False

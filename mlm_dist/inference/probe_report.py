@@ -2,19 +2,32 @@
 
 from typing import Any
 
+from pydantic import ConfigDict, TypeAdapter
+
 from mlm_dist.inference.probing import Accuracy, Group, Probe
 
+PROBE = TypeAdapter(Probe, config=ConfigDict(strict=True, allow_inf_nan=False))
 
-def to_json(probe: Probe, within_word: bool) -> dict[str, Any]:
-    """The results as plain values; `within_word`: how the sentences were scored."""
+
+def to_json(probe: Probe) -> dict[str, Any]:
+    """The results as plain values."""
     return {
         "step": probe.step,
-        "within_word": within_word,
+        "within_word": probe.within_word,
         "long_sentences": probe.long_sentences,
         "overall": group_to_json(probe.overall),
         "phenomena": {name: group_to_json(group) for name, group in probe.phenomena.items()},
         "files": {name: group_to_json(group) for name, group in probe.files.items()},
     }
+
+
+def from_json(content: Any) -> Probe:
+    """The results, from what `to_json` returns.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    return PROBE.validate_python(content)
 
 
 def group_to_json(group: Group) -> dict[str, Any]:

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import NonNegativeInt, PositiveInt
 
+from mlm_dist.config import Fraction
 from mlm_dist.data.minimal_pairs import MinimalPair
 from mlm_dist.inference.scoring import Score
 
@@ -30,9 +32,9 @@ class Accuracy(NamedTuple):
         high: the upper end.
     """
 
-    value: float
-    low: float
-    high: float
+    value: Fraction
+    low: Fraction
+    high: Fraction
 
 
 class Group(NamedTuple):
@@ -44,7 +46,7 @@ class Group(NamedTuple):
         per_token: the accuracy by the mean over its tokens, which does not favour the shorter sentence.
     """
 
-    pairs: int
+    pairs: PositiveInt
     summed: Accuracy
     per_token: Accuracy
 
@@ -54,17 +56,19 @@ class Probe(NamedTuple):
 
     Attributes:
         step: of the model; None if it is unknown.
+        within_word: as in `TrainedModel.score`.
         overall: on all pairs.
         phenomena: by phenomenon.
         files: by file.
         long_sentences: number of sentences with more tokens than the model reads at once, which are scored in windows.
     """
 
-    step: int | None
+    step: NonNegativeInt | None
+    within_word: bool
     overall: Group
     phenomena: dict[str, Group]
     files: dict[str, Group]
-    long_sentences: int
+    long_sentences: NonNegativeInt
 
 
 def score_pairs(score: Callable[[Sequence[str]], list[Score]], pairs: Sequence[MinimalPair]) -> list[PairScores]:
@@ -73,12 +77,19 @@ def score_pairs(score: Callable[[Sequence[str]], list[Score]], pairs: Sequence[M
     return list(zip(scores[::2], scores[1::2], strict=True))
 
 
-def compare(step: int | None, block_size: int, pairs: Sequence[MinimalPair], scores: Sequence[PairScores]) -> Probe:
+def compare(
+    step: int | None,
+    block_size: int,
+    within_word: bool,
+    pairs: Sequence[MinimalPair],
+    scores: Sequence[PairScores],
+) -> Probe:
     """Compute the accuracies of a model.
 
     Args:
         step: of the model.
         block_size: the largest number of tokens that it reads at once.
+        within_word: how the sentences were scored.
         pairs: one or more pairs.
         scores: of the pairs.
     """
@@ -95,6 +106,7 @@ def compare(step: int | None, block_size: int, pairs: Sequence[MinimalPair], sco
 
     return Probe(
         step,
+        within_word,
         group(np.ones(len(pairs), dtype=bool)),
         groups([pair.phenomenon for pair in pairs]),
         groups([pair.file for pair in pairs]),

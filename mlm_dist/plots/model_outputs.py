@@ -7,6 +7,7 @@ from mlm_dist.inference.model import TrainedModel
 from mlm_dist.plots.attention import Attention, compute_attention
 from mlm_dist.plots.neighbours import Neighbourhood, find_neighbours
 from mlm_dist.plots.sentences import Sentence, fill_sentences
+from mlm_dist.run.origin import digest
 
 
 class ModelOutputs(NamedTuple):
@@ -17,12 +18,14 @@ class ModelOutputs(NamedTuple):
         neighbourhoods: of the words that were given.
         sentences: with their masks filled.
         note: why there are no sentences; empty if there are some.
+        sha256: of its parameters; empty if they cannot be loaded.
     """
 
     attention: Attention | None
     neighbourhoods: list[Neighbourhood]
     sentences: list[Sentence]
     note: str
+    sha256: str = ""
 
 
 def compute_outputs(model: TrainedModel, text: str | None, words: Sequence[str], texts: Sequence[str]) -> ModelOutputs:
@@ -33,4 +36,5 @@ def compute_outputs(model: TrainedModel, text: str | None, words: Sequence[str],
     """
     attention = compute_attention(model, text) if text is not None else None
     neighbourhoods = [find_neighbours(model, word) for word in words]
-    return ModelOutputs(attention, neighbourhoods, fill_sentences(model, texts), note="")
+    sha256 = digest(model.encoder.state_dict())
+    return ModelOutputs(attention, neighbourhoods, fill_sentences(model, texts), "", sha256)

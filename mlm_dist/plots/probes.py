@@ -3,12 +3,14 @@
 import json
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlm_dist.files import replacing
 from mlm_dist.inference.probe_report import to_json
-from mlm_dist.inference.probing import Accuracy, Probe
+from mlm_dist.inference.probing import Accuracy, Group, Probe
+from mlm_dist.plots.chart import Chart, new_chart
 from mlm_dist.plots.curves import MAX_PLAIN_LABEL, new_line
 from mlm_dist.plots.style import BLUE, GREY, VERMILLION, shortened
 from mlm_dist.plots.writing import output_folder, save_plot
@@ -17,28 +19,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+STEMS = {False: "probe", True: "probe_within_word"}  # of the files, by how the sentences were scored
 COLUMNS = 4
 PANEL = (3.0, 2.2)  # inches
 MAX_TITLE_LENGTH = 34  # in characters
+MARGIN = 3  # percentage points above and below the curves
 LEGEND = ("sum over tokens", "mean per token")
 
 
-def save_probes(folder: Path, probes: Sequence[Probe], within_word: bool) -> list[Path]:
+def save_probes(folder: Path, probes: Sequence[Probe]) -> list[Path]:
     """Write learning curves as JSON, PNG and SVG, and return the paths of the files.
 
     Args:
         folder: to write into.
-        probes: one or more, of the same pairs.
-        within_word: how the sentences were scored; part of the names of the files.
+        probes: one or more, of the same pairs, scored in the same way, which is part of the names of the files.
 
     Raises:
         UserError: the folder cannot be written.
     """
-    stem = folder / ("probe_within_word" if within_word else "probe")
+    stem = folder / STEMS[probes[0].within_word]
     table = stem.with_suffix(".json")
     with output_folder(folder):
         with replacing(table) as file:
-            file.write((json.dumps([to_json(probe, within_word) for probe in probes], indent=1) + "\n").encode())
+            file.write((json.dumps([to_json(probe) for probe in probes], indent=1) + "\n").encode())
         return [table, *save_plot(stem, size_of_probes(probes), lay_out_probes, probes)]
 
 
@@ -50,25 +53,52 @@ def size_of_probes(probes: Sequence[Probe]) -> tuple[float, float]:
 
 def lay_out_probes(figure: "Figure", probes: Sequence[Probe]) -> None:
     """Plot the accuracy on all pairs and on each phenomenon, with its interval, all on the same scale."""
-    names = list(probes[0].phenomena)
-    columns = min(COLUMNS, 1 + len(names))
-    rows = math.ceil((1 + len(names)) / columns)
+    curves = curves_of(probes)
+    columns = min(COLUMNS, len(curves))
+    rows = math.ceil(len(curves) / columns)
     panels: list[Any] = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     steps = [probe.step or 0 for probe in probes]
-    for axes, name in zip(panels, [None, *names], strict=False):
-        groups = [probe.overall if name is None else probe.phenomena[name] for probe in probes]
-        plot_accuracy(axes, steps, [group.per_token for group in groups], VERMILLION, "--")
-        plot_accuracy(axes, steps, [group.summed for group in groups], BLUE, "-")
-        axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
-        axes.set_title("all pairs" if name is None else shortened(name, MAX_TITLE_LENGTH), loc="left", fontsize="small")
-        axes.grid()
+    for axes, (name, groups) in zip(panels, curves, strict=False):
+        plot_groups(axes, steps, groups)
+        axes.set_title(shortened(name, MAX_TITLE_LENGTH), loc="left", fontsize="small")
     format_steps(panels[0], max(steps))
-    for axes in panels[1 + len(names) :]:
+    for axes in panels[len(curves) :]:
         axes.set_axis_off()
     lines = [new_line(BLUE, "-", 1.5), new_line(VERMILLION, "--", 1.5)]
     figure.legend(lines, LEGEND, loc="outside upper right", ncols=len(lines))
     figure.supxlabel("step", fontsize="medium")
     figure.supylabel("accuracy (%)", fontsize="medium")
+
+
+def chart_probes(probes: Sequence[Probe]) -> list[Chart]:
+    """The same as a chart for each panel, for a page that has its own legend."""
+    curves, steps = curves_of(probes), [probe.step or 0 for probe in probes]
+    bounds = [100 * bound for _, groups in curves for group in groups for bound in (*group.summed, *group.per_token)]
+
+    def plot(axes: "Axes", groups: Sequence[Group]) -> None:
+        plot_groups(axes, steps, groups)
+        axes.set_ylim(min(bounds) - MARGIN, max(bounds) + MARGIN)
+        axes.set_xlabel("step")
+        format_steps(axes, max(steps))
+
+    return [
+        new_chart(shortened(name, MAX_TITLE_LENGTH), PANEL, partial(plot, groups=groups)) for name, groups in curves
+    ]
+
+
+def curves_of(probes: Sequence[Probe]) -> list[tuple[str, list[Group]]]:
+    """What has a panel of its own, all pairs first: its name, and its results at each step."""
+    names = probes[0].phenomena
+    of_all = [probe.overall for probe in probes]
+    return [("all pairs", of_all), *((name, [probe.phenomena[name] for probe in probes]) for name in names)]
+
+
+def plot_groups(axes: "Axes", steps: Sequence[int], groups: Sequence[Group]) -> None:
+    """Plot both accuracies of one panel, and the accuracy of a guess."""
+    plot_accuracy(axes, steps, [group.per_token for group in groups], VERMILLION, "--")
+    plot_accuracy(axes, steps, [group.summed for group in groups], BLUE, "-")
+    axes.axhline(50, color=GREY, linewidth=0.8, linestyle=":")
+    axes.grid()
 
 
 def plot_accuracy(axes: "Axes", steps: Sequence[int], curve: Sequence[Accuracy], color: str, dashes: str) -> None:

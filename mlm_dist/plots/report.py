@@ -1,6 +1,5 @@
 """The report of a run: a self-contained HTML file, which needs no other file and no network."""
 
-import base64
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,9 +11,11 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mlm_dist.files import LARGEST_SMALL_FILE, read_text, replacing
+from mlm_dist.plots.chart import Chart, new_chart
 from mlm_dist.plots.curves import LABELS, add_loss_legend, plot_losses, plot_metric, unit_of_time
+from mlm_dist.plots.results import NO_RESULTS, Results
 from mlm_dist.plots.sentences import Sentence
-from mlm_dist.plots.style import BLUE, INK, SKY, new_figure, printable, render, shortened
+from mlm_dist.plots.style import printable, shortened
 from mlm_dist.run.averaged import describe_average
 from mlm_dist.run.history import Column, History
 from mlm_dist.run.machine import read_machine
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 ROWS = 10
 CHART = (4.8, 3.2)  # inches: about the width of a phone, so that the text stays readable on one
-INK_IN_DARK_MODE = "#d6d6d6"
 UNKNOWN = "–"
 MAX_PATH_LENGTH = 30  # in characters
 
@@ -38,14 +38,14 @@ class Metric(NamedTuple):
     remark: str = ""
 
 
-class Chart(NamedTuple):
-    """A plot: its title, and an SVG as a data URI."""
-
-    title: str
-    uri: str
-
-
-def write_report(run: Path, history: History, sentences: Sequence[Sentence], note: str, file: Path) -> list[Path]:
+def write_report(
+    run: Path,
+    history: History,
+    sentences: Sequence[Sentence],
+    note: str,
+    file: Path,
+    results: Results = NO_RESULTS,
+) -> list[Path]:
     """Write the report.
 
     Args:
@@ -54,6 +54,7 @@ def write_report(run: Path, history: History, sentences: Sequence[Sentence], not
         sentences: filled by the model of the run.
         note: why there are no sentences.
         file: to write.
+        results: of `probe` and `finetune`.
 
     Returns:
         The path written.
@@ -75,6 +76,8 @@ def write_report(run: Path, history: History, sentences: Sequence[Sentence], not
         rows=losses_at_round_steps(history),
         sentences=sentences,
         note=note,
+        results=results,
+        percent=percent,
         config=sections_of(run_dir.config),
         machine=read_machine(run_dir.machine),
     )
@@ -177,34 +180,18 @@ def value_at(columns: dict[str, Column], key: str, step: float) -> float:
 
 def plot_charts(history: History) -> list[Chart]:
     """Plot each curve as a chart of its own."""
+
+    def plot_with_legend(axes: "Axes") -> None:
+        plot_losses(axes, [history], "step")
+        add_loss_legend(axes, [history])
+
     charts: dict[str, Callable[[Axes], None]] = {
-        "Loss": partial(plot_losses, histories=[history], against="step"),
+        "Loss": plot_with_legend,
         "Loss over tokens": partial(plot_losses, histories=[history], against="tokens"),
         "Loss over time": partial(plot_losses, histories=[history], against="seconds"),
     }
     charts |= {label.capitalize(): partial(plot_metric, histories=[history], key=key) for key, label in LABELS.items()}
-    plotted = []
-    for i, (title, plot) in enumerate(charts.items()):
-        with new_figure(*CHART) as figure:
-            axes = figure.subplots()
-            plot(axes)
-            if i == 0:
-                add_loss_legend(axes, [history])
-            figure.patch.set_visible(False)
-            axes.patch.set_visible(False)
-            plotted.append(Chart(title, as_data_uri(render(figure, "svg").decode())))
-    return plotted
-
-
-def as_data_uri(svg: str) -> str:
-    """A plot as a data URI. In the reader's dark mode, its text and its blue are lighter."""
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor").replace(BLUE.lower(), "var(--blue)")
-    style = (
-        f":root {{ color: {INK}; --blue: {BLUE} }} "
-        f"@media (prefers-color-scheme: dark) {{ :root {{ color: {INK_IN_DARK_MODE}; --blue: {SKY} }} }}"
-    )
-    svg = svg.replace(">", f"><style>{style}</style>", 1)
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return [new_chart(title, CHART, plot) for title, plot in charts.items()]
 
 
 def sections_of(config: Path) -> list[str]:
@@ -224,6 +211,11 @@ def last(values: Column) -> float:
 def format_number(value: float, spec: str) -> str:
     """A formatted number, or a dash if it is not finite."""
     return format(value, spec) if math.isfinite(value) else UNKNOWN
+
+
+def percent(fraction: float, sign: str = "") -> str:
+    """A fraction in percent; `sign="+"`: with its sign."""
+    return f"{100 * fraction:{sign}z.1f}"
 
 
 def format_amount(value: float) -> str:

@@ -5,7 +5,8 @@ import pytest
 
 from mlm_dist.errors import UserError
 from mlm_dist.finetuning.outcome import Outcome
-from mlm_dist.finetuning.result_folder import TRAINED, ResultFolder
+from mlm_dist.finetuning.result_folder import ResultFolder
+from mlm_dist.inference.task_report import TRAINED
 
 SETTINGS = {"layer": 2}
 

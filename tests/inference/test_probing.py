@@ -35,7 +35,7 @@ def compared(*scores: tuple[tuple[float, int], tuple[float, int]]) -> list[tuple
     return [
         (probe.overall.summed.value, probe.overall.per_token.value)
         for good, bad in scores
-        for probe in [compare(1, 16, PAIRS[:1], [(Score(*good), Score(*bad))])]
+        for probe in [compare(1, 16, False, PAIRS[:1], [(Score(*good), Score(*bad))])]
     ]
 
 
@@ -47,7 +47,7 @@ def test_a_pair_is_right_if_its_acceptable_sentence_is_more_likely_and_a_tie_cou
 
 def test_results_are_by_file_by_phenomenon_and_over_all() -> None:
     scores = [(Score(good, 2), Score(-4.0, 2)) for good in (-3.0, -4.0, -5.0, -3.0)]
-    probe = compare(7, 16, PAIRS, scores)
+    probe = compare(7, 16, False, PAIRS, scores)
     assert {name: (group.pairs, group.summed.value) for name, group in probe.files.items()} == {
         "order": (2, 0.75),
         "agreement": (1, 0.0),

@@ -1,4 +1,6 @@
+import base64
 import json
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -8,18 +10,18 @@ import pytest
 
 from mlm_dist.errors import UserError
 from mlm_dist.inference.probing import Accuracy, Group, Probe
-from mlm_dist.plots.probes import lay_out_probes, save_probes, size_of_probes
+from mlm_dist.plots.probes import chart_probes, lay_out_probes, save_probes, size_of_probes
 from mlm_dist.plots.style import BLUE, new_figure
 
 
-def probe_at(step: int, value: float) -> Probe:
+def probe_at(step: int, value: float, within_word: bool = False) -> Probe:
     group = Group(10, Accuracy(value, value - 0.1, value + 0.1), Accuracy(value / 2, 0.0, value))
     names = ["binding", "a$b$", "ellipsis", "islands", "npi"]
-    return Probe(step, group, dict.fromkeys(names, group), {"file": group}, 0)
+    return Probe(step, within_word, group, dict.fromkeys(names, group), {"file": group}, 0)
 
 
 def test_learning_curves_are_written_as_a_table_and_as_pictures(tmp_path: Path) -> None:
-    paths = save_probes(tmp_path / "out", [probe_at(10, 0.4), probe_at(20, 0.6)], within_word=True)
+    paths = save_probes(tmp_path / "out", [probe_at(10, 0.4, True), probe_at(20, 0.6, True)])
     assert [path.name for path in paths] == [f"probe_within_word.{kind}" for kind in ("json", "png", "svg")]
     assert sorted((tmp_path / "out").iterdir()) == sorted(paths)
     first, second = json.loads(paths[0].read_text())
@@ -42,7 +44,20 @@ def test_each_panel_has_the_accuracies_of_its_phenomenon_in_percent() -> None:
             assert curve.tolist() == [[10, pytest.approx(40)], [20, pytest.approx(60)]]
 
 
+def test_the_charts_of_a_page_are_on_the_same_scale() -> None:
+    low, high = (Group(10, Accuracy(v, v, v), Accuracy(v, v, v)) for v in (0.3, 0.8))
+    probes = [Probe(step, False, low, {"high": high}, {}, 0) for step in (10, 20)]
+    charts = chart_probes(probes)
+    assert [chart.title for chart in charts] == ["all pairs", "high"]
+    heights = [
+        [float(tick) for tick in re.findall(r">(\d+)</text>", base64.b64decode(chart.uri.partition(",")[2]).decode())]
+        for chart in charts
+    ]
+    assert heights[0] == heights[1]
+    assert {40, 60, 80} <= set(heights[0])
+
+
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file cannot be written: File exists"):
-        save_probes(tmp_path / "file", [probe_at(10, 0.4)], within_word=False)
+        save_probes(tmp_path / "file", [probe_at(10, 0.4)])

@@ -17,17 +17,22 @@ import pytest
 from mlm_dist import load
 from mlm_dist.config_reading import read_config
 from mlm_dist.inference.model import TrainedModel
-from mlm_dist.plots.report import format_amount, format_duration, losses_at_round_steps, write_report
+from mlm_dist.plots.probes import MAX_TITLE_LENGTH, save_probes
+from mlm_dist.plots.report import format_amount, format_duration, losses_at_round_steps, percent, write_report
+from mlm_dist.plots.results import read_results
 from mlm_dist.plots.sentences import Sentence, fill_sentences
+from mlm_dist.plots.style import shortened
 from mlm_dist.run.history import History, read_history
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.origin import Origin
 from tests.plots.browser import DARK, LIGHT, find_browser, measure, visit
+from tests.plots.measured import probe_at, write_task
 
 pytestmark = pytest.mark.slow
 
 NASTY = "Tom & <b>\"Jerry\"</b> 'n' 😀 שלום {{ 7 * 7 }}"
 SENTENCE = "<i>&amp;[MASK]😀"
+PANELS = 2  # charts of the learning curves: all pairs, and one phenomenon
 
 needs_browser = pytest.mark.skipif(find_browser() is None, reason="needs chromium, chromium-browser or google-chrome")
 
@@ -45,7 +50,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.urls += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
         self.elements.append([tag, ""])
-        if tag not in ("meta", "link", "img"):
+        if tag not in ("meta", "link", "img", "wbr"):
             self.open.append(self.elements[-1])
 
     def handle_endtag(self, tag: str) -> None:
@@ -73,9 +78,12 @@ def nasty_run(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(nasty_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that contains the report of the nasty run."""
-    folder = tmp_path_factory.mktemp("page")
+    folder, results = tmp_path_factory.mktemp("page"), tmp_path_factory.mktemp("results") / NASTY.replace("/", "")
+    save_probes(nasty_run / "plots", [probe_at(10, 0.25, NASTY), probe_at(30, 0.75, NASTY)])
+    write_task(results, NASTY)
     sentences = fill_sentences(load(nasty_run, "cpu"), [SENTENCE])
-    write_report(nasty_run, history_of(nasty_run), sentences, "", folder / "report.html")
+    shown = read_results(nasty_run, [results], "digest")
+    write_report(nasty_run, history_of(nasty_run), sentences, "", folder / "report.html", shown)
     return folder
 
 
@@ -131,7 +139,7 @@ def test_the_page_is_self_contained(source: str, page: Page) -> None:
 def test_the_curves_are_self_contained_svgs(page: Page) -> None:
     head = "data:image/svg+xml;base64,"
     svgs = [base64.b64decode(text.removeprefix(head)) for text in page.urls if text.startswith(head)]
-    assert len(svgs) == 6
+    assert len(svgs) == 6 + PANELS
     for svg in svgs:
         texts = [
             "".join(text.itertext()) for text in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")
@@ -183,6 +191,43 @@ def test_the_page_shows_whether_the_run_is_finished(
         (tmp_path / name).write_text(content)
     write_report(tmp_path, history_of(tmp_path), [], "", tmp_path / "report.html")
     assert f"A run of mlm_dist, {state}" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts("p")
+
+
+def without_spaces(text: str) -> str:
+    return re.sub(r"\s", "", text)
+
+
+def rows_of(page: Page) -> list[str]:
+    return [without_spaces(text) for text in page.texts("tr")]
+
+
+def test_the_page_shows_the_accuracies_on_minimal_pairs_of_the_last_step(page: Page, source: str) -> None:
+    rows = rows_of(page)
+    assert "allpairs1,00075.0[65.0,85.0]37.5[0.0,75.0]" in rows
+    assert f"{without_spaces(NASTY)}1,00075.0[65.0,85.0]37.5[0.0,75.0]" in rows
+    assert "Each token is masked alone" in page.texts("h3")
+    assert "Step 30, the last of 2. From" in source
+    assert page.texts("h3")[-3:-1] == ["all pairs", shortened(NASTY, MAX_TITLE_LENGTH)]  # their learning curves
+
+
+def test_the_page_compares_the_trained_encoder_on_a_labelled_task(page: Page) -> None:
+    rows = rows_of(page)
+    assert page.texts("h3")[-1] == NASTY.replace("/", "")
+    assert any(row.startswith("trainedencoder275.0[") for row in rows)
+    assert any(row.startswith("trained−untrained+25.0[") for row in rows)
+    assert any(row.startswith(without_spaces(NASTY)) for row in rows)
+    assert any(text.startswith("trained - untrained, accuracy: +25.0, standard error ") for text in page.texts("p"))
+
+
+def test_a_page_without_results_has_no_section_for_them(run_dir: Path, tmp_path: Path) -> None:
+    write_report(run_dir, history_of(run_dir), [], "", tmp_path / "report.html")
+    assert Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts("h2") == [
+        "Curves",
+        "Losses",
+        "Filled sentences",
+        "Config",
+        "Machine",
+    ]
 
 
 def write_metrics(folder: Path, *events: dict[str, Any]) -> History:
@@ -238,6 +283,8 @@ def test_a_run_that_has_just_started_has_a_page(tmp_path: Path, event: dict[str,
 @pytest.mark.parametrize(
     ("format_value", "value", "expected"),
     [
+        (percent, 0.755, "75.5"),
+        (percent, -0.0001, "0.0"),
         (format_amount, 446, "446"),
         (format_amount, 7_208_960, "7.2 M"),
         (format_amount, math.nan, "–"),
@@ -279,13 +326,13 @@ def test_plots_are_rendered_and_nothing_is_cut_off_on_a_phone_and_on_a_screen(
     measured = measure(folder, "report.html", width, tmp_path / "profile")
     assert measured["width"] <= width
     assert not measured["cut"]
-    assert len(measured["images"]) == 6
+    assert len(measured["images"]) == 6 + PANELS
     for natural_width, natural_height, shown_width, shown_height in measured["images"]:
-        assert natural_width > 400
-        assert natural_height > 250
-        assert shown_width > 280
+        assert natural_width > 280
+        assert natural_height > 200
+        assert shown_width > 260
         assert shown_width / shown_height == pytest.approx(natural_width / natural_height, rel=0.02)
-    for text in (nasty_run.name, NASTY, "<i>&amp;MASK😀", *expected_values(nasty_run)):
+    for text in (nasty_run.name, NASTY, "<i>&amp;MASK😀", *expected_values(nasty_run), "+25.0", "Minimal pairs"):
         assert text in measured["text"]
 
 
@@ -325,13 +372,17 @@ def test_a_browser_executes_no_text_from_a_run_directory(run_dir: Path, tmp_path
     (run / "machine.json").write_text(json.dumps({nasty: nasty, "list": [nasty]}))
     sentence = Sentence([nasty, nasty], [[(nasty, 50.0)]])
     history = dataclasses.replace(history_of(run), name=nasty)
-    write_report(run, history, [sentence], nasty, page / "report.html")
+    curves = [probe_at(step, 0.5, *PAYLOADS) for step in (10, 20)]
+    save_probes(run / "plots", curves)
+    write_task(tmp_path / nasty[:100].replace("/", ""), "<script>alert(1)</script>")
+    results = read_results(run, [tmp_path / nasty[:100].replace("/", "")], "digest")
+    write_report(run, history, [sentence], nasty, page / "report.html", results)
     seen = visit(page, "report.html", tmp_path / "profile")
     assert seen.requests == ["/report.html"]
     assert not seen.console
     elements = Page(seen.document)
     assert not {"script", "svg"} & {tag for tag, _ in elements.elements}
-    assert len([tag for tag, _ in elements.elements if tag == "img"]) == 6
+    assert len([tag for tag, _ in elements.elements if tag == "img"]) == 6 + 1 + len(PAYLOADS)
     text = measure(page, "report.html", 1280, tmp_path / "other profile")["text"]
     for payload in PAYLOADS[:-1]:
         assert text.count(payload) >= 8
