@@ -25,6 +25,15 @@ def epoch_of(selection: Selection) -> int:
     return int(epoch)
 
 
+def test_pieces_of_rows_are_rows_of_their_own() -> None:
+    rows = Selection(7, np.array([0, 1]), np.array([3, 5]), np.array([0, 2]), np.array([0, 1]))
+    pieces = rows.pieces(2, batch_size=4)
+    assert pieces.step == 7
+    assert pieces.rows.tolist() == [6, 10, 7, 11]
+    assert pieces.batch_indices.tolist() == [0, 2, 4, 6]
+    assert (pieces.epochs.tolist(), pieces.corpora.tolist()) == ([0, 1, 0, 1], [0, 1, 0, 1])
+
+
 @pytest.mark.parametrize("world_size", [2, 4, 8])
 def test_a_step_reads_the_same_rows_with_any_number_of_ranks(world_size: int) -> None:
     ranks = [

@@ -79,6 +79,25 @@ def test_a_step_starts_with_a_gradient_of_zero(make: Make) -> None:
     assert second == pytest.approx(first, rel=1e-5)
 
 
+def test_tokens_are_weighted_in_training_and_not_in_evaluations(make: Make) -> None:
+    weighted, plain = make(train__frequency_exponent=0.5), make()
+    first, second = (trainer.eager_step.next_batch() for trainer in (weighted, plain))
+    used = second.loss_weights > 0
+    assert torch.equal(first.targets, second.targets)
+    assert first.loss_weights[used].std() > 0.1
+    assert (second.loss_weights[used] == 1).all()
+    assert weighted.validator.evaluate(weighted.state.model) == plain.validator.evaluate(plain.state.model)
+    # The loss is the mean by these weights.
+    losses = {}
+    for trainer, batch in ((weighted, first), (plain, second)):
+        logits = trainer.state.encoder.output(trainer.state.encoder.encode(batch.inputs, batch.positions))
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
+        expected = (each * batch.loss_weights.flatten()).sum() / batch.loss_weights.sum()
+        losses[trainer] = trainer.eager_step.forward_backward(batch).item()
+        assert losses[trainer] == pytest.approx(expected.item(), rel=1e-5)
+    assert losses[weighted] != pytest.approx(losses[plain], rel=1e-4)
+
+
 @pytest.mark.parametrize("rate", [0.0, 1e-4, 1e-2])
 def test_the_first_step_changes_parameters_by_the_learning_rate(rate: float, make: Make) -> None:
     trainer = make(optim__weight_decay=0)
