@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import torch
 
-from mlm_dist.data.sampler import GlobalBatchSampler
-from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError
 from mlm_dist.run.recorder import Recorder
-from mlm_dist.training.state import StepResult, TrainState
+from mlm_dist.training.state import StepResult
+from mlm_dist.training.step import Step
 
 SMALLEST_SCALE = 2.0**-10
 MAX_UNREAD = 100
@@ -27,27 +26,20 @@ class SkippedSteps:
     """Counts consecutive skipped steps, and records the ranks and rows whose loss was not finite.
 
     Args:
-        state: the state of the run, whose count is updated.
-        processes: all ranks. They add and count the same steps together.
-        sampler: selects the rows of a step.
+        step: takes the steps. All ranks add and count the same ones together, in the count of its state.
         max_skipped: consecutive skipped steps that end the run.
+
+    Attributes:
         reads_late: read the results of several steps at once, so that the host does not wait for each. A skipped step
             changes nothing, so it may be noticed late.
     """
 
-    def __init__(
-        self,
-        state: TrainState,
-        processes: Processes,
-        sampler: GlobalBatchSampler,
-        max_skipped: int,
-        reads_late: bool,
-    ) -> None:
-        self.state = state
-        self.processes = processes
-        self.sampler = sampler
+    def __init__(self, step: Step, max_skipped: int) -> None:
+        self.state = step.state
+        self.processes = step.processes
+        self.sampler = step.sampler
         self.max_skipped = max_skipped
-        self.reads_late = reads_late
+        self.reads_late = step.without_host
         self._unread: list[Outcome] = []
 
     def add(self, result: StepResult, recorder: Recorder, read_now: bool) -> None:

@@ -80,9 +80,7 @@ class Trainer:
         self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler, average)
         self.eager_step = Step(config, self.state, rows, self.sampler, self.tokenizer, processes, self.dtype)
         self.step = replayed(self.eager_step)
-        self.skipped_steps = SkippedSteps(
-            self.state, processes, self.sampler, config.train.max_bad_steps, self.eager_step.without_host
-        )
+        self.skipped_steps = SkippedSteps(self.eager_step, config.train.max_bad_steps)
         self.record = describe_run(config, corpora, self.dtype)
         self.recorder = Recorder([])  # rank 0 replaces it in `loop`
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
@@ -90,14 +88,9 @@ class Trainer:
         self.saved_step, self.final_step, self.stop_reason = 0, 0, ""
 
     @property
-    def rows_read(self) -> int:
-        """Rows read so far, over all ranks and epochs."""
-        return self.eager_step.phases.rows_before(self.state.step)
-
-    @property
     def tokens(self) -> int:
         """Tokens read so far, over all ranks and epochs."""
-        return self.rows_read * self.config.model.block_size
+        return self.eager_step.phases.rows_before(self.state.step) * self.config.model.block_size
 
     @property
     def last_step(self) -> int:
@@ -197,7 +190,7 @@ class Trainer:
         self.state.seconds = stopwatch.read()
         self.recorder.log_step(
             step=self.state.step,
-            epoch=self.rows_read / self.sampler.rows_per_epoch,
+            epoch=self.tokens / (self.sampler.rows_per_epoch * self.config.model.block_size),
             loss=loss,
             lr=result.lr,
             grad_norm=result.grad_norm.item(),
