@@ -36,7 +36,7 @@ from mlm_dist.distributed import Processes
 from mlm_dist.model import encoder, loss
 from mlm_dist.model.flops import step_flops
 from mlm_dist.model.registry import build_model
-from mlm_dist.training.inputs import StepInputs, inputs_bytes
+from mlm_dist.training.inputs import InputReader, StepInputs, inputs_bytes
 from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.state import TrainState
 from mlm_dist.training.step import Step
@@ -271,11 +271,12 @@ def trace_step(config: Config, has_kernel: bool) -> list[Kernel]:
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_a_gpu(trace, has_kernel):
         model = build_model(config.model)
         state = TrainState(model, build_optimizers(model, config.optim), torch.amp.GradScaler("cpu", enabled=False))
-        step = Step(config, state, corpus, sampler, tokenizer, Processes("cpu"), torch.bfloat16)
+        reader = InputReader(corpus, sampler, torch.device("cpu"))
+        step = Step(config, state, reader, tokenizer, None, Processes("cpu"), torch.bfloat16)
         step.without_host = True
-        step.reader.on_device = torch.empty(100 * rows * length, dtype=torch.int16)
-        buffer = torch.empty(inputs_bytes(rows, 0, step.reader.dtype), dtype=torch.uint8)
-        inputs = StepInputs.in_buffer(buffer, rows, step.reader.dtype)
+        reader.on_device = torch.empty(100 * rows * length, dtype=torch.int16)
+        buffer = torch.empty(inputs_bytes(rows, 0, reader.dtype), dtype=torch.uint8)
+        inputs = StepInputs.in_buffer(buffer, rows, reader.dtype)
         step.run(inputs, math.nan)  # the optimizer creates its state
         trace.kernels.clear()  # of the stand-in
         with trace.of(step):

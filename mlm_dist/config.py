@@ -56,7 +56,7 @@ class Part(TypedDict):
 
 @with_config(VALIDATED)
 class EarlierPhase(TypedDict):
-    """Steps before those of `train.batch_size`, with batches of another shape."""
+    """An earlier phase: its steps and the shape of its batches."""
 
     steps: PositiveInt
     batch_size: PositiveInt
@@ -236,7 +236,7 @@ class MaskingConfig:
     """Mask rate: the fraction of the tokens that are masked."""
     mask_prob_end: Rate | None = None
     """Mask rate at the end of the run, to which the rate changes linearly from `masking.mask_prob`. null: constant."""
-    change_fraction: Annotated[float, Gt(0), Le(1)] = 1.0
+    mask_prob_change_fraction: Annotated[float, Ge(0.001), Le(1)] = 1.0
     """Fraction of the run, at its end, over which the rate changes to `masking.mask_prob_end`. 1: the whole run."""
     mask_prob_range: Annotated[list[Fraction], Len(2, 2)] | None = None
     """`[LOW, HIGH]`: each row samples its mask rate from this range, with the inverse as its loss weight, and
@@ -246,6 +246,13 @@ class MaskingConfig:
     replacement: Literal["mask", "80/10/10"] = "mask"
     """What replaces a predicted token: always the mask token, or BERT's mixture of 80 % mask token, 10 % random token
     and 10 % unchanged."""
+
+    @model_validator(mode="after")
+    def check_change(self) -> Self:
+        """Refuse a part of the run in which nothing changes."""
+        if self.mask_prob_change_fraction != 1 and self.mask_prob_end is None:
+            raise ValueError("masking.mask_prob_change_fraction needs masking.mask_prob_end")
+        return self
 
     @model_validator(mode="after")
     def check_range(self) -> Self:
@@ -281,7 +288,7 @@ class MaskingConfig:
     def mean_rate(self) -> float:
         """The mean mask rate over the whole run."""
         start, end = self.endpoints
-        return start + (end - start) / 2 * self.change_fraction
+        return start + (end - start) / 2 * self.mask_prob_change_fraction
 
 
 @dataclass(config=VALIDATED)
@@ -325,19 +332,20 @@ class TrainConfig:
     max_iters: PositiveInt = 5000
     """Optimizer steps."""
     phases: list[EarlierPhase] = field(default_factory=list)
-    """Phases before the one with `train.batch_size` and `model.block_size`: each takes `steps` of `train.max_iters`
-    with `batch_size` rows, which are cut into pieces of `row_length` tokens. So the batch or the rows can grow, once or
-    several times: `[{steps: 500, batch_size: 64, row_length: 32}]`. `batch_size` divides `train.batch_size`, and
-    `row_length` divides `model.block_size`."""
+    """Earlier phases, with smaller batches or shorter rows: each takes `steps` of `train.max_iters` with `batch_size`
+    rows of `model.block_size` tokens, each of which is cut into pieces of `row_length` tokens. The last phase has
+    `train.batch_size` and whole rows. `batch_size` is at most that, and `row_length` divides `model.block_size`.
+    Example: `[{steps: 500, batch_size: 64, row_length: 32}]`."""
     log_interval: PositiveInt = 10
     """Steps between two training events of metrics.jsonl."""
     eval_interval: NonNegativeInt = 250
     """Steps between two evaluations on the validation split. 0: never."""
     eval_rows: PositiveInt = 1024
     """Validation rows per evaluation: the same rows with the same masks every time."""
-    frequency_exponent: NonNegativeFloat = 0.0
+    loss_frequency_exponent: Fraction = 0.0
     """Exponent a: the training loss of a token is weighted by its frequency in the training text to the power of -a, so
-    that rare tokens count more. 0: all tokens count alike, as they always do in evaluations."""
+    that rare tokens count more. The logged training loss is the weighted one. 0: all tokens count alike, as they always
+    do in evaluations."""
     patience: PositiveInt | None = None
     """The run ends after this many consecutive evaluations without an improvement of the validation loss. `model.pth`
     then has the parameters of the evaluation with the lowest loss, of which every new one leaves a checkpoint. With
@@ -365,16 +373,17 @@ class TrainConfig:
 
     @model_validator(mode="after")
     def check_phases(self) -> Self:
-        """Refuse phases that leave no step for the last one, or whose batches do not divide the last one's."""
+        """Refuse phases that leave no steps at `train.batch_size`, or whose batches are larger."""
         steps = sum(phase["steps"] for phase in self.phases)
         if steps >= self.max_iters:
             raise ValueError(
-                f"train.phases take {steps} steps, but train.max_iters {self.max_iters} includes them: it must be more"
+                f"train.phases take {steps} steps, which leaves none of train.max_iters {self.max_iters}: raise it, or "
+                f"shorten the phases"
             )
         for phase in self.phases:
-            if self.batch_size % phase["batch_size"]:
+            if phase["batch_size"] > self.batch_size:
                 raise ValueError(
-                    f"train.phases has batch_size {phase['batch_size']}, which does not divide train.batch_size "
+                    f"train.phases has batch_size {phase['batch_size']}, which is more than train.batch_size "
                     f"{self.batch_size}"
                 )
         return self
@@ -453,7 +462,7 @@ class Config:
 
     @model_validator(mode="after")
     def check_row_lengths(self) -> Self:
-        """Refuse phases whose pieces do not fill the rows."""
+        """Refuse row lengths that do not divide `model.block_size`."""
         for phase in self.train.phases:
             if self.model.block_size % phase["row_length"]:
                 raise ValueError(
@@ -489,12 +498,14 @@ class Config:
         batch_size, micro = self.train.batch_size, self.train.micro_batch_size
         if self.debug and world_size > 1:
             raise UserError(f"debug: true is for one process, but {world_size} were started: run it without torchrun")
-        earlier = [("batch_size of train.phases", phase["batch_size"]) for phase in self.train.phases]
-        for key, size in [("train.batch_size", batch_size), *earlier]:
+        sizes = {f"train.batch_size {batch_size}": batch_size}
+        for phase in self.train.phases:
+            sizes[f"train.phases has batch_size {phase['batch_size']}, which"] = phase["batch_size"]
+        for subject, size in sizes.items():
             if size % world_size:
                 raise UserError(
-                    f"{key} {size} cannot be split over {world_size} processes: make it a multiple of {world_size} "
-                    f"(it counts the rows of a step over all processes)"
+                    f"{subject} cannot be split over {world_size} processes: make it a multiple of {world_size} (it "
+                    f"counts the rows of a step over all processes)"
                 )
         if micro and batch_size % (world_size * micro):
             raise UserError(

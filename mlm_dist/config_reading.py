@@ -280,7 +280,7 @@ def build(settings: list[Setting], problems: Problems) -> Config:
         for name, kind in key_types().items()
         if dataclasses.is_dataclass(kind)
     }
-    config = validate(Config, "", given, problems, sections)
+    config = validate(Config, "", given, problems, {} if problems else sections)
     problems.raise_if_any()
     return config
 

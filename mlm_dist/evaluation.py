@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
         accuracy: fraction of masked tokens that are the most likely token.
         top5_accuracy: fraction of masked tokens that are among the five most likely tokens.
         tokens: number of masked tokens; with sampled mask rates, of tokens.
-        bytes_per_token: mean length of these tokens in UTF-8.
+        bytes_per_token: mean length of these tokens, in bytes.
     """
 
     loss: float
@@ -57,7 +57,7 @@ class Evaluation(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
-        """The loss per byte of the masked tokens, in bits. It compares models whose vocabularies differ."""
+        """The loss per byte of the masked tokens, in bits; comparable between models with different vocabularies."""
         return self.loss / math.log(2) / max(1.0, self.bytes_per_token)
 
 

@@ -18,12 +18,14 @@ class Phase(NamedTuple):
 
     Attributes:
         first_step: from 0 at the start of the run.
+        end: the first step after it; infinite for the last phase.
         rows_before: rows that the run has read before it, each of `model.block_size` tokens.
         batch_size: rows per step.
         row_length: tokens of the pieces into which its rows are cut; `model.block_size` if they are not.
     """
 
     first_step: int
+    end: float
     rows_before: int
     batch_size: int
     row_length: int
@@ -41,10 +43,10 @@ class Phases:
         train, block_size = config.train, config.model.block_size
         self.phases, step, rows = [], 0, 0
         for earlier in train.phases:
-            self.phases.append(Phase(step, rows, earlier["batch_size"], earlier["row_length"]))
-            step += earlier["steps"]
-            rows += earlier["steps"] * earlier["batch_size"]
-        self.phases.append(Phase(step, rows, train.batch_size, block_size))
+            end = step + earlier["steps"]
+            self.phases.append(Phase(step, end, rows, earlier["batch_size"], earlier["row_length"]))
+            step, rows = end, rows + earlier["steps"] * earlier["batch_size"]
+        self.phases.append(Phase(step, math.inf, rows, train.batch_size, block_size))
 
     def at(self, step: int) -> Phase:
         """The phase of a step."""
@@ -62,14 +64,21 @@ class Phases:
         return phase.first_step + math.ceil((rows - phase.rows_before) / phase.batch_size)
 
     def config_of(self, phase: Phase, world_size: int) -> Config:
-        """The config of a run whose rows are the pieces of this phase and whose steps have all the same shape."""
+        """The config of a run that consists of this phase alone, with its pieces counted as rows."""
         pieces = self.config.model.block_size // phase.row_length
-        rows_of_rank = phase.batch_size // world_size
-        micro_batch_size = math.gcd(self.config.micro_batch_size(world_size), rows_of_rank)
+        rows = phase.batch_size // world_size
+        most = min(rows, self.config.micro_batch_size(world_size))
+        micro_batch_size = next(size for size in range(most, 0, -1) if rows % size == 0)
         train = dataclasses.replace(
             self.config.train,
             batch_size=phase.batch_size * pieces,
             micro_batch_size=micro_batch_size * pieces,
             phases=[],
         )
-        return dataclasses.replace(self.config, train=train)
+        model = dataclasses.replace(self.config.model, block_size=phase.row_length)
+        return dataclasses.replace(self.config, model=model, train=train)
+
+
+def has_smaller_batches(config: Config) -> bool:
+    """Whether a run has steps of fewer than `train.batch_size` rows."""
+    return any(phase["batch_size"] < config.train.batch_size for phase in config.train.phases)

@@ -14,6 +14,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.files import format_size
 from mlm_dist.output import print_result, warn
+from mlm_dist.phases import has_smaller_batches
 
 if TYPE_CHECKING:
     from mlm_dist.benchmarks.forecast import Forecast
@@ -122,7 +123,7 @@ def describe(result: "Forecast", config: Config) -> str:
     """The plan, one line for each quantity."""
     train = config.train
     steps = f"{train.max_iters:,} steps of {train.batch_size} x {config.model.block_size}"
-    steps += ", the first ones smaller" if train.phases else ""
+    steps += ", fewer rows at first" if has_smaller_batches(config) else ""
     fits = f"up to {result.most_rows:,} rows at a time fit into {format_size(result.memory)}"
     if result.fitting_micro_batch_size:
         fits += f": set train.micro_batch_size {result.fitting_micro_batch_size}, with which the time is measured"

@@ -51,7 +51,7 @@ def build_parser() -> ArgumentParser:
         type=named_path,
         default=[],
         metavar="PATH",
-        help="what the report shows of the model: folders that `finetune` wrote, and files with the output of `probe "
+        help="results to show in the report: folders written by `finetune`, and files with the output of `probe "
         "--json` (RUN_DIR/plots/probe.json and probe_within_word.json are always shown)",
     )
     add_step(parser)
@@ -73,14 +73,14 @@ def main(arguments: list[str]) -> None:
     from mlm_dist.plots.curves import SIZE, lay_out_curves  # noqa: PLC0415
     from mlm_dist.plots.neighbours import lay_out_neighbours, size_of_neighbours  # noqa: PLC0415
     from mlm_dist.plots.report import write_report  # noqa: PLC0415
-    from mlm_dist.plots.results import read_results  # noqa: PLC0415
+    from mlm_dist.plots.results import describe_results, read_results  # noqa: PLC0415
     from mlm_dist.plots.writing import output_folder, save_plot  # noqa: PLC0415
     from mlm_dist.run.history import read_histories  # noqa: PLC0415
 
     histories = read_histories(given.run)
-    # Before anything is written, because it may raise a UserError.
+    # Before anything is written, because they may raise a UserError.
+    found = read_results(given.run[0], given.results) if len(histories) == 1 else {}
     outputs = outputs_of_run(given) if len(histories) == 1 else None
-    results = read_results(given.run[0], given.results, outputs.sha256) if outputs else None
     out = given.out or given.run[0] / "plots"
     with output_folder(out):
         paths = save_plot(out / "curves", SIZE, lay_out_curves, histories)
@@ -88,8 +88,8 @@ def main(arguments: list[str]) -> None:
             paths += save_plot(out / "attention", size_of_attention(attention), lay_out_attention, attention)
         if outputs and (words := outputs.neighbourhoods):
             paths += save_plot(out / "neighbours", size_of_neighbours(words), lay_out_neighbours, words)
-        if outputs and results:
-            page = out / "report.html"
+        if outputs:
+            results, page = describe_results(found, outputs.sha256, outputs.step), out / "report.html"
             paths += write_report(given.run[0], histories[0], outputs.sentences, outputs.note, page, results)
     print_result(*map(str, paths))
 

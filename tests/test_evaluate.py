@@ -24,7 +24,7 @@ def test_the_figures_of_the_validation_split_are_printed(run_dir: Path) -> None:
     for figure in (
         f"{figures['loss']:.4f} nats",
         f"{figures['perplexity']:,.2f}",
-        f"bits per byte   {figures['bits_per_byte']:.4f} of the masked tokens",
+        f"bits per byte   {figures['bits_per_byte']:.4f} over masked tokens",
         f"{figures['top5_accuracy']:.2%}",
     ):
         assert figure in printed

@@ -1,6 +1,7 @@
 """The phases of a run: rows are read in order, and the run is the same at every world size and after a stop."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mlm_dist.data.rows import choose_rows
 from mlm_dist.errors import UserError
 from mlm_dist.phases import Phase, Phases
 from mlm_dist.run.metrics import read_events
+from mlm_dist.run.record import differences, fixed_values
 from tests.conftest import tiny_flags, torchrun, verb
 
 # Of the tiny run, whose batches have 16 rows of 16 tokens. It evaluates and saves a checkpoint at step 10.
@@ -38,10 +40,10 @@ def events(run_dir: Path, key: str) -> list[Any]:
 
 def test_each_phase_follows_the_one_before_it() -> None:
     phases = Phases(config_of(PHASES))
-    assert [phases.at(step) for step in (0, 3)] == 2 * [Phase(0, 0, 4, 16)]
-    assert [phases.at(step) for step in (4, 11)] == 2 * [Phase(4, 16, 8, 4)]
-    assert [phases.at(step) for step in (12, 17)] == 2 * [Phase(12, 80, 16, 8)]
-    assert [phases.at(step) for step in (18, 10**9)] == 2 * [Phase(18, 176, 16, 16)]
+    assert [phases.at(step) for step in (0, 3)] == 2 * [Phase(0, 4, 0, 4, 16)]
+    assert [phases.at(step) for step in (4, 11)] == 2 * [Phase(4, 12, 16, 8, 4)]
+    assert [phases.at(step) for step in (12, 17)] == 2 * [Phase(12, 18, 80, 16, 8)]
+    assert [phases.at(step) for step in (18, 10**9)] == 2 * [Phase(18, math.inf, 176, 16, 16)]
     assert [phases.rows_before(step) for step in (0, 1, 4, 5, 12, 18, 20)] == [0, 4, 16, 24, 80, 176, 208]
 
 
@@ -55,8 +57,8 @@ def test_a_number_of_rows_is_read_after_the_first_step_that_reaches_it(phases: l
 
 
 def test_micro_batches_divide_the_rows_of_a_phase() -> None:
-    phases = Phases(config_of([{"steps": 1, "batch_size": 16, "row_length": 16}], batch_size=48, micro_batch_size=12))
-    assert [phases.config_of(phase, world_size=2).micro_batch_size(2) for phase in phases.phases] == [4, 12]
+    phases = Phases(config_of([{"steps": 1, "batch_size": 16, "row_length": 16}], batch_size=48, micro_batch_size=6))
+    assert [phases.config_of(phase, world_size=2).micro_batch_size(2) for phase in phases.phases] == [4, 6]
 
 
 @pytest.mark.parametrize(("micro", "pieces", "rows"), [(None, 4 * 4, 8), (2, 2 * 4, 2), (8, 4 * 4, 8)])
@@ -104,7 +106,11 @@ def test_a_run_resumes_in_every_phase_with_the_same_bits(corpus_folder: Path, tm
 @pytest.mark.parametrize(
     "options",
     [
-        {"train__frequency_exponent": 0.5, "masking__mask_prob_end": 0.3, "masking__change_fraction": 0.5},
+        {
+            "train__loss_frequency_exponent": 0.5,
+            "masking__mask_prob_end": 0.3,
+            "masking__mask_prob_change_fraction": 0.5,
+        },
         {"masking__mask_prob_range": "[0, 1]", "data__documents": "isolated"},
     ],
 )
@@ -147,9 +153,8 @@ def test_a_run_does_not_continue_with_other_phases(corpus_folder: Path, tmp_path
 @pytest.mark.parametrize(
     ("phase", "line"),
     [
-        ({"steps": 30}, r"train\.phases take 30 steps, but train\.max_iters 30 includes them: it must be more"),
-        ({"batch_size": 5}, r"train\.phases has batch_size 5, which does not divide train\.batch_size 16"),
-        ({"batch_size": 32}, r"train\.phases has batch_size 32, which does not divide train\.batch_size 16"),
+        ({"steps": 30}, r"train\.phases take 30 steps, which leaves none of train\.max_iters 30: raise it, or shorten"),
+        ({"batch_size": 32}, r"train\.phases has batch_size 32, which is more than train\.batch_size 16"),
         ({"row_length": 6}, r"train\.phases has row_length 6, which does not divide model\.block_size 16"),
         (
             {"steps": 0},
@@ -168,6 +173,22 @@ def test_wrong_phases_are_refused_in_a_line(phase: dict[str, int], line: str, tm
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_row_length_is_compared_with_the_block_size_that_was_given(tmp_path: Path) -> None:
+    phases = json.dumps([{"steps": 1, "batch_size": 8, "row_length": 48}])
+    flags = tiny_flags(tmp_path, tmp_path / "run", train__phases=phases, model__block_size=96, model__heads=0)
+    with pytest.raises(UserError) as caught:
+        parse_config(flags, "train")
+    assert [line.split(" is ")[0] for line in str(caught.value).splitlines()] == ["--model.heads"]
+
+
+def test_a_run_from_before_there_were_phases_does_not_continue_with_some() -> None:
+    now = fixed_values(config_of(PHASES))
+    before = {key: value for key, value in now.items() if key not in ("train.phases", "train.loss_frequency_exponent")}
+    assert differences(before, fixed_values(config_of([]))) == ""
+    assert differences(before, now).startswith("train.phases [], not [")
+    assert differences(before, now | {"train.loss_frequency_exponent": 0.5}).count(";") == 1
+
+
 def test_the_rows_of_a_phase_are_split_evenly_over_the_processes() -> None:
-    with pytest.raises(UserError, match=r"^batch_size of train\.phases 2 cannot be split over 4 processes"):
+    with pytest.raises(UserError, match=r"^train\.phases has batch_size 2, which cannot be split over 4 processes"):
         config_of([{"steps": 1, "batch_size": 2, "row_length": 4}]).check_world_size(4)

@@ -42,7 +42,7 @@ def test_the_plan_says_what_fits() -> None:
     ]
     assert "set train.micro_batch_size" not in describe(PLAN._replace(fitting_micro_batch_size=None), Config())
     with_phases = Config(train=TrainConfig(phases=[{"steps": 9, "batch_size": 64, "row_length": 64}]))
-    assert "in 5,000 steps of 256 x 64, the first ones smaller\n" in describe(PLAN, with_phases)
+    assert "in 5,000 steps of 256 x 64, fewer rows at first\n" in describe(PLAN, with_phases)
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,8 @@ def test_the_report_shows_the_results_of_probe_and_finetune(run: Path, tmp_path:
     assert (result.returncode, result.stderr) == (0, "")
     page = (run / "plots" / PAGE).read_text(encoding="utf-8")
     assert page.index("Minimal pairs</h2>") < page.index("Labelled tasks</h2>")
-    assert "Each token is masked alone" in page
-    assert "the tokens that follow in the same word are masked too" in page
+    assert "One token masked at a time" in page
+    assert "Each token masked together with the rest of its word" in page
     assert f"<td>{100 * json.loads(printed)['overall']['summed']['value']:.1f}<" in page
     assert page.count('alt="Accuracy on ') == 2  # all pairs and one phenomenon, of the three steps
     table = json.loads((tmp_path / "sea or land" / "finetune.json").read_text())
@@ -89,11 +89,13 @@ def test_the_report_shows_the_results_of_probe_and_finetune(run: Path, tmp_path:
     assert "<mark>note</mark>" not in page
     earlier = verb("plot", "--run", run, *results, "--device", "cpu", "--step", "10")
     warning = (
-        "finetune.json: measured with other parameters than this page shows: those of another step, or of another run"
+        "finetune.json: measured with parameters other than those on this page: of another step, or of another run"
     )
-    assert (earlier.returncode, earlier.stderr.count("\n")) == (0, 1)
+    assert (earlier.returncode, earlier.stderr.count("\n")) == (0, 2)  # and within.json is of the final step
     assert warning in earlier.stderr
-    assert "<mark>note</mark> measured with other parameters" in (run / "plots" / PAGE).read_text(encoding="utf-8")
+    assert "<mark>note</mark> measured with parameters other than those on this page" in (
+        run / "plots" / PAGE
+    ).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -120,9 +122,9 @@ def test_the_report_shows_the_results_of_probe_and_finetune(run: Path, tmp_path:
         (["--run", "RUN", "--results", "nowhere.json"], "nowhere.json: No such file or directory"),
         (
             ["--run", "RUN", "--results", "tests"],
-            "tests/finetune.json: No such file or directory: `finetune` writes it at",
+            "tests/finetune.json: No such file or directory: `finetune` writes it to",
         ),
-        (["--run", "RUN", "--results", "setup.cfg"], "setup.cfg is damaged, or no result of `probe` or `finetune`"),
+        (["--run", "RUN", "--results", "setup.cfg"], "setup.cfg is damaged, or not a result of `probe` or `finetune`"),
         (["--runs", "RUN"], "--run"),
         ([], "--run"),
     ],

@@ -58,7 +58,7 @@ class MlmDist:
         self.processes = Processes(config.device, config.train.hang_timeout)
         self.run_dir = RunDir(folder)
         self.trainer = Trainer(config, corpora, self.processes, self.run_dir, StopRequest())
-        self.trainer.eager_step.compile(steps_left=config.train.max_iters)
+        self.trainer.eager_step.compile(config.train.max_iters)
         self.saver = BackgroundSaver(self.run_dir.checkpoints, keep=1)
         self.saver.folder.mkdir(parents=True, exist_ok=True)
         self.device = self.processes.device

@@ -187,7 +187,7 @@ def evaluate(config: Config) -> list[str]:
 def total_seconds(config: Config, sample: Sample) -> float:
     """Seconds of a whole run."""
     steps, interval = config.train.max_iters, config.train.eval_interval
-    # A step of an earlier phase takes about as much less time as it has fewer rows.
+    # The time of a step is assumed to be proportional to its rows.
     full_steps = Phases(config).rows_before(steps) / config.train.batch_size
     evaluations = 1 + math.ceil(steps / interval) if interval else 0  # before the first step, and after the last one
     checkpoints = math.ceil(steps / config.checkpoint.interval)

@@ -21,7 +21,7 @@ class MaskRate:
     """The mask rate of each row, as a function of step, epoch and row.
 
     Args:
-        masking: its keys `mask_prob`, `mask_prob_end`, `change_fraction` and `mask_prob_range`.
+        masking: its keys `mask_prob`, `mask_prob_end`, `mask_prob_change_fraction` and `mask_prob_range`.
         seed: of the samples.
         batch_size: rows of a global batch.
         max_iters: steps of the run. A schedule ends at the last one.
@@ -37,7 +37,7 @@ class MaskRate:
         self.highest = max(self.start, self.end)
         self.seed = seed
         self.last_step = max(1, max_iters - 1)
-        self.first_step = (1 - masking.change_fraction) * self.last_step
+        self.change_start = (1 - masking.mask_prob_change_fraction) * self.last_step
         # Neighbouring rows get distant parts of the range, so that the rows of one process or one micro-batch are
         # spread over the range as well. Row i gets part i * stride, with a stride near batch_size / golden ratio.
         near = round(batch_size * 0.618)
@@ -52,7 +52,7 @@ class MaskRate:
             keys = hash32(selection.rows.astype(np.int32)) ^ selection.keys(self.seed, "rate")
             jitter = ((hash32(keys + np.int32(GOLDEN)) >> (32 - BITS)) & ((1 << BITS) - 1)) + 1
             return self._rate((self.strata[selection.batch_indices] + jitter / (1 << BITS)) / len(self.strata))
-        progress = (selection.step - self.first_step) / (self.last_step - self.first_step)
+        progress = (selection.step - self.change_start) / (self.last_step - self.change_start)
         progress = min(1.0, max(0.0, progress))
         return np.full(len(selection.rows), self.start + (self.end - self.start) * progress)
 

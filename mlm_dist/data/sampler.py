@@ -37,9 +37,9 @@ class Selection(NamedTuple):
         return cls(step, np.full(len(rows), epoch), rows, batch_indices, np.zeros(len(rows), dtype=np.int64))
 
     def pieces(self, count: int, batch_size: int) -> "Selection":
-        """Each row cut into `count` pieces, which are rows of their own: first the first piece of each row, and so on.
+        """The pieces of the rows, each cut into `count`, as rows of their own: the first piece of every row, and so on.
 
-        A batch of `batch_size` rows has `count * batch_size` pieces, which the ranks take in turn too.
+        A batch of `batch_size` rows has `count * batch_size` pieces, which, like rows, go to the ranks in turn.
         """
         rows = [self.rows * count + piece for piece in range(count)]
         batch_indices = [self.batch_indices + piece * batch_size for piece in range(count)]
@@ -86,8 +86,8 @@ class GlobalBatchSampler(DistributedSampler[Any]):
         row_count: rows of the corpus, or of each corpus, which has at least one.
         batch_size: rows of a global batch; a multiple of `world_size`.
         start_step: the first step that iteration yields, from 0 at the start of the run.
-        cuts_epochs: whether an epoch is cut to whole global batches. Otherwise it has all rows, and a batch may have
-            rows of two epochs.
+        cuts_epochs: whether an epoch is cut to whole batches of `batch_size` rows. Otherwise it has all rows, and a
+            batch may have rows of two epochs, as it always may with phases.
         shares: for several corpora, as `Shares` in data/mixture.py. Each corpus has its own epochs.
         phases: of the run, if its global batches differ in size; `batch_size` is the largest one then.
 

@@ -18,7 +18,7 @@ from mlm_dist.finetuning.result_folder import ResultFolder
 from mlm_dist.finetuning.sequences import encode_texts, sequence_tokenizer
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.inference.predictor import Predictor
-from mlm_dist.inference.task_report import TRAINED, UNTRAINED
+from mlm_dist.inference.task_report import MAJORITY, TFIDF, TRAINED, UNTRAINED
 from mlm_dist.model.encoder import as_encoder
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.registry import build_model
@@ -70,9 +70,9 @@ def contestants(model: TrainedModel, task: LabelledTask, method: Method, process
         return learn(encoder, task.split(seed), seed)
 
     yield Contestant(
-        "majority", own_dev, lambda seed: processes.on_rank_zero(lambda: majority(task.split(seed), classes))
+        MAJORITY, own_dev, lambda seed: processes.on_rank_zero(lambda: majority(task.split(seed), classes))
     )
-    yield Contestant("TF-IDF", own_dev, lambda seed: processes.on_rank_zero(lambda: tf_idf(task.split(seed), classes)))
+    yield Contestant(TFIDF, own_dev, lambda seed: processes.on_rank_zero(lambda: tf_idf(task.split(seed), classes)))
     yield Contestant(UNTRAINED, True, untrained)
     varies = own_dev or method.recipe is not None
     yield Contestant(TRAINED, varies, lambda seed: learn(model.encoder, task.split(seed), seed))

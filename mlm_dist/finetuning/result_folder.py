@@ -19,6 +19,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
 from mlm_dist.files import LARGEST_JSON, new_folder, read_bytes, read_json, replacing
 from mlm_dist.finetuning.outcome import Outcome
+from mlm_dist.inference.task_report import TABLE
 from mlm_dist.run.lock import lock
 from mlm_dist.run.record import differences
 
@@ -37,7 +38,7 @@ class ResultFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.model = path / "model"
-        self.table = path / "finetune.json"
+        self.table = path / TABLE
         self._settings = path / "settings.json"
         self._outcomes = path / "outcomes"
         self._lock: IO[str] | None = None

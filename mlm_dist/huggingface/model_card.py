@@ -8,7 +8,7 @@ from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.tokenizer import MASK
 from mlm_dist.errors import UserError
 from mlm_dist.inference.model import TrainedModel
-from mlm_dist.phases import Phases
+from mlm_dist.phases import Phases, has_smaller_batches
 from mlm_dist.run.averaged import describe_average
 from mlm_dist.run.history import EVALUATION
 from mlm_dist.run.machine import read_machine
@@ -161,7 +161,7 @@ def training_details(model: TrainedModel) -> dict[str, str]:
         "corpus": corpus_name(config),
         **({"parameters": average} if average else {}),
         "steps": "unknown" if model.step is None else f"{model.step:,} of {config.train.max_iters:,}",
-        "rows per step": f"{config.train.batch_size:,}{', at first fewer' if config.train.phases else ''}",
+        "rows per step": f"{config.train.batch_size:,}{', fewer at first' if has_smaller_batches(config) else ''}",
         "tokens seen": "unknown" if tokens is None else f"{tokens:,}",
         "masked tokens": f"{describe(config.masking)}, {masked}",
         "dropout": f"{config.model.dropout}",

@@ -1,10 +1,11 @@
 """Probing a model with minimal pairs: how often it finds the acceptable sentence more likely."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from annotated_types import Le
 from pydantic import NonNegativeInt, PositiveInt
 
 from mlm_dist.config import Fraction
@@ -13,6 +14,8 @@ from mlm_dist.inference.scoring import Score
 
 # Two scores are equal if they differ by less, in nats per token: the rounding of a score depends on its batch.
 TIE = 1e-5
+
+LARGEST_STEP = 2**53  # that a plot can show
 
 OUTCOMES = np.array([0.0, 0.5, 1.0])  # of a pair: wrong, tie, right
 RESAMPLES = 10_000
@@ -56,19 +59,19 @@ class Probe(NamedTuple):
 
     Attributes:
         step: of the model; None if it is unknown.
-        within_word: as in `TrainedModel.score`.
         overall: on all pairs.
         phenomena: by phenomenon.
         files: by file.
         long_sentences: number of sentences with more tokens than the model reads at once, which are scored in windows.
+        within_word: as in `TrainedModel.score`.
     """
 
-    step: NonNegativeInt | None
-    within_word: bool
+    step: Annotated[NonNegativeInt, Le(LARGEST_STEP)] | None
     overall: Group
     phenomena: dict[str, Group]
     files: dict[str, Group]
     long_sentences: NonNegativeInt
+    within_word: bool
 
 
 def score_pairs(score: Callable[[Sequence[str]], list[Score]], pairs: Sequence[MinimalPair]) -> list[PairScores]:
@@ -106,11 +109,11 @@ def compare(
 
     return Probe(
         step,
-        within_word,
         group(np.ones(len(pairs), dtype=bool)),
         groups([pair.phenomenon for pair in pairs]),
         groups([pair.file for pair in pairs]),
         int((counts > block_size).sum()),
+        within_word,
     )
 
 

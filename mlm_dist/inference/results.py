@@ -31,7 +31,7 @@ def to_text(result: Evaluation, kind: str) -> str:
         [
             f"loss            {result.loss:.4f} nats per {kind}",
             f"perplexity      {result.perplexity:,.2f} over {kind}s",
-            f"bits per byte   {result.bits_per_byte:.4f} of the {kind}s",
+            f"bits per byte   {result.bits_per_byte:.4f} over {kind}s",
             f"accuracy        {result.accuracy:.2%}",
             f"among the top 5 {result.top5_accuracy:.2%}",
             f"{kind + 's':<15} {result.tokens:,}",

@@ -1,14 +1,20 @@
-"""The results on a labelled task, from the JSON of `finetune` and as text."""
+"""The results on a labelled task, from the JSON of `finetune` and as text.
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+Both `finetune` and the report of a run need them, so they are below both.
+"""
 
-from annotated_types import MinLen
-from pydantic import ConfigDict, PositiveInt, TypeAdapter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+from pydantic import ConfigDict, NonNegativeFloat, PositiveInt, TypeAdapter
+
+TABLE = "finetune.json"
 TRAINED = "trained"
 UNTRAINED = "untrained"
+MAJORITY = "majority"
+TFIDF = "TF-IDF"
 METHODS = {"frozen": "linear probes on pooled states", "full": "full fine-tuning"}
+LONGEST_KEY = 80  # in a message
 PARAMETERS = "the parameters (SHA-256)"  # in the settings
 
 
@@ -25,11 +31,11 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
-    standard_error: float
+    standard_error: NonNegativeFloat
 
 
 Estimates = Mapping[str, Mapping[str, Estimate]]
-"""By name of the contestant, and by metric. The first metric is the main one, by which models are chosen."""
+"""By name of the contestant, and by metric."""
 
 
 class Examples(NamedTuple):
@@ -59,12 +65,17 @@ class TaskResult(NamedTuple):
     examples: Examples
     seeds: dict[str, PositiveInt]
     estimates: dict[str, dict[str, Estimate]]
-    gains: dict[str, Annotated[dict[str, Estimate], MinLen(1)]]
+    gains: dict[str, dict[str, Estimate]]
 
     @property
     def metrics(self) -> list[str]:
         """The names of the metrics, the main one first."""
         return [*self.gains[UNTRAINED]]
+
+
+def main_metric(classes: Sequence[str]) -> str:
+    """The metric by which models are chosen; `classes` is empty if the labels are scores."""
+    return "accuracy" if classes else "Spearman"
 
 
 TASK_RESULT = TypeAdapter(TaskResult, config=ConfigDict(strict=True, allow_inf_nan=False))
@@ -78,8 +89,8 @@ def from_json(content: Any) -> TaskResult:
     """
     try:
         settings, results, gains = (content[key] for key in ("settings", "results", "trained_minus"))
-        others = [name for name in results if name != TRAINED]
-        metrics = [*gains[UNTRAINED]]
+        main, others = main_metric(content["classes"]), [*gains]
+        metrics = [main, *(metric for metric in gains[UNTRAINED] if metric != main)]
         picked = {
             "method": settings["method"],
             "parameters": settings[PARAMETERS],
@@ -90,9 +101,9 @@ def from_json(content: Any) -> TaskResult:
             "gains": {name: {metric: gains[name][metric] for metric in metrics} for name in others},
         }
     except KeyError as error:
-        raise ValueError(f"there is no {error}") from error
+        raise ValueError(f"there is no {str(error)[:LONGEST_KEY]}") from error
     except (TypeError, IndexError) as error:
-        raise ValueError("its parts are of another kind") from error
+        raise ValueError("its values have the wrong types") from error
     return TASK_RESULT.validate_python(picked)
 
 
@@ -105,7 +116,8 @@ def to_text(task: TaskResult) -> str:
     for name, seeds, sign, found in rows:
         cells = "  ".join(f"{cell(found[metric], sign):<22}" for metric in task.metrics)
         lines.append(f"{name:<{width}}  {seeds:>5}  {cells}".rstrip())
-    return "\n".join([*lines, *footnotes(task)])
+    notes = footnotes(task)
+    return "\n".join([*lines, notes.units, notes.method, notes.gain])
 
 
 def cell(found: Estimate, sign: str = "") -> str:
@@ -114,16 +126,33 @@ def cell(found: Estimate, sign: str = "") -> str:
     return f"{value:{sign or ' '}6.1f} [{low:5.1f}, {high:5.1f}]"
 
 
-def footnotes(task: TaskResult) -> list[str]:
-    """How the encoders learned, on how many examples, and whether the training has helped."""
+class Footnotes(NamedTuple):
+    """What a table does not say.
+
+    Attributes:
+        units: of the values, and what the intervals are over.
+        method: how the encoders learned, and on how many texts.
+        gain: whether the trained encoder learns the task better than the untrained one.
+    """
+
+    units: str
+    method: str
+    gain: str
+
+
+def footnotes(task: TaskResult) -> Footnotes:
+    """The lines below the table."""
     train, dev, test = task.examples
+    over = f"the {test:,} test texts" if set(task.seeds.values()) == {1} else f"the seeds and the {test:,} test texts"
+    of_dev = f"{dev:,} dev texts" if dev else "each seed holds out another tenth of them as its dev set"
     metric = task.metrics[0]
     gain = task.gains[UNTRAINED][metric]
     value, error = 100 * gain.value, 100 * gain.standard_error
-    of_dev = f"{dev:,} dev texts" if dev else "a tenth of them as dev set, another with each seed"
-    return [
-        f"in percent, with 95% intervals over the seeds and the {test:,} test texts",
+    verdict = "within two standard errors"
+    if abs(value) > 2 * error:
+        verdict = f"{'better' if value > 0 else 'WORSE'} by more than two standard errors"
+    return Footnotes(
+        f"in percent, with 95% intervals over {over}",
         f"{METHODS[task.method]} of the encoders, on {train:,} training texts; {of_dev}",
-        f"{TRAINED} - {UNTRAINED}, {metric}: {value:+.1f}, standard error {error:.1f}: "
-        f"{'more' if value > 2 * error else 'NOT more'} than two standard errors",
-    ]
+        f"trained against untrained, {metric}: {value:+.1f}, standard error {error:.1f}: {verdict}",
+    )

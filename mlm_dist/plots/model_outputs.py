@@ -19,6 +19,7 @@ class ModelOutputs(NamedTuple):
         sentences: with their masks filled.
         note: why there are no sentences; empty if there are some.
         sha256: of its parameters; empty if they cannot be loaded.
+        step: of its parameters, if it is known.
     """
 
     attention: Attention | None
@@ -26,6 +27,7 @@ class ModelOutputs(NamedTuple):
     sentences: list[Sentence]
     note: str
     sha256: str = ""
+    step: int | None = None
 
 
 def compute_outputs(model: TrainedModel, text: str | None, words: Sequence[str], texts: Sequence[str]) -> ModelOutputs:
@@ -37,4 +39,4 @@ def compute_outputs(model: TrainedModel, text: str | None, words: Sequence[str],
     attention = compute_attention(model, text) if text is not None else None
     neighbourhoods = [find_neighbours(model, word) for word in words]
     sha256 = digest(model.encoder.state_dict())
-    return ModelOutputs(attention, neighbourhoods, fill_sentences(model, texts), "", sha256)
+    return ModelOutputs(attention, neighbourhoods, fill_sentences(model, texts), "", sha256, model.step)

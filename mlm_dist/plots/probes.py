@@ -71,13 +71,13 @@ def lay_out_probes(figure: "Figure", probes: Sequence[Probe]) -> None:
 
 
 def chart_probes(probes: Sequence[Probe]) -> list[Chart]:
-    """The same as a chart for each panel, for a page that has its own legend."""
+    """The same curves, one chart per panel, for a page that has its own legend."""
     curves, steps = curves_of(probes), [probe.step or 0 for probe in probes]
     bounds = [100 * bound for _, groups in curves for group in groups for bound in (*group.summed, *group.per_token)]
 
     def plot(axes: "Axes", groups: Sequence[Group]) -> None:
         plot_groups(axes, steps, groups)
-        axes.set_ylim(min(bounds) - MARGIN, max(bounds) + MARGIN)
+        axes.set_ylim(min(50, *bounds) - MARGIN, max(50, *bounds) + MARGIN)
         axes.set_xlabel("step")
         format_steps(axes, max(steps))
 

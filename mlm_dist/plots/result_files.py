@@ -10,10 +10,9 @@ from mlm_dist.errors import UserError
 from mlm_dist.files import LARGEST_JSON, parse_json, read_text
 from mlm_dist.inference import probe_report, task_report
 from mlm_dist.inference.probing import Probe
-from mlm_dist.inference.task_report import TaskResult
+from mlm_dist.inference.task_report import TABLE, TaskResult
 from mlm_dist.plots.style import shortened
 
-TABLE = "finetune.json"
 KEYS = {"finetune": "trained_minus", "probe": "overall"}
 """By verb, a key that only its results have."""
 MAX_PLACE_LENGTH = 80  # in characters
@@ -28,25 +27,25 @@ def read_result(file: Path) -> TaskResult | list[Probe]:
     try:
         content = parse_objects(read_text(file, largest=LARGEST_JSON))
     except FileNotFoundError as error:
-        hint = ": `finetune` writes it at its end, into the folder --out" if file.name == TABLE else ""
+        hint = ": `finetune` writes it to its --out folder when it finishes" if file.name == TABLE else ""
         raise UserError(f"{file}: {error.strerror}{hint}") from error
     except OSError as error:
         raise UserError(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is no result of `probe` or `finetune`: it is not UTF-8") from error
+        raise UserError(f"{file} is not a result of `probe` or `finetune`: it is not UTF-8") from error
     except ValueError as error:
-        raise UserError(f"{file} is damaged, or no result of `probe` or `finetune`: {error}") from error
+        raise UserError(f"{file} is damaged, or not a result of `probe` or `finetune`: {error}") from error
     verb = next((verb for verb, key in KEYS.items() if content and key in content[0]), None)
     if verb is None:
-        raise UserError(f"{file} is no result of `probe` or `finetune`")
+        raise UserError(f"{file} is not a result of `probe` or `finetune`")
     try:
         return one_task(content) if verb == "finetune" else one_curve(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = shortened(".".join(map(str, first["loc"])), MAX_PLACE_LENGTH)
-        raise UserError(f"{file} is damaged, or of another version of `{verb}`: {place}: {first['msg']}") from error
+        raise UserError(f"{file} is damaged, or from another version of `{verb}`: {place}: {first['msg']}") from error
     except ValueError as error:
-        raise UserError(f"{file} is damaged, or of another version of `{verb}`: {error}") from error
+        raise UserError(f"{file} is damaged, or from another version of `{verb}`: {error}") from error
 
 
 def parse_objects(text: str) -> list[dict[str, Any]]:
@@ -61,22 +60,30 @@ def parse_objects(text: str) -> list[dict[str, Any]]:
     content = parse_json(text)
     objects = content if isinstance(content, list) else [content]
     if not all(isinstance(part, dict) for part in objects):
-        raise ValueError("it has something else than JSON objects")
+        raise ValueError("it contains something other than JSON objects")
     return objects
 
 
 def one_task(content: Sequence[Any]) -> TaskResult:
     """The results on a task. Raises `ValueError`."""
     if len(content) > 1:
-        raise ValueError("it has several results: give a file for each")
+        raise ValueError("it has several results: give one file for each")
     return task_report.from_json(content[0])
 
 
 def one_curve(content: Sequence[Any]) -> list[Probe]:
     """The results on the same pairs at one or more steps. Raises `ValueError`."""
     probes = [probe_report.from_json(part) for part in content]
-    steps = [-1 if probe.step is None else probe.step for probe in probes]
-    kinds = {(probe.within_word, probe.overall.pairs, *probe.phenomena) for probe in probes}
-    if len(kinds) > 1 or steps != sorted(set(steps)):
-        raise ValueError("its results are not of the same pairs, scored in the same way, by ascending step")
+    first, *others = probes
+    steps = [probe.step for probe in probes if probe.step is not None]
+    if others and (steps != sorted(set(steps)) or len(steps) < len(probes)):
+        raise ValueError("its results must be in ascending order of step")
+    if any(what_was_scored(other) != what_was_scored(first) for other in others):
+        raise ValueError("its results must be of the same pairs, scored in the same way")
     return probes
+
+
+def what_was_scored(probe: Probe) -> tuple[bool, dict[str, int], dict[str, int]]:
+    """How sentences were scored, and the number of pairs by phenomenon and by file."""
+    phenomena, files = ({name: group.pairs for name, group in of.items()} for of in (probe.phenomena, probe.files))
+    return probe.within_word, phenomena, files

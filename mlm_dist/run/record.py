@@ -27,6 +27,21 @@ DIGESTS = {
     "corpus.tokenizer_sha256": "the tokenizer (SHA-256)",
     ORIGIN_SHA256: "the parameters of init_from (SHA-256)",
 }
+# The values of runs from before there were these keys.
+EARLIER = {
+    "data.shift_rows": False,
+    "data.documents": "joined",
+    "init_from": None,
+    "branch": False,
+    "optim.ema": None,
+    "model.activation": "relu",
+    "model.qk_norm": False,
+    "model.positions": "learned",
+    "model.logit_softcap": None,
+    "masking.mask_prob_change_fraction": 1.0,
+    "train.phases": [],
+    "train.loss_frequency_exponent": 0.0,
+}
 FIXED = ("name", "ema")  # keys of optim that a run must not change
 SHOWN_DIGITS = 12  # of a digest, in a message
 SHORTENED = reprlib.Repr()
@@ -69,7 +84,7 @@ def fixed_values(config: Config) -> dict[str, Any]:
         "data.shift_rows": config.data.shift_rows,
         "train.batch_size": config.train.batch_size,
         "train.phases": config.train.phases,
-        "train.frequency_exponent": config.train.frequency_exponent,
+        "train.loss_frequency_exponent": config.train.loss_frequency_exponent,
         "train.eval_rows": config.train.eval_rows,
         **{f"optim.{key}": getattr(config.optim, key) for key in FIXED},
         **{f"model.{key}": value for key, value in dataclasses.asdict(config.model).items()},
@@ -83,9 +98,11 @@ def fixed_values(config: Config) -> dict[str, Any]:
 def differences(values: Values, others: Values) -> str:
     """The keys whose values differ, as "seed 1, not 2; optim.lr 0.1, not 0.2"; empty if there are none.
 
-    A key that only one side has does not count: the other side is of a different version.
+    `values` may be of an earlier version: it has the value of `EARLIER` then for a key that it lacks. Another key that
+    only one side has does not count.
     """
-    values = {new.key: new.value for key, value in values.items() for new in current_spelling(Setting(key, value, ""))}
+    given = {new.key: new.value for key, value in values.items() for new in current_spelling(Setting(key, value, ""))}
+    values = EARLIER | given
     return "; ".join(
         f"{DIGESTS.get(key, key)} {show(key, values[key])}, not {show(key, other)}"
         for key, other in others.items()

@@ -19,18 +19,6 @@ from mlm_dist.run.origin import Origin
 from mlm_dist.run.record import Values, differences, fixed_values
 from mlm_dist.source import CHECKPOINTS, CONFIG, MODEL
 
-# The values of runs from before there were these keys.
-EARLIER = {
-    "data.shift_rows": False,
-    "data.documents": "joined",
-    "init_from": None,
-    "branch": False,
-    "optim.ema": None,
-    "model.activation": "relu",
-    "model.qk_norm": False,
-    "model.positions": "learned",
-    "model.logit_softcap": None,
-}
 MAX_DIGITS = 16  # of a step
 MAKE_ROOM = "make room on the disk; the same command continues from the last checkpoint"
 
@@ -96,13 +84,13 @@ class RunDir:
         """
         for path in list_checkpoints(self.checkpoints):
             if record := read_record(path):
-                return EARLIER | record["fixed"]
+                return record["fixed"]
         if not self.config.exists():
             raise UserError(
                 f"run_dir {self.path} has checkpoints, but the config they were trained with is neither in them nor in "
                 f"{self.config.name}: restore {self.config.name}, or give another run_dir"
             )
-        return EARLIER | fixed_values(read_config(self.config))
+        return fixed_values(read_config(self.config))
 
     def fill_vocab_size(self, config: Config) -> Config:
         """The config, with the vocabulary size of an existing run if `model.vocab_size` is null. Writes nothing."""

@@ -36,8 +36,8 @@ def branch(trainer: Trainer, source: Source) -> tuple[int | None, dict[str, torc
         raise UserError(f"{path} has only parameters: a branch needs a checkpoint, with the state of the optimizer")
     record = read_record(path)
     if record:
-        theirs = {key: value for key, value in record["fixed"].items() if key.split(".")[0] not in OWN}
-        if changes := differences(theirs, trainer.record["fixed"]):
+        ours = {key: value for key, value in trainer.record["fixed"].items() if key.split(".")[0] not in OWN}
+        if changes := differences(record["fixed"], ours):
             raise UserError(f"{path} was trained with {changes}: a branch needs the same values")
         check_schedule(path, record["adjustable"], trainer.config)
     load(trainer, path, check_corpus=not record)

@@ -17,7 +17,7 @@ BACKEND = "inductor"
 WORTHWHILE_FLOPS = 5e16
 
 
-def should_compile(config: Config, device: torch.device, world_size: int, steps_left: int) -> bool:
+def should_compile(config: Config, device: torch.device, world_size: int, steps_left: float) -> bool:
     """Whether to compile: the key `compile`; `auto` does on a GPU, if the steps that are left are worth it."""
     if config.debug or not steps_left or config.compile == "off":
         return False
@@ -40,6 +40,7 @@ def compile_loss(loss: MaskedLoss, batch: MaskedBatch, dtype: torch.dtype, is_re
     Raises:
         UserError: it cannot be compiled.
     """
+    torch._dynamo.reset()  # forgets the losses of earlier phases, whose number is limited
     loss.compile(backend=BACKEND, fullgraph=True, dynamic=False)
     try:
         with autocast(batch.inputs.device, dtype):

@@ -69,20 +69,26 @@ class InputReader:
     Args:
         rows: of the corpora.
         sampler: selects the rows of a step.
-        masker: masks them, on its device. If its rows are shorter, those of the corpora are cut into pieces for it.
+        device: of the batches.
+
+    Attributes:
+        on_device: the corpus, if it is on the device.
     """
 
-    def __init__(self, rows: TrainingRows, sampler: GlobalBatchSampler, masker: Masker) -> None:
+    def __init__(self, rows: TrainingRows, sampler: GlobalBatchSampler, device: torch.device) -> None:
         self.rows = rows
         self.sampler = sampler
-        self.masker = masker
-        self.pieces = rows.block_size // masker.block_size
-        self.device = masker.device
+        self.device = device
         tokens, *others = rows.corpora
         self.id_bits = (1 << 8 * rows.dtype.itemsize) - 1
         self.dtype = {2: torch.int16, 4: torch.int32}[rows.dtype.itemsize]
         fits = not others and fits_on(self.device, tokens.nbytes)
         self.on_device = upload(tokens, self.dtype, self.device) if fits else None
+
+    def begin(self, masker: Masker) -> None:
+        """Read the rows of the next steps for a masker. If its rows are shorter, each row is cut into several."""
+        self.masker = masker
+        self.pieces = self.rows.block_size // masker.block_size
         self.columns = torch.arange(masker.block_size, device=self.device)
         self._read = ReadAhead(self._read_now) if self.device.type == "cuda" else self._read_now
 

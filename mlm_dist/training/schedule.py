@@ -7,7 +7,7 @@ from mlm_dist.config import OptimConfig
 
 
 class Schedule(NamedTuple):
-    """The phases of a learning-rate schedule, fitted to the length of the run.
+    """The parts of a learning-rate schedule, fitted to the length of the run.
 
     Attributes:
         warmup_iters: steps of the warmup.
@@ -19,7 +19,7 @@ class Schedule(NamedTuple):
 
 
 def fit_schedule(max_iters: int, config: OptimConfig) -> Schedule:
-    """Shorten the phases of a schedule that are too long for the run.
+    """Shorten the parts of a schedule that are too long for the run.
 
     The warmup takes at most half of the run, and the decay of wsd starts after the warmup. So every run reaches its
     peak rate, and the rate never jumps. A schedule that fits is not changed.
@@ -41,8 +41,8 @@ def decay_start(max_iters: int, config: OptimConfig) -> int:
     return math.floor(max_iters - fit_schedule(max_iters, config).decay_iters)
 
 
-def shortened_phases(max_iters: int, config: OptimConfig) -> list[str]:
-    """One line for each phase that `fit_schedule` has shortened."""
+def shortened_parts(max_iters: int, config: OptimConfig) -> list[str]:
+    """One line for each part that `fit_schedule` has shortened."""
     warmup_iters, decay_iters = fit_schedule(max_iters, config)
     lines = []
     if warmup_iters < config.warmup_iters:

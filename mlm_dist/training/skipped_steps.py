@@ -37,7 +37,7 @@ class SkippedSteps:
     def __init__(self, step: Step, max_skipped: int) -> None:
         self.state = step.state
         self.processes = step.processes
-        self.sampler = step.sampler
+        self.sampler = step.reader.sampler
         self.max_skipped = max_skipped
         self.reads_late = step.without_host
         self._unread: list[Outcome] = []

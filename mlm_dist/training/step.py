@@ -10,9 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 from mlm_dist.config import Config
 from mlm_dist.data.masking import MaskedBatch, Masker
 from mlm_dist.data.randomness import derive_key
-from mlm_dist.data.rows import TrainingRows
-from mlm_dist.data.sampler import GlobalBatchSampler
-from mlm_dist.data.token_frequency import token_frequencies, weights_by_frequency
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes, maybe_no_sync
 from mlm_dist.fault_points import reached
@@ -31,6 +28,7 @@ WARM_UP_STEPS = 3
 WARM_UP_STEPS_WITH_DDP = 11
 
 MOST_COMMUTING = 2  # ranks whose sum is the same in any order
+SMALLEST_COUNT = 1e-6  # for a batch without masked tokens. Weights by frequency may add up to less than 1
 
 
 class Outcome(NamedTuple):
@@ -53,15 +51,14 @@ class Step:
     Args:
         config: of the run.
         state: what the steps change. The caller counts them.
-        rows: of the corpora.
-        sampler: selects the rows of a step.
+        reader: reads the inputs.
         tokenizer: of the corpora.
+        token_weights: as `Masker` takes them.
         processes: all ranks.
         dtype: the dtype of matrix products.
 
     Attributes:
-        phase: the current one. What follows fits the shape of its batches.
-        reader: reads the inputs.
+        phase: the current one. The attributes below depend on the shape of its batches.
         micro_batch_size: rows per forward pass.
         loss: the encoder with its loss.
         model: `loss`, wrapped by DDP in a process group.
@@ -72,45 +69,38 @@ class Step:
         self,
         config: Config,
         state: TrainState,
-        rows: TrainingRows,
-        sampler: GlobalBatchSampler,
+        reader: InputReader,
         tokenizer: Tokenizer,
+        token_weights: torch.Tensor | None,
         processes: Processes,
         dtype: torch.dtype,
     ) -> None:
         self.config = config
         self.state = state
-        self.rows = rows
-        self.sampler = sampler
+        self.reader = reader
         self.tokenizer = tokenizer
+        self.token_weights = token_weights
         self.processes = processes
         self.device = processes.device
         self.dtype = dtype
         self.without_host = self.device.type == "cuda" and can_update_without_host(state.optimizers, state.scaler)
-        self.phases, self.token_weights = Phases(config), None
-        if exponent := config.train.frequency_exponent:
-            frequencies = token_frequencies(rows.corpora, config.data.weights, config.model.entries)
-            self.token_weights = weights_by_frequency(frequencies, exponent).to(self.device)
+        self.phases = Phases(config)
         self.begin(self.phases.at(0))
 
     def begin(self, phase: Phase) -> None:
         """Begin a phase, with batches of another shape. All ranks call this."""
         self.phase, world_size = phase, self.processes.world_size
-        config, length = self.phases.config_of(phase, world_size), phase.row_length
-        masker = Masker.from_config(
-            config, length, self.tokenizer, config.seed, config.train.batch_size, self.device, self.token_weights
-        )
-        self.reader = InputReader(self.rows, self.sampler, masker)
+        config = self.phases.config_of(phase, world_size)
+        length, rows = config.model.block_size, config.train.batch_size
+        masker = Masker.from_config(config, length, self.tokenizer, config.seed, rows, self.device, self.token_weights)
+        self.reader.begin(masker)
         self.micro_batch_size = config.micro_batch_size(world_size)
         self.loss = MaskedLoss(self.state.encoder, masker.max_masked(self.micro_batch_size, world_size))
-        self.model: MaskedLoss | DistributedDataParallel = self.loss  # the hooks of one DDP end before another's begin
+        # Removes the hooks of the old DDP before a new one adds its own.
+        self.model: MaskedLoss | DistributedDataParallel = self.loss
         self.model = self.wrap_loss()
         self.has_final_buckets = world_size <= MOST_COMMUTING
-
-    @property
-    def next_phase(self) -> Phase:
-        """The phase of the next step."""
-        return self.phases.at(self.state.step)
+        self.compiling_is_decided = False
 
     @property
     def can_be_captured(self) -> bool:
@@ -127,13 +117,20 @@ class Step:
             return self.loss
         return DistributedDataParallel(self.loss, gradient_as_bucket_view=True)
 
-    def compile(self, steps_left: int) -> None:
-        """Compile the loss, if that is worth it. All ranks call this.
+    def compile(self, last_step: int) -> None:
+        """Compile the loss for the rest of the phase, if that is worth it, once. All ranks call this.
+
+        Args:
+            last_step: at which the run ends.
 
         Raises:
             UserError: on all ranks: it must be compiled, and cannot.
         """
-        if should_compile(self.config, self.device, self.processes.world_size, steps_left):
+        if self.compiling_is_decided:
+            return
+        self.compiling_is_decided = True
+        world_size, steps_left = self.processes.world_size, min(last_step, self.phase.end) - self.state.step
+        if should_compile(self.phases.config_of(self.phase, world_size), self.device, world_size, steps_left):
             micro_batch = self.next_batch().micro_batches(self.micro_batch_size)[0]
             with self.processes.raise_on_all_ranks():
                 compile_loss(self.loss, micro_batch, self.dtype, is_required=self.config.compile == "on")
@@ -185,7 +182,7 @@ class Step:
             reached("micro-batch begins")
             with maybe_no_sync(self.model, is_last=index + 1 == len(micro_batches)):
                 with autocast(self.device, self.dtype):
-                    loss = self.model(**vars(micro_batch)) / count().clamp(min=1)
+                    loss = self.model(**vars(micro_batch)) / count().clamp(min=SMALLEST_COUNT)
                 # DDP averages the gradients over the ranks, but their sum is needed.
                 self.state.scaler.scale(loss * self.processes.world_size).backward()
             losses.append(loss.detach())
@@ -291,8 +288,8 @@ class GraphStep:
         return None
 
 
-def replayed(step: Step) -> Step | GraphStep:
-    """The step, replayed from a graph where that can be done."""
+def with_graph(step: Step) -> Step | GraphStep:
+    """The step, replayed from a graph if it can be captured."""
     return GraphStep(step, CUDAGraph()) if step.can_be_captured else step
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from mlm_dist.config import Config
 from mlm_dist.run.origin import Origin
 from mlm_dist.training.milestones import describe_milestones
-from mlm_dist.training.schedule import shortened_phases
+from mlm_dist.training.schedule import shortened_parts
 from mlm_dist.training.trainer import Trainer
 
 
@@ -37,7 +37,7 @@ def adjustments(needed: int, config: Config, milestones: Mapping[int, str]) -> l
         config: the run's config.
         milestones: what the config has for each step that is a milestone.
     """
-    lines = shortened_phases(config.train.max_iters, config.optim)
+    lines = shortened_parts(config.train.max_iters, config.optim)
     late = {step: value for step, value in milestones.items() if step > config.train.max_iters}
     if late:
         lines.append(

@@ -7,6 +7,7 @@ import torch
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.rows import choose_rows
+from mlm_dist.data.token_frequency import weights_by_frequency
 from mlm_dist.distributed import Processes
 from mlm_dist.errors import RunError
 from mlm_dist.evaluation import MixtureValidator
@@ -21,6 +22,7 @@ from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import MAKE_ROOM, RunDir
 from mlm_dist.training.average import ParameterAverage
+from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.milestones import milestone_steps
 from mlm_dist.training.optim import build_optimizers
@@ -28,7 +30,7 @@ from mlm_dist.training.patience import Patience
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
 from mlm_dist.training.state import StepResult, TrainState
-from mlm_dist.training.step import Step, leave_default_stream, replayed
+from mlm_dist.training.step import Step, leave_default_stream, with_graph
 from mlm_dist.training.stopping import StopFile, StopRequest
 
 
@@ -69,6 +71,7 @@ class Trainer:
         processes.check_same("precision", str(self.dtype))
         with processes.raise_on_all_ranks():
             rows, self.sampler = choose_rows(config, corpora, processes.rank, processes.world_size)
+            token_weights = weights_by_frequency(config, rows.corpora, self.dtype, self.device)
             self.validator = MixtureValidator(config, corpora, processes, self.dtype)
             self.milestones = milestone_steps(config, corpora)
 
@@ -78,8 +81,9 @@ class Trainer:
             average = ParameterAverage(encoder, config.optim.ema) if config.optim.ema else None
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.state = TrainState(encoder, build_optimizers(encoder, config.optim), scaler, average)
-        self.eager_step = Step(config, self.state, rows, self.sampler, self.tokenizer, processes, self.dtype)
-        self.step = replayed(self.eager_step)
+        reader = InputReader(rows, self.sampler, self.device)
+        self.eager_step = Step(config, self.state, reader, self.tokenizer, token_weights, processes, self.dtype)
+        self.step = with_graph(self.eager_step)
         self.skipped_steps = SkippedSteps(self.eager_step, config.train.max_bad_steps)
         self.record = describe_run(config, corpora, self.dtype)
         self.recorder = Recorder([])  # rank 0 replaces it in `loop`
@@ -127,9 +131,10 @@ class Trainer:
         if is_new and self.patience.is_best(0, self.recorder.val_losses):
             self.save()  # an early end may need the parameters of `init_from`
         self.patience.check(state.step, self.recorder.val_losses)
-        self.begin_phase()
         stopwatch = Stopwatch(state.seconds)
         while state.step < self.last_step and not self.is_stopping():
+            with stopwatch.paused():
+                self.begin_phase()
             result = self.train_step()
             is_last = state.step == settings.max_iters
             should_evaluate = is_last or self.validator.is_due(state.step)
@@ -151,11 +156,13 @@ class Trainer:
         state.seconds = stopwatch.read()
 
     def begin_phase(self) -> None:
-        """Begin the phase of the next step, unless it has begun, and compile its step. All ranks call this."""
-        if self.eager_step.next_phase != self.eager_step.phase:
-            self.eager_step.begin(self.eager_step.next_phase)
-            self.step = replayed(self.eager_step)
-        self.eager_step.compile(steps_left=self.last_step - self.state.step)
+        """Begin the phase of the next step and compile its step, unless that is done. All ranks call this."""
+        phase = self.eager_step.phases.at(self.state.step)
+        if phase != self.eager_step.phase:
+            self.step = self.eager_step  # frees the graph of the phase before
+            self.eager_step.begin(phase)
+            self.step = with_graph(self.eager_step)
+        self.eager_step.compile(self.last_step)
 
     def is_stopping(self) -> bool:
         """Whether any rank was asked to stop, a few steps ago. A collective: all ranks return the same value."""
@@ -169,8 +176,6 @@ class Trainer:
     def train_step(self) -> StepResult:
         """Take the next optimizer step."""
         reached("step begins")
-        if self.eager_step.next_phase != self.eager_step.phase:
-            self.begin_phase()
         lr = self.learning_rate()
         batch, loss, grad_norm = self.step(lr)
         self.state.step += 1

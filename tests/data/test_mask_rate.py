@@ -28,8 +28,8 @@ def test_a_schedule_is_linear_from_the_first_step_to_the_last(step: int, expecte
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 0.3), (60, 0.3), (80, 0.225), (100, 0.15), (999, 0.15)])
-def test_a_schedule_may_fall_at_the_end_of_the_run_alone(step: int, expected: float) -> None:
-    masking = MaskingConfig(mask_prob=0.3, mask_prob_end=0.15, change_fraction=0.4)
+def test_a_schedule_may_fall_only_at_the_end_of_the_run(step: int, expected: float) -> None:
+    masking = MaskingConfig(mask_prob=0.3, mask_prob_end=0.15, mask_prob_change_fraction=0.4)
     rate = MaskRate(masking, 1, 4, max_iters=101)
     assert rate(Selection.of_epoch(step, 0, np.arange(4), np.arange(4))) == pytest.approx(expected)
     over_the_run = [rate(Selection.of_epoch(step, 0, np.arange(1), np.arange(1)))[0] for step in range(101)]
@@ -93,3 +93,8 @@ def test_mean_rate_is_the_mean_over_the_run(mask_prob: Rate, mean: float) -> Non
     sampled = [rates(mask_prob, step, epoch=step).mean() for step in range(MAX_ITERS)]
     assert at_rate(mask_prob).mean_rate == pytest.approx(mean)
     assert np.mean(sampled) == pytest.approx(mean, abs=2e-3)
+
+
+def test_a_part_of_the_run_without_a_change_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"masking\.mask_prob_change_fraction needs masking\.mask_prob_end"):
+        MaskingConfig(mask_prob_change_fraction=0.5)

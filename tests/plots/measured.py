@@ -19,7 +19,7 @@ TRUTH = np.array([0, 1, 0, 1])
 def probe_at(step: int | None, value: float, *names: str, within_word: bool = False, long_sentences: int = 0) -> Probe:
     """The results at a step, with this accuracy on each phenomenon by sums, and half of it by means."""
     group = Group(1000, Accuracy(value, value - 0.1, value + 0.1), Accuracy(value / 2, 0.0, value))
-    return Probe(step, within_word, group, dict.fromkeys(names, group), {"file": group}, long_sentences)
+    return Probe(step, group, dict.fromkeys(names, group), {"file": group}, long_sentences, within_word)
 
 
 def write_task(folder: Path, *others: str, sha256: str = "digest", is_score: bool = False) -> Path:

@@ -17,7 +17,7 @@ from mlm_dist.plots.style import BLUE, new_figure
 def probe_at(step: int, value: float, within_word: bool = False) -> Probe:
     group = Group(10, Accuracy(value, value - 0.1, value + 0.1), Accuracy(value / 2, 0.0, value))
     names = ["binding", "a$b$", "ellipsis", "islands", "npi"]
-    return Probe(step, within_word, group, dict.fromkeys(names, group), {"file": group}, 0)
+    return Probe(step, group, dict.fromkeys(names, group), {"file": group}, 0, within_word)
 
 
 def test_learning_curves_are_written_as_a_table_and_as_pictures(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_each_panel_has_the_accuracies_of_its_phenomenon_in_percent() -> None:
 
 def test_the_charts_of_a_page_are_on_the_same_scale() -> None:
     low, high = (Group(10, Accuracy(v, v, v), Accuracy(v, v, v)) for v in (0.3, 0.8))
-    probes = [Probe(step, False, low, {"high": high}, {}, 0) for step in (10, 20)]
+    probes = [Probe(step, low, {"high": high}, {}, 0, within_word=False) for step in (10, 20)]
     charts = chart_probes(probes)
     assert [chart.title for chart in charts] == ["all pairs", "high"]
     heights = [

@@ -19,7 +19,7 @@ from mlm_dist.config_reading import read_config
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.plots.probes import MAX_TITLE_LENGTH, save_probes
 from mlm_dist.plots.report import format_amount, format_duration, losses_at_round_steps, percent, write_report
-from mlm_dist.plots.results import read_results
+from mlm_dist.plots.results import describe_results, read_results
 from mlm_dist.plots.sentences import Sentence, fill_sentences
 from mlm_dist.plots.style import shortened
 from mlm_dist.run.history import History, read_history
@@ -82,7 +82,7 @@ def folder(nasty_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_probes(nasty_run / "plots", [probe_at(10, 0.25, NASTY), probe_at(30, 0.75, NASTY)])
     write_task(results, NASTY)
     sentences = fill_sentences(load(nasty_run, "cpu"), [SENTENCE])
-    shown = read_results(nasty_run, [results], "digest")
+    shown = describe_results(read_results(nasty_run, [results]), "digest", 30)
     write_report(nasty_run, history_of(nasty_run), sentences, "", folder / "report.html", shown)
     return folder
 
@@ -205,8 +205,8 @@ def test_the_page_shows_the_accuracies_on_minimal_pairs_of_the_last_step(page: P
     rows = rows_of(page)
     assert "allpairs1,00075.0[65.0,85.0]37.5[0.0,75.0]" in rows
     assert f"{without_spaces(NASTY)}1,00075.0[65.0,85.0]37.5[0.0,75.0]" in rows
-    assert "Each token is masked alone" in page.texts("h3")
-    assert "Step 30, the last of 2. From" in source
+    assert "One token masked at a time" in page.texts("h3")
+    assert "Step 30, one of 2 checkpoints. Source:" in source
     assert page.texts("h3")[-3:-1] == ["all pairs", shortened(NASTY, MAX_TITLE_LENGTH)]  # their learning curves
 
 
@@ -216,7 +216,9 @@ def test_the_page_compares_the_trained_encoder_on_a_labelled_task(page: Page) ->
     assert any(row.startswith("trainedencoder275.0[") for row in rows)
     assert any(row.startswith("trained−untrained+25.0[") for row in rows)
     assert any(row.startswith(without_spaces(NASTY)) for row in rows)
-    assert any(text.startswith("trained - untrained, accuracy: +25.0, standard error ") for text in page.texts("p"))
+    assert any(
+        text.startswith("trained against untrained, accuracy: +25.0, standard error ") for text in page.texts("p")
+    )
 
 
 def test_a_page_without_results_has_no_section_for_them(run_dir: Path, tmp_path: Path) -> None:
@@ -375,7 +377,7 @@ def test_a_browser_executes_no_text_from_a_run_directory(run_dir: Path, tmp_path
     curves = [probe_at(step, 0.5, *PAYLOADS) for step in (10, 20)]
     save_probes(run / "plots", curves)
     write_task(tmp_path / nasty[:100].replace("/", ""), "<script>alert(1)</script>")
-    results = read_results(run, [tmp_path / nasty[:100].replace("/", "")], "digest")
+    results = describe_results(read_results(run, [tmp_path / nasty[:100].replace("/", "")]), "digest", 20)
     write_report(run, history, [sentence], nasty, page / "report.html", results)
     seen = visit(page, "report.html", tmp_path / "profile")
     assert seen.requests == ["/report.html"]

@@ -30,7 +30,9 @@ def make_reader(
     shares = Shares([1.0] * len(corpora), BATCH, SEED) if len(corpora) > 1 else None
     cuts_epochs = not is_shifted and shares is None
     sampler = GlobalBatchSampler(rows.counts, BATCH, SEED, rank, 2, cuts_epochs=cuts_epochs, shares=shares)
-    return InputReader(rows, sampler, masker)
+    reader = InputReader(rows, sampler, CPU)
+    reader.begin(masker)
+    return reader
 
 
 @pytest.mark.parametrize("is_shifted", [False, True])

@@ -7,7 +7,7 @@ import pytest
 
 from mlm_dist.config import OptimConfig
 from mlm_dist.config_reading import read_config
-from mlm_dist.training.schedule import fit_schedule, learning_rate, shortened_phases
+from mlm_dist.training.schedule import fit_schedule, learning_rate, shortened_parts
 from tests.conftest import REPOSITORY
 
 Name = Literal["constant", "cosine", "linear", "wsd"]
@@ -113,7 +113,7 @@ def test_the_rate_rises_only_during_the_warmup_and_never_falls_faster_than_the_d
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schedule_that_fits_the_run_equals_the_definition_bit_for_bit(name: Name) -> None:
-    fits = [(max_iters, config) for max_iters, config in all_runs(name) if not shortened_phases(max_iters, config)]
+    fits = [(max_iters, config) for max_iters, config in all_runs(name) if not shortened_parts(max_iters, config)]
     assert 50 < len(fits) < len(all_runs(name))
     for max_iters, config in fits:
         for step in range(max_iters):
@@ -124,7 +124,7 @@ def test_a_schedule_that_fits_the_run_equals_the_definition_bit_for_bit(name: Na
 def test_the_schedules_of_the_configs_equal_the_definition_bit_for_bit(file: Path) -> None:
     config = read_config(file)
     max_iters, optim = config.train.max_iters, config.optim
-    assert shortened_phases(max_iters, optim) == []
+    assert shortened_parts(max_iters, optim) == []
     assert all(learning_rate(s, max_iters, optim) == unfitted_rate(s, max_iters, optim) for s in range(max_iters))
 
 
@@ -162,7 +162,7 @@ def test_the_schedules_of_the_configs_equal_the_definition_bit_for_bit(file: Pat
     ],
 )
 def test_every_shortened_part_is_reported_in_a_line(max_iters: int, settings: dict[str, Any], lines: list[str]) -> None:
-    assert shortened_phases(max_iters, OptimConfig(**settings)) == lines
+    assert shortened_parts(max_iters, OptimConfig(**settings)) == lines
 
 
 def test_a_run_of_one_step_has_the_peak_rate() -> None:

@@ -80,7 +80,7 @@ def test_a_step_starts_with_a_gradient_of_zero(make: Make) -> None:
 
 
 def test_tokens_are_weighted_in_training_and_not_in_evaluations(make: Make) -> None:
-    weighted, plain = make(train__frequency_exponent=0.5), make()
+    weighted, plain = make(train__loss_frequency_exponent=0.5), make()
     first, second = (trainer.eager_step.next_batch() for trainer in (weighted, plain))
     used = second.loss_weights > 0
     assert torch.equal(first.targets, second.targets)
