@@ -40,7 +40,6 @@ def compile_loss(loss: MaskedLoss, batch: MaskedBatch, dtype: torch.dtype, is_re
     Raises:
         UserError: it cannot be compiled.
     """
-    torch._dynamo.reset()  # forgets the losses of earlier phases, whose number is limited
     loss.compile(backend=BACKEND, fullgraph=True, dynamic=False)
     try:
         with autocast(batch.inputs.device, dtype):
@@ -52,3 +51,8 @@ def compile_loss(loss: MaskedLoss, batch: MaskedBatch, dtype: torch.dtype, is_re
             raise UserError(f"compile: on, but the model cannot be compiled here ({reason}): use off") from error
         loss._compiled_call_impl = None  # what `compile` sets
         warn(f"the model cannot be compiled here, so its operations are started one by one ({reason})")
+
+
+def forget_compiled() -> None:
+    """Forget the compiled losses of earlier phases: torch compiles a function for a limited number of shapes."""
+    torch._dynamo.reset()

@@ -22,6 +22,7 @@ from mlm_dist.run.record import describe_run
 from mlm_dist.run.recorder import Recorder, Stopwatch
 from mlm_dist.run.run_dir import MAKE_ROOM, RunDir
 from mlm_dist.training.average import ParameterAverage
+from mlm_dist.training.compilation import forget_compiled
 from mlm_dist.training.inputs import InputReader
 from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.milestones import milestone_steps
@@ -160,6 +161,7 @@ class Trainer:
         phase = self.eager_step.phases.at(self.state.step)
         if phase != self.eager_step.phase:
             self.step = self.eager_step  # frees the graph of the phase before
+            forget_compiled()
             self.eager_step.begin(phase)
             self.step = with_graph(self.eager_step)
         self.eager_step.compile(self.last_step)

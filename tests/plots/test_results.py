@@ -63,7 +63,8 @@ def test_the_rows_of_a_task_are_named_by_what_learned(tmp_path: Path, is_score: 
     assert [row.name for row in task.rows] == names
     assert [row.name for row in task.gains] == ["trained − untrained", "trained − TF-IDF", "trained − majority"]
     assert task.metrics == (["Spearman"] if is_score else ["accuracy", "macro-F1", "Matthews"])
-    assert (task.name, task.source) == ("sea", str(folder / "finetune.json"))
+    assert task.name == "sea"
+    assert task.source.endswith("/sea/finetune.json")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`compile: on` compiles the loss once; by default, long runs on a GPU do."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -112,3 +113,13 @@ def test_yaml_may_read_on_and_off_as_true_and_false(text: str, value: str, tmp_p
     assert config.compile == value
     file.write_text(config.to_yaml(), encoding="utf-8")
     assert read_config(file).compile == value
+
+
+def test_a_run_compiles_more_phases_than_torch_keeps_shapes_of_a_function(
+    train: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compilation, "BACKEND", "eager")  # captures graphs as the real one does, in less time
+    count = torch._dynamo.config.recompile_limit + 3
+    phases = [{"steps": 1, "batch_size": size, "row_length": 16} for size in range(1, count + 1)]
+    result = train("run", compile="on", train__phases=json.dumps(phases), train__max_iters=count + 1)
+    assert result.returncode == 0, result.stderr

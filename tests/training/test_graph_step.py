@@ -1,6 +1,7 @@
 """Steps that are replayed from a graph are the steps of an eager trainer."""
 
 import itertools
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from mlm_dist.training import inputs
 from mlm_dist.training.inputs import StepInputs
 from mlm_dist.training.resume import resume
 from mlm_dist.training.state import StepResult
-from mlm_dist.training.step import WARM_UP_STEPS, GraphStep
+from mlm_dist.training.step import WARM_UP_STEPS, GraphStep, Step
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer
 from tests.conftest import start, tiny_flags
@@ -230,3 +231,26 @@ def test_with_ddp_all_ranks_replay_or_none_of_them(failing_rank: int, corpus_fol
     found = re.findall("rank [01]: (?:True|False)", result.stdout)  # two lines may be mixed
     assert sorted(found) == ["rank 0: True", "rank 1: True"], result.stderr
     assert result.stderr.count("cannot be captured") == (failing_rank >= 0)
+
+
+def test_each_phase_is_captured_anew(make: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch) -> None:
+    phases = [{"steps": 8, "batch_size": 96, "row_length": 16}, {"steps": 8, "batch_size": 192, "row_length": 4}]
+    overrides: dict[str, Any] = {"train__phases": json.dumps(phases), "train__loss_frequency_exponent": 0.5}
+    tapes = [Tape()]
+
+    def with_tape(step: Step) -> GraphStep:
+        tapes.append(Tape())
+        return GraphStep(step, tapes[-1])
+
+    def steps(trainer: Trainer, with_graph: Callable[[Step], Any]) -> list[tuple[float, int]]:
+        monkeypatch.setattr("mlm_dist.training.trainer.with_graph", with_graph)
+        taken = []
+        for _ in range(24):
+            trainer.begin_phase()
+            result = trainer.train_step()
+            taken.append((result.loss.item(), int(result.batch.digest())))
+        return taken
+
+    expected = steps(make("eager", **overrides), lambda step: step)
+    assert steps(make("replayed", tapes[0], **overrides), with_tape) == expected
+    assert [tape.replays for tape in tapes] == 3 * [8 - WARM_UP_STEPS]
