@@ -122,8 +122,7 @@ def sweep(config: Config, corpora: "list[Corpus]", given: Namespace) -> None:
 def describe(result: "Forecast", config: Config) -> str:
     """The plan, one line for each quantity."""
     train = config.train
-    steps = f"{train.max_iters:,} steps of {train.batch_size} x {config.model.block_size}"
-    steps += ", fewer rows at first" if has_smaller_batches(config) else ""
+    shape = f"{train.batch_size} x {config.model.block_size}{', fewer rows at first' * has_smaller_batches(config)}"
     fits = f"up to {result.most_rows:,} rows at a time fit into {format_size(result.memory)}"
     if result.fitting_micro_batch_size:
         fits += f": set train.micro_batch_size {result.fitting_micro_batch_size}, with which the time is measured"
@@ -133,7 +132,7 @@ def describe(result: "Forecast", config: Config) -> str:
         ("peak memory", f"{format_size(result.peak_memory)} per process, with {result.rows_at_a_time} rows at a time"),
         ("", fits),
         ("disk", f"{format_size(result.disk)} for {result.checkpoints} checkpoints and the final parameters"),
-        ("tokens", f"{result.tokens:,} in {steps}"),
+        ("tokens", f"{result.tokens:,} in {train.max_iters:,} steps of {shape}"),
         ("epochs", f"{result.epochs:.2f} of {result.rows_per_epoch:,} rows"),
         ("time", f"{in_words(result.total)}: {in_words(result.step)} per step{per_evaluation}"),
     ]

@@ -115,8 +115,8 @@ class InputReader:
         for view, value in zip(inputs.mask, self.masker.inputs(pieces), strict=True):
             view.copy_(value)
         if self.on_device is None:
-            tokens = torch.from_numpy(as_signed(self.rows.read(selection)))
-            inputs.tokens.copy_(torch.cat(tokens.chunk(self.pieces, dim=1)))
+            tokens = as_signed(self.rows.read(selection)).reshape(len(selection.rows), self.pieces, -1)
+            inputs.tokens.copy_(torch.from_numpy(tokens.swapaxes(0, 1).reshape(count, -1)))
         else:
             first = torch.arange(self.pieces)[:, None] * self.masker.block_size
             inputs.starts.copy_((first + torch.from_numpy(self.rows.starts(selection))).flatten())
