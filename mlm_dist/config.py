@@ -78,6 +78,11 @@ def words_of(milestone: str) -> int:
     return words
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most `most`, which is at least 1."""
+    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
+
+
 def on_or_off(value: object) -> object:
     """Turn true and false, as which YAML reads them, into on and off; other values are returned as they are."""
     return ("on" if value else "off") if isinstance(value, bool) else value
@@ -184,8 +189,7 @@ class ModelConfig:
     def check_heads(self) -> Self:
         """Refuse heads that do not divide the width."""
         if self.embedding_dim % self.heads:
-            most = min(self.heads, self.embedding_dim, MOST_HEADS)
-            fit = next(heads for heads in range(most, 0, -1) if not self.embedding_dim % heads)
+            fit = largest_divisor(self.embedding_dim, min(self.heads, MOST_HEADS))
             raise ValueError(
                 f"model.embedding_dim {self.embedding_dim} is not a multiple of model.heads {self.heads}: "
                 f"{fit} heads fit"

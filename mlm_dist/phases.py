@@ -10,7 +10,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from mlm_dist.config import Config
+from mlm_dist.config import Config, largest_divisor
 
 
 class Phase(NamedTuple):
@@ -66,9 +66,7 @@ class Phases:
     def config_of(self, phase: Phase, world_size: int) -> Config:
         """The config of a run that consists of this phase alone, with its pieces counted as rows."""
         pieces = self.config.model.block_size // phase.row_length
-        rows = phase.batch_size // world_size
-        most = min(rows, self.config.micro_batch_size(world_size))
-        micro_batch_size = next(size for size in range(most, 0, -1) if rows % size == 0)
+        micro_batch_size = largest_divisor(phase.batch_size // world_size, self.config.micro_batch_size(world_size))
         train = dataclasses.replace(
             self.config.train,
             batch_size=phase.batch_size * pieces,

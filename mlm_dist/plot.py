@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> None:
         if outputs and (words := outputs.neighbourhoods):
             paths += save_plot(out / "neighbours", size_of_neighbours(words), lay_out_neighbours, words)
         if outputs:
-            results, page = describe_results(found, outputs.sha256, outputs.step), out / "report.html"
+            results, page = describe_results(found, outputs.digest, outputs.step), out / "report.html"
             paths += write_report(given.run[0], histories[0], outputs.sentences, outputs.note, page, results)
     print_result(*map(str, paths))
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from mlm_dist.benchmarks.runner import Runner, running
 from mlm_dist.benchmarks.suite import MLM_DIST, measure_stall, with_batch_size
-from mlm_dist.config import Config
+from mlm_dist.config import Config, largest_divisor
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.mixture import join_corpora
 from mlm_dist.data.preparation import find_or_prepare_all
@@ -97,7 +97,7 @@ def forecast(config: Config, processes: int, log: Callable[[str], None]) -> Fore
     base, twice = (peak_of_step(config, count, processes) for count in (few, 2 * few))
     per_row = max((twice - base) / few, bytes_of_activations(config, 1))
     most_rows = few + math.floor((memory - base) / per_row)
-    fitting = None if rows <= most_rows else largest_divisor(config.train.batch_size // processes, most_rows)
+    fitting = None if rows <= most_rows else fitting_rows(config.train.batch_size // processes, most_rows)
     if fitting:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=fitting))
     log("measuring: steps of the run")
@@ -194,12 +194,12 @@ def total_seconds(config: Config, sample: Sample) -> float:
     return sample.start + full_steps * sample.step + evaluations * sample.evaluation + checkpoints * sample.checkpoint
 
 
-def largest_divisor(number: int, most: int) -> int:
-    """The largest divisor of a number that is at most `most`.
+def fitting_rows(rows: int, most: int) -> int:
+    """The largest divisor of a number of rows that is at most `most`.
 
     Raises:
         UserError: that is below 1.
     """
     if most < 1:
         raise UserError("not even a single row at a time fits into the memory: make the model smaller")
-    return next(divisor for divisor in range(min(number, most), 0, -1) if number % divisor == 0)
+    return largest_divisor(rows, most)

@@ -41,15 +41,10 @@ class Selection(NamedTuple):
 
         A batch of `batch_size` rows has `count * batch_size` pieces, which, like rows, go to the ranks in turn.
         """
-        rows = [self.rows * count + piece for piece in range(count)]
-        batch_indices = [self.batch_indices + piece * batch_size for piece in range(count)]
-        return Selection(
-            self.step,
-            np.tile(self.epochs, count),
-            np.concatenate(rows),
-            np.concatenate(batch_indices),
-            np.tile(self.corpora, count),
-        )
+        piece = np.arange(count)[:, None]
+        rows, batch_indices = self.rows * count + piece, self.batch_indices + piece * batch_size  # (count, B) each
+        epochs, corpora = np.tile(self.epochs, count), np.tile(self.corpora, count)
+        return Selection(self.step, epochs, rows.ravel(), batch_indices.ravel(), corpora)
 
     def names(self) -> list[int | str]:
         """The rows in messages: their indices; of a corpus after the first, with its index before them: `1:57`."""

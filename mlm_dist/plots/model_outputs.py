@@ -1,13 +1,14 @@
 """The outputs of a model that the plots and the report of its run show."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.plots.attention import Attention, compute_attention
 from mlm_dist.plots.neighbours import Neighbourhood, find_neighbours
 from mlm_dist.plots.sentences import Sentence, fill_sentences
-from mlm_dist.run.origin import digest
+from mlm_dist.run.origin import digest as parameters_digest
 
 
 class ModelOutputs(NamedTuple):
@@ -18,7 +19,7 @@ class ModelOutputs(NamedTuple):
         neighbourhoods: of the words that were given.
         sentences: with their masks filled.
         note: why there are no sentences; empty if there are some.
-        sha256: of its parameters; empty if they cannot be loaded.
+        digest: returns the SHA-256 of its parameters, or nothing if they cannot be loaded.
         step: of its parameters, if it is known.
     """
 
@@ -26,7 +27,7 @@ class ModelOutputs(NamedTuple):
     neighbourhoods: list[Neighbourhood]
     sentences: list[Sentence]
     note: str
-    sha256: str = ""
+    digest: Callable[[], str] = str
     step: int | None = None
 
 
@@ -38,5 +39,5 @@ def compute_outputs(model: TrainedModel, text: str | None, words: Sequence[str],
     """
     attention = compute_attention(model, text) if text is not None else None
     neighbourhoods = [find_neighbours(model, word) for word in words]
-    sha256 = digest(model.encoder.state_dict())
-    return ModelOutputs(attention, neighbourhoods, fill_sentences(model, texts), "", sha256, model.step)
+    digest = partial(parameters_digest, model.encoder.state_dict())
+    return ModelOutputs(attention, neighbourhoods, fill_sentences(model, texts), "", digest, model.step)

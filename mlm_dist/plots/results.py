@@ -1,7 +1,7 @@
 """The results of `probe` and `finetune` in the words and charts of the report of a run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,28 +104,32 @@ def read_results(run: Path, paths: Sequence[Path]) -> Found:
     Raises:
         UserError: one of `paths` cannot be read, or has other content.
     """
-    given = [path / TABLE if path.is_dir() else path for path in paths]
-    seen, found = {os.path.realpath(file) for file in given}, {file: read_result(file) for file in given}
+    files = [path / TABLE if path.is_dir() else path for path in paths]
+    given = {os.path.realpath(file): file for file in files}
+    found = {file: read_result(file) for file in given.values()}
     for file in (run / "plots" / f"{stem}.json" for stem in STEMS.values()):
-        if file.exists() and os.path.realpath(file) not in seen:
+        if file.exists() and os.path.realpath(file) not in given:
             try:
                 found[file] = read_result(file)
             except UserError as error:
                 warn(f"{error}: it is left out of the report")
-    return {Path(path): result for path, result in found.items()}
+    return found
 
 
-def describe_results(found: Found, sha256: str, step: int | None) -> Results:
+def describe_results(found: Found, digest: Callable[[], str], step: int | None) -> Results:
     """The results in words and charts. A warning is printed for those that may belong to other parameters.
 
     Args:
         found: the results.
-        sha256: of the parameters that the report shows; empty if they cannot be loaded.
+        digest: returns the SHA-256 of the parameters that the report shows, or nothing if they cannot be loaded. It is
+            called only for tasks, because it reads all parameters.
         step: of these parameters, if it is known.
     """
+    tasks = {file: result for file, result in found.items() if isinstance(result, TaskResult)}
+    sha256 = digest() if tasks else ""
     return Results(
         [describe_probes(file, result, step) for file, result in found.items() if not isinstance(result, TaskResult)],
-        [describe_task(file, result, sha256) for file, result in found.items() if isinstance(result, TaskResult)],
+        [describe_task(file, result, sha256) for file, result in tasks.items()],
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlm_dist.benchmarks import forecast as module
-from mlm_dist.benchmarks.forecast import Sample, forecast, largest_divisor, total_seconds
+from mlm_dist.benchmarks.forecast import Sample, fitting_rows, forecast, total_seconds
 from mlm_dist.config import Config, ModelConfig, TrainConfig
 from mlm_dist.errors import UserError
 from tests.conftest import start, tiny_flags, verb
@@ -109,9 +109,9 @@ def test_earlier_phases_read_fewer_tokens_in_less_time(monkeypatch: pytest.Monke
 
 
 def test_a_row_that_does_not_fit_is_refused() -> None:
-    assert [largest_divisor(96, most) for most in (1, 5, 50, 96, 200)] == [1, 4, 48, 96, 96]
+    assert [fitting_rows(96, most) for most in (1, 5, 50, 96, 200)] == [1, 4, 48, 96, 96]
     with pytest.raises(UserError, match="not even a single row"):
-        largest_divisor(96, 0)
+        fitting_rows(96, 0)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def folder(nasty_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_probes(nasty_run / "plots", [probe_at(10, 0.25, NASTY), probe_at(30, 0.75, NASTY)])
     write_task(results, NASTY)
     sentences = fill_sentences(load(nasty_run, "cpu"), [SENTENCE])
-    shown = describe_results(read_results(nasty_run, [results]), "digest", 30)
+    shown = describe_results(read_results(nasty_run, [results]), lambda: "digest", 30)
     write_report(nasty_run, history_of(nasty_run), sentences, "", folder / "report.html", shown)
     return folder
 
@@ -377,7 +377,7 @@ def test_a_browser_executes_no_text_from_a_run_directory(run_dir: Path, tmp_path
     curves = [probe_at(step, 0.5, *PAYLOADS) for step in (10, 20)]
     save_probes(run / "plots", curves)
     write_task(tmp_path / nasty[:100].replace("/", ""), "<script>alert(1)</script>")
-    results = describe_results(read_results(run, [tmp_path / nasty[:100].replace("/", "")]), "digest", 20)
+    results = describe_results(read_results(run, [tmp_path / nasty[:100].replace("/", "")]), lambda: "digest", 20)
     write_report(run, history, [sentence], nasty, page / "report.html", results)
     seen = visit(page, "report.html", tmp_path / "profile")
     assert seen.requests == ["/report.html"]

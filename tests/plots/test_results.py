@@ -14,7 +14,7 @@ PROBES = [probe_at(10, 0.25, "order", long_sentences=3), probe_at(1200, 0.75, "o
 
 
 def results(run: Path, *paths: Path, sha256: str = "digest", step: int | None = None) -> Results:
-    return describe_results(read_results(run, paths), sha256, step)
+    return describe_results(read_results(run, paths), lambda: sha256, step)
 
 
 def curves(run: Path, *paths: Path, step: int | None = None) -> list[PairResults]:
@@ -127,3 +127,13 @@ def test_intervals_of_a_single_seed_are_over_the_texts_alone(tmp_path: Path, see
     file.write_text(json.dumps(content))
     (task,) = results(tmp_path, file).tasks
     assert task.notes.units.endswith(over)
+
+
+def test_a_file_that_is_named_twice_is_shown_once_and_parameters_are_read_only_for_tasks(tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text(json.dumps(to_json(PROBES[0])))
+    found = read_results(tmp_path, [tmp_path / "one.json", tmp_path / ".." / tmp_path.name / "one.json"])
+
+    def digest() -> str:
+        raise AssertionError("the parameters were read")
+
+    assert len(describe_results(found, digest, None).pairs) == 1
