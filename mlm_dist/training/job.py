@@ -55,7 +55,7 @@ def run_job(config: Config, stop: StopRequest, plot: Callable[[RunDir], None], r
         trainer.train()
         finish(trainer, plot)
     processes.close()
-    return trainer.stop_reason
+    return trainer.stop.reason
 
 
 def check(config: Config, run_dir: RunDir, processes: Processes) -> int:
@@ -117,7 +117,7 @@ def finish(trainer: Trainer, plot: Callable[[RunDir], None]) -> None:
     """Plot the curves, mark the run as done, and print a summary (rank 0)."""
     processes, run_dir = trainer.processes, trainer.run_dir
     with processes.raise_on_all_ranks():
-        if processes.is_rank_zero and not trainer.stop_reason:
+        if processes.is_rank_zero and not trainer.stop.reason:
             plot(run_dir)
             with trainer.run_dir.run_error_if_unwritable():
                 run_dir.mark_done(trainer.final_step)

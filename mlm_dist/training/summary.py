@@ -57,9 +57,9 @@ def adjustments(needed: int, config: Config, milestones: Mapping[int, str]) -> l
 def summarize(trainer: Trainer) -> str:
     """The result of the run, or where it stopped."""
     step, run_dir = trainer.state.step, trainer.run_dir
-    if trainer.stop_reason:
+    if trainer.stop.reason:
         return (
-            f"stopped by {trainer.stop_reason} at step {step} of {trainer.config.train.max_iters}, saved in "
+            f"stopped by {trainer.stop.reason} at step {step} of {trainer.config.train.max_iters}, saved in "
             f"{run_dir.path}; the same command continues from there"
         )
     parameters = f"parameters: {run_dir.model}"

@@ -32,6 +32,7 @@ from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
 from mlm_dist.training.state import StepResult, TrainState
 from mlm_dist.training.step import Step, leave_default_stream, with_graph
+from mlm_dist.training.stop_agreement import StopAgreement
 from mlm_dist.training.stopping import StopFile, StopRequest
 
 
@@ -44,7 +45,7 @@ class Trainer:
         eager_step: the same, operation by operation.
         origin: what the run started from, if its config has `init_from`.
         milestones: what the config has for each step that is a milestone.
-        stop_reason: why the run stops before its last step, once the ranks have agreed to stop; empty until then.
+        stop: whether the run stops before its last step, and why.
         patience: whether the run ends early, because its validation loss no longer improves.
         final_step: the step of the parameters in model.pth, once it is written (rank 0).
 
@@ -60,8 +61,7 @@ class Trainer:
         self.tokenizer = corpora[0].tokenizer
         self.processes = processes
         self.run_dir = run_dir
-        self.stop = stop
-        self.stop_file = StopFile(run_dir.stop)
+        self.stop = StopAgreement(stop, StopFile(run_dir.stop), processes)
         self.patience = Patience(config, processes)
         self.device = processes.device
         leave_default_stream(self.device)
@@ -90,7 +90,7 @@ class Trainer:
         self.recorder = Recorder([])  # rank 0 replaces it in `loop`
         self.saver = BackgroundSaver(run_dir.checkpoints, config.checkpoint.keep, self.record)
         self.origin: Origin | None = None
-        self.saved_step, self.final_step, self.stop_reason = 0, 0, ""
+        self.saved_step, self.final_step = 0, 0
 
     @property
     def tokens(self) -> int:
@@ -167,28 +167,20 @@ class Trainer:
         self.eager_step.compile(self.last_step)
 
     def is_stopping(self) -> bool:
-        """Whether any rank was asked to stop, a few steps ago. A collective: all ranks return the same value."""
+        """Whether all ranks stop before the next step. A collective: all ranks return the same value."""
         self.processes.heartbeat(self.state.step)
-        if not self.stop_reason:
-            reason = self.stop.reason() or (self.stop_file.reason() if self.processes.is_rank_zero else "")
-            if self.processes.any_so_far(bool(reason)):
-                self.stop_reason = next(filter(None, self.processes.all_gather(reason)))
-        return bool(self.stop_reason)
+        return self.stop.is_reached()
 
     def train_step(self) -> StepResult:
         """Take the next optimizer step."""
         reached("step begins")
-        lr = self.learning_rate()
+        lr = learning_rate(self.state.step, self.config.train.max_iters, self.config.optim)
         batch, loss, grad_norm = self.step(lr)
         self.state.step += 1
         if self.state.average:
             self.state.average.update(self.state.step)
         reached("step taken")
         return StepResult(self.state.step, batch, loss, grad_norm, lr)
-
-    def learning_rate(self) -> float:
-        """The learning rate of the next step."""
-        return learning_rate(self.state.step, self.config.train.max_iters, self.config.optim)
 
     def log(self, result: StepResult, stopwatch: Stopwatch) -> None:
         """Record the step just taken."""
@@ -246,8 +238,8 @@ class Trainer:
             self.saver.wait()
             self.recorder.close()
             self.run_dir.stop.unlink(missing_ok=True)
-            if self.stop_reason:
-                self.run_dir.stopped.write_text(f"{self.stop_reason}\n", encoding="utf-8")
+            if self.stop.reason:
+                self.run_dir.stopped.write_text(f"{self.stop.reason}\n", encoding="utf-8")
             else:
                 reached("results begin")
                 self.final_step, parameters = self.state.step, self.state.model.state_dict()

@@ -9,6 +9,7 @@ all-reduces of the gradient.
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._C._distributed_c10d import GradBucket
@@ -50,10 +51,10 @@ def main(arguments: list[str]) -> None:
 
     trainer.state.optimizers[0].register_step_pre_hook(keep)
     steps = []
-    trainer.learning_rate = lambda: 0.0  # type: ignore[method-assign]
     for _ in range(STEPS):
         selection = trainer.sampler.select(trainer.state.step)
-        result = trainer.train_step()
+        with mock.patch("mlm_dist.training.trainer.learning_rate", return_value=0.0):
+            result = trainer.train_step()
         steps.append(
             {
                 "epoch": selection.epochs.tolist(),

@@ -72,7 +72,7 @@ def train(make: Callable[..., Trainer], name: str, graphs: Iterator[Tape | None]
 
     def step() -> StepResult:
         if first.state.step == STOP - 1:
-            first.stop.signal = "SIGTERM"
+            first.stop.request.signal = "SIGTERM"
         return train_step()
 
     first.train_step = step  # type: ignore[method-assign]

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -55,8 +56,8 @@ def parameters_of(trainer: Trainer) -> torch.Tensor:
 
 def step_with(trainer: Trainer, lr: float) -> StepResult:
     """Take a step with this learning rate instead of that of the schedule."""
-    trainer.learning_rate = lambda: lr  # type: ignore[method-assign]
-    return trainer.train_step()
+    with mock.patch("mlm_dist.training.trainer.learning_rate", return_value=lr):
+        return trainer.train_step()
 
 
 def set_scale(trainer: Trainer, scale: float) -> None:
@@ -279,7 +280,7 @@ def test_a_stop_file_created_after_the_last_step_is_removed(make: Make, monkeypa
 
     monkeypatch.setattr(trainer, "save", request_stop_and_save)
     trainer.train()
-    assert not trainer.stop_reason
+    assert not trainer.stop.reason
     assert trainer.run_dir.model.exists()
     assert not trainer.run_dir.stop.exists()
 
@@ -385,9 +386,11 @@ def test_a_step_that_the_device_skips_changes_nothing_and_is_counted_later(make_
     assert steps == {6.0}
 
 
-def test_too_many_skipped_steps_end_the_run_when_they_are_read_late(make_late: Make) -> None:
+def test_too_many_skipped_steps_end_the_run_when_they_are_read_late(
+    make_late: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = make_late(train__log_interval=7, train__eval_interval=0, train__max_bad_steps=3, train__max_iters=20)
-    trainer.learning_rate = lambda: float("inf")  # type: ignore[method-assign]
+    monkeypatch.setattr("mlm_dist.training.trainer.learning_rate", lambda *_: float("inf"))
     with pytest.raises(RunError, match="not finite in 3 consecutive steps"):
         trainer.train()
     assert list_checkpoints(trainer.run_dir.checkpoints) == []
