@@ -11,16 +11,15 @@ from mlm_dist.config import OptimConfig
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.registry import is_plain
 from mlm_dist.training.cautious import decay_cautiously
-from mlm_dist.training.normuon import NorMuon, initial_state
+from mlm_dist.training.muon import Muon, NorMuon
 
 
 def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.optim.Optimizer]:
     """Build the optimizers of a model. Matrices have weight decay, norms and biases have none.
 
-    With `muon`, Muon (Jordan et al. 2024) optimizes the hidden matrices of the model. It orthogonalizes their updates,
-    so that directions with small gradients are learned too. With `normuon`, NorMuon does. AdamW optimizes embeddings,
-    output layer and vectors. Every parameter group has a `relative_lr`, by which the learning rate of the step is
-    multiplied.
+    With `muon`, Muon optimizes the hidden matrices of the model, with `normuon`, NorMuon does. AdamW optimizes
+    embeddings, output layer and vectors. Every parameter group has a `relative_lr`, by which the learning rate of the
+    step is multiplied.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hidden = model.hidden_matrices() if config.name != "adamw" else []
@@ -32,14 +31,9 @@ def build_optimizers(model: MaskedModel, config: OptimConfig) -> list[torch.opti
     # The fused implementation updates all parameters in one kernel instead of a dozen kernels per parameter.
     adamw = torch.optim.AdamW(groups, lr=config.lr, fused=True, capturable=parameters[0].is_cuda)
     optimizers: list[torch.optim.Optimizer] = [adamw]
-    if hidden and config.name == "normuon":
-        optimizers.append(NorMuon(hidden, config.muon_lr, config.weight_decay))
-    elif hidden:
-        # Updates of any shape have the same size as AdamW's at the same rate (Liu et al. 2025, arXiv 2502.16982).
-        muon = torch.optim.Muon(
-            hidden, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
+    if hidden:
+        muon = NorMuon if config.name == "normuon" else Muon
+        optimizers.append(muon(hidden, config.muon_lr, config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["relative_lr"] = group["lr"] / config.lr
@@ -66,34 +60,35 @@ def check_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
 
 def state_shapes(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Size]:
     """The shapes of the state of a parameter, by name."""
-    if isinstance(optimizer, torch.optim.Muon):
-        return {"momentum_buffer": parameter.shape}
-    if isinstance(optimizer, NorMuon):
-        return {name: value.shape for name, value in initial_state(parameter).items()}
+    if isinstance(optimizer, Muon):
+        return {name: value.shape for name, value in optimizer.initial_state(parameter).items()}
     return {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
 
 
-def can_update_without_host(optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler) -> bool:
-    """Whether `update_without_host` can take the place of `update`: not with Muon, and not in fp16."""
-    return not scaler.is_enabled() and all(isinstance(optimizer, torch.optim.AdamW) for optimizer in optimizers)
-
-
 def update_without_host(
-    parameters: list[nn.Parameter], optimizers: list[torch.optim.Optimizer], lr: torch.Tensor, grad_clip: float
+    parameters: list[nn.Parameter],
+    optimizers: list[torch.optim.Optimizer],
+    scaler: torch.amp.GradScaler,
+    lr: torch.Tensor,
+    grad_clip: float,
 ) -> torch.Tensor:
     """Update like `update`, but let the device clip the gradient and skip the step, so that the host waits for nothing.
 
-    The fused AdamW divides the gradient by its `grad_scale` and does nothing if its `found_inf` is 1, as with a scaler.
-    `lr` is a float32 scalar, because a captured graph would keep a Python number.
+    The fused AdamW and Muon divide the gradient by their `grad_scale` and do nothing if their `found_inf` is 1. `lr` is
+    a float32 scalar, because a captured graph would keep a Python number.
     """
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
     norm = get_total_norm(parameter.grad for parameter in parameters if parameter.grad is not None)
+    grad_scale = (norm / grad_clip).clamp(min=1) if grad_clip else torch.ones_like(norm)
+    found_inf = 1 - norm.isfinite().to(norm.dtype)
     set_learning_rate(optimizers, lr)
     for optimizer in optimizers:
         settings: Any = optimizer
-        settings.grad_scale = (norm / grad_clip).clamp(min=1) if grad_clip else torch.ones_like(norm)
-        settings.found_inf = 1 - norm.isfinite().to(norm.dtype)
+        settings.grad_scale, settings.found_inf = grad_scale, found_inf
         optimizer.step()
         optimizer.zero_grad()
+    scaler.update()
     return norm
 
 

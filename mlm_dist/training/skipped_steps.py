@@ -15,11 +15,16 @@ MAX_UNREAD = 100
 
 
 class Outcome(NamedTuple):
-    """What is kept of a step until it is read: not its batch, since the batches of 100 steps may fill a GPU."""
+    """What is kept of a step until it is read: not its batch, since the batches of 100 steps may fill a GPU.
+
+    Attributes:
+        scale: (), of fp16 gradients after the step; 1 in other precisions.
+    """
 
     step: int
     loss: torch.Tensor
     grad_norm: torch.Tensor
+    scale: torch.Tensor
 
 
 class SkippedSteps:
@@ -48,7 +53,8 @@ class SkippedSteps:
         Raises:
             RunError: on all ranks, after `max_skipped` consecutive skipped steps.
         """
-        self._unread.append(Outcome(result.step, result.loss, result.grad_norm))
+        scale = self.state.scaler.scale(torch.ones_like(result.loss))
+        self._unread.append(Outcome(result.step, result.loss, result.grad_norm, scale))
         if read_now or not self.reads_late or len(self._unread) >= MAX_UNREAD:
             self.read(recorder)
 
@@ -71,7 +77,7 @@ class SkippedSteps:
         own_rows = self.sampler.select(outcome.step - 1).names()
         by_rank = self.processes.all_gather((outcome.loss.item(), own_rows))
         faulty = [rank for rank, (loss, _) in enumerate(by_rank) if not math.isfinite(loss)]
-        if not faulty and state.scaler.is_enabled() and state.scaler.get_scale() > SMALLEST_SCALE:
+        if not faulty and state.scaler.is_enabled() and outcome.scale.item() > SMALLEST_SCALE:
             return  # an fp16 gradient overflows now and then, and the scaler reduces its scale
         state.skipped_steps += 1
         reason = f"loss {sum(loss for loss, _ in by_rank)}, grad_norm {grad_norm}"

@@ -19,7 +19,7 @@ from mlm_dist.phases import Phase, Phases
 from mlm_dist.precision import autocast
 from mlm_dist.training.compilation import compile_loss, should_compile
 from mlm_dist.training.inputs import InputReader, StepInputs
-from mlm_dist.training.optim import can_update_without_host, update, update_without_host
+from mlm_dist.training.optim import update, update_without_host
 from mlm_dist.training.state import TrainState
 
 # Steps before a capture: kernels are compiled and the optimizer's state is created. DDP needs eleven, see torch's notes
@@ -83,7 +83,7 @@ class Step:
         self.processes = processes
         self.device = processes.device
         self.dtype = dtype
-        self.without_host = self.device.type == "cuda" and can_update_without_host(state.optimizers, state.scaler)
+        self.without_host = self.device.type == "cuda"
         self.phases = Phases(config)
         self.begin(self.phases.at(0))
 
@@ -106,8 +106,8 @@ class Step:
     def can_be_captured(self) -> bool:
         """Whether a graph can replay these steps.
 
-        Not if the host takes part in the update, not with dropout, whose generator is seeded at every step, and not in
-        debug mode, which looks at every operation.
+        Not on a CPU, not with dropout, whose generator is seeded at every step, and not in debug mode, which looks at
+        every operation.
         """
         return self.without_host and not self.config.model.dropout and not self.config.debug
 
@@ -193,13 +193,14 @@ class Step:
         state, parameters, clip = self.state, list(self.state.encoder.parameters()), self.config.optim.grad_clip
         if self.without_host:
             lr = torch.as_tensor(lr, dtype=torch.float32, device=self.device)
-            return update_without_host(parameters, state.optimizers, lr, clip)
+            return update_without_host(parameters, state.optimizers, state.scaler, lr, clip)
         return update(parameters, state.optimizers, state.scaler, float(lr), clip)
 
     def start_over(self) -> None:
-        """Forget what a failed capture has left: gradients, and DDP in the middle of a step. All ranks call this."""
+        """Forget what a failed capture has left: gradients, scaler and DDP in mid-step. All ranks call this."""
         for optimizer in self.state.optimizers:
             optimizer.zero_grad()
+        self.state.scaler.update(self.state.scaler.get_scale())  # the same scale; what it has found is forgotten
         self.model = self.loss  # its hooks end before those of another DDP begin
         self.model = self.wrap_loss()
 

@@ -2,7 +2,7 @@
 
     replay.py RUN_DIR RANK FLAGS...
 
-The capture fails on this rank; -1 for none.
+The capture fails on this rank; -1 for none. In one step, the loss of rank 1 is NaN.
 """
 
 from pathlib import Path
@@ -15,10 +15,13 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.distributed import Processes
 from mlm_dist.exit_codes import run_verb
 from mlm_dist.run.run_dir import RunDir
+from mlm_dist.training.state import StepResult
 from mlm_dist.training.step import WARM_UP_STEPS_WITH_DDP, GraphStep
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer
 from tests.training.tape import Tape
+
+BAD_STEP = WARM_UP_STEPS_WITH_DDP + 2
 
 
 class Failing(Tape):
@@ -28,6 +31,18 @@ class Failing(Tape):
         if "fused_adamw" in str(func):
             raise RuntimeError("not permitted")
         return super().__torch_dispatch__(func, *rest)
+
+
+def spoil(trainer: Trainer, steps: tuple[int, ...]) -> None:
+    """Make the loss of these steps NaN, through a tensor that a graph reads too."""
+    factor, train_step = torch.ones(()), trainer.train_step
+    trainer.eager_step.loss.register_forward_hook(lambda module, arguments, loss: loss * factor)
+
+    def step() -> StepResult:
+        factor.fill_(float("nan") if trainer.state.step in steps else 1.0)
+        return train_step()
+
+    trainer.train_step = step  # type: ignore[method-assign]
 
 
 def main(arguments: list[str]) -> None:
@@ -41,9 +56,12 @@ def main(arguments: list[str]) -> None:
         trainer.eager_step.without_host = True
         if graph:
             trainer.step = GraphStep(trainer.eager_step, graph)
-        steps = [trainer.train_step() for _ in range(config.train.max_iters)]
+        spoil(trainer, (BAD_STEP,) if processes.rank == 1 else ())
+        norms = torch.stack([trainer.train_step().grad_norm for _ in range(config.train.max_iters)])
+        is_bad = ~norms.isfinite()
+        assert is_bad.nonzero().tolist() == [[BAD_STEP]]
         parameters = [parameter.detach().flatten() for parameter in trainer.state.encoder.parameters()]
-        results.append(torch.cat([torch.stack([step.grad_norm for step in steps]), *parameters]))
+        results.append(torch.cat([norms[~is_bad], *parameters]))
     expected_replays = config.train.max_iters - WARM_UP_STEPS_WITH_DDP if failing_rank == "-1" else 0
     print(f"rank {processes.rank}: {torch.equal(*results) and tape.replays == expected_replays}")
     processes.close()

@@ -24,6 +24,7 @@ from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.resume import resume
 from mlm_dist.training.schedule import learning_rate
+from mlm_dist.training.skipped_steps import SMALLEST_SCALE
 from mlm_dist.training.state import StepResult
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.summary import summarize
@@ -323,6 +324,15 @@ def make_late(make: Make) -> Make:
     return late
 
 
+def assert_no_waiting(trainer: Trainer) -> None:
+    trainer.train_step()  # the optimizer creates its state
+    with NoWaiting() as first:
+        trainer.train_step()
+    with NoWaiting() as second:
+        trainer.train_step()
+    assert first.operations == second.operations
+
+
 @pytest.mark.parametrize("unit", ["token", "word", "span"])
 @pytest.mark.parametrize(
     "changes",
@@ -332,13 +342,15 @@ def make_late(make: Make) -> Make:
 def test_the_host_never_waits_for_a_step(
     changes: dict[str, Any], unit: str, micro_batch_size: int, make_late: Make
 ) -> None:
-    trainer = make_late(masking__unit=unit, train__micro_batch_size=micro_batch_size, **changes)
-    trainer.train_step()  # the optimizer creates its state
-    with NoWaiting() as first:
-        trainer.train_step()
-    with NoWaiting() as second:
-        trainer.train_step()
-    assert first.operations == second.operations
+    assert_no_waiting(make_late(masking__unit=unit, train__micro_batch_size=micro_batch_size, **changes))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "muon", "normuon"])
+def test_the_host_never_waits_for_an_update(name: str, cautious: bool, precision: str, make_late: Make) -> None:
+    changes = {"optim__name": name, "optim__cautious_weight_decay": cautious, "precision": precision}
+    assert_no_waiting(make_late(**changes))
 
 
 def test_the_dispatch_mode_finds_a_step_that_waits(make: Make) -> None:
@@ -347,13 +359,16 @@ def test_the_dispatch_mode_finds_a_step_that_waits(make: Make) -> None:
         trainer.train_step()
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-7), ("fp16", 1e-5)])
 @pytest.mark.parametrize("clip", [0.0, 0.05, 1.0, 1e6])
-def test_the_update_without_the_host_is_the_same_update(clip: float, make: Make, make_late: Make) -> None:
-    trainers = [make(optim__grad_clip=clip), make_late(optim__grad_clip=clip)]
+def test_the_update_without_the_host_is_the_same_update(
+    clip: float, precision: str, tolerance: float, make: Make, make_late: Make
+) -> None:
+    trainers = [build(optim__grad_clip=clip, precision=precision) for build in (make, make_late)]
     for trainer in trainers:
         for _ in range(5):
             trainer.train_step()
-    torch.testing.assert_close(parameters_of(trainers[0]), parameters_of(trainers[1]), rtol=0, atol=1e-7)
+    torch.testing.assert_close(parameters_of(trainers[0]), parameters_of(trainers[1]), rtol=0, atol=tolerance)
 
 
 def test_a_step_that_the_device_skips_changes_nothing_and_is_counted_later(make_late: Make) -> None:
@@ -384,6 +399,27 @@ def test_a_step_that_the_device_skips_changes_nothing_and_is_counted_later(make_
     assert [event["step"] for event in events if "skipped" in event] == [3, 4]
     steps = {state["step"].item() for state in trainer.state.optimizers[0].state.values()}
     assert steps == {6.0}
+
+
+@pytest.mark.parametrize("reads_late", [False, True])
+def test_an_overflow_of_fp16_counts_by_the_scale_after_its_step(reads_late: bool, make: Make, make_late: Make) -> None:
+    build = make_late if reads_late else make
+    trainer = build(precision="fp16", train__max_iters=5, train__log_interval=5, train__eval_interval=0)
+    set_scale(trainer, 4 * SMALLEST_SCALE)
+    forward_backward = trainer.eager_step.forward_backward
+
+    def overflowing(batch: MaskedBatch) -> torch.Tensor:
+        loss = forward_backward(batch)
+        for parameter in trainer.state.encoder.parameters():
+            assert parameter.grad is not None
+            parameter.grad.fill_(math.inf)
+        return loss
+
+    trainer.eager_step.forward_backward = overflowing  # type: ignore[method-assign]
+    trainer.train()
+    events = read_events(trainer.run_dir.metrics)
+    assert [event["step"] for event in events if "skipped" in event] == [2, 3, 4, 5]
+    assert trainer.state.scaler.get_scale() == SMALLEST_SCALE / 8
 
 
 def test_too_many_skipped_steps_end_the_run_when_they_are_read_late(
