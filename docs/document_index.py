@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from mlm_dist.data.corpus import Manifest
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.documents import write_index
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
-from mlm_dist.data.texts import SPLITS
 from mlm_dist.output import print_result
+from mlm_dist.texts.document_list import find_documents
+from mlm_dist.texts.finding import SPLITS
 
 TOKENS = 100  # of a document, in each split
 

@@ -92,13 +92,13 @@ def prepare(
         UserError: a value is out of bounds or cannot be combined with another, `paths` or `val` is not a list, a text
             cannot be read or downloaded, or `out` exists or cannot be written.
     """
-    from mlm_dist.data.document_list import list_documents  # noqa: PLC0415
-    from mlm_dist.data.near_duplicates import NearDuplicates  # noqa: PLC0415
     from mlm_dist.data.preparation import prepare_corpus  # noqa: PLC0415
-    from mlm_dist.data.reading import Reading  # noqa: PLC0415
     from mlm_dist.data.splitting import hold_out  # noqa: PLC0415
-    from mlm_dist.data.texts import find_files  # noqa: PLC0415
     from mlm_dist.files import refuse_existing  # noqa: PLC0415
+    from mlm_dist.texts.document_list import list_documents  # noqa: PLC0415
+    from mlm_dist.texts.finding import find_files  # noqa: PLC0415
+    from mlm_dist.texts.near_duplicates import NearDuplicates  # noqa: PLC0415
+    from mlm_dist.texts.reading import Reading  # noqa: PLC0415
 
     refuse_single("paths", paths, "path")
     refuse_single("val", val, "path")
@@ -118,7 +118,7 @@ def prepare(
     refuse_existing(Path(out))
     files = find_files([*map(Path, paths)], [*map(Path, val)]) if paths or val else []
     if gutenberg:
-        from mlm_dist.data.gutenberg import fetch_books  # noqa: PLC0415 (`requests` is slow to import)
+        from mlm_dist.texts.gutenberg import fetch_books  # noqa: PLC0415 (`requests` is slow to import)
 
         files += fetch_books(list(gutenberg), mirror, f"mlm_dist/{__version__}")
     near = NearDuplicates() if near_duplicates else None

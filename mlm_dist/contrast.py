@@ -57,13 +57,13 @@ def main(arguments: list[str]) -> None:
         )
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist import load  # noqa: PLC0415
-    from mlm_dist.data.scored_pairs import read_scored_pairs  # noqa: PLC0415
     from mlm_dist.files import refuse_existing  # noqa: PLC0415
     from mlm_dist.huggingface.export import check_exportable, export_model  # noqa: PLC0415
     from mlm_dist.huggingface.tokenizer_file import convert_tokenizer  # noqa: PLC0415
     from mlm_dist.inference.similarity import rank_correlation  # noqa: PLC0415
     from mlm_dist.model.encoder import as_encoder  # noqa: PLC0415
     from mlm_dist.model.registry import build_model  # noqa: PLC0415
+    from mlm_dist.texts.scored_pairs import read_scored_pairs  # noqa: PLC0415
     from mlm_dist.training.contrastive import ContrastiveStage, train_contrastively  # noqa: PLC0415
 
     refuse_existing(given.out)

@@ -13,11 +13,9 @@ import torch
 
 from mlm_dist.config import Config, MaskingConfig
 from mlm_dist.data.corpus import MANIFEST, Corpus, Verify, token_dtype
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.encoding import encode_in_order
 from mlm_dist.data.masking import MaskedBatch, Masker, load_batch
 from mlm_dist.data.preparation import find_or_prepare
-from mlm_dist.data.reading import Reading
 from mlm_dist.data.sampler import Indices, Selection
 from mlm_dist.data.shards import StoredRows, StoredTokens, Tokens
 from mlm_dist.data.tokenizer import Tokenizer
@@ -27,6 +25,8 @@ from mlm_dist.fault_points import reached
 from mlm_dist.model.loss import loss_and_hits
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.precision import autocast
+from mlm_dist.texts.document_list import find_documents
+from mlm_dist.texts.reading import Reading
 
 # Not the seed of the run: runs with different seeds are evaluated with the same masks.
 SEED = 0

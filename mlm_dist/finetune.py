@@ -40,7 +40,6 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
     Raises:
         UserError: the model or a file cannot be read, or the folder has other results.
     """
-    from mlm_dist.data.labelled_texts import LabelFormat  # noqa: PLC0415
     from mlm_dist.finetuning.classifier import check_convertible  # noqa: PLC0415
     from mlm_dist.finetuning.comparison import Method, compare, contestants  # noqa: PLC0415
     from mlm_dist.finetuning.examples import read_task, repeated  # noqa: PLC0415
@@ -48,6 +47,7 @@ def run(given: Namespace, processes: "Processes") -> dict[str, Any]:
     from mlm_dist.finetuning.report import to_json  # noqa: PLC0415
     from mlm_dist.finetuning.result_folder import ResultFolder  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
+    from mlm_dist.texts.labelled_texts import LabelFormat  # noqa: PLC0415
 
     label_format = LabelFormat(given.text_key, given.pair_key, given.label_key, given.encoding)
     task = processes.on_rank_zero(

@@ -13,9 +13,9 @@ from mlm_dist.exit_codes import run_verb
 from mlm_dist.output import print_result, warn
 
 if TYPE_CHECKING:
-    from mlm_dist.data.minimal_pairs import MinimalPair
     from mlm_dist.distributed import Processes
     from mlm_dist.inference.probing import Probe
+    from mlm_dist.texts.minimal_pairs import MinimalPair
 
 
 def build_parser() -> ArgumentParser:
@@ -79,11 +79,11 @@ def main(arguments: list[str]) -> None:
     if given.out is not None and not is_curve:
         raise UserError("--out needs --step all")
     # Imported here, so that --help and user errors do not wait for torch.
-    from mlm_dist.data.minimal_pairs import PairFormat, read_pairs  # noqa: PLC0415
     from mlm_dist.distributed import Processes  # noqa: PLC0415
     from mlm_dist.inference.probe_report import group_to_text, to_json, to_text  # noqa: PLC0415
     from mlm_dist.plots.probes import save_probes  # noqa: PLC0415
     from mlm_dist.plots.writing import output_folder  # noqa: PLC0415
+    from mlm_dist.texts.minimal_pairs import PairFormat, read_pairs  # noqa: PLC0415
 
     processes = Processes(given.device)
     with processes.report_missing_ranks("run the command again"):

@@ -17,10 +17,10 @@ import torch
 
 from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus, prepare_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.exit_codes import run_verb
+from mlm_dist.texts.document_list import find_documents
 from mlm_dist.training.stopping import SIGNALS
 
 REPOSITORY = Path(__file__).parent.parent

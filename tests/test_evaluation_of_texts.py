@@ -11,7 +11,6 @@ import torch
 import mlm_dist
 from mlm_dist.config import MaskingConfig
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.distributed import Processes
@@ -20,6 +19,7 @@ from mlm_dist.evaluation import Evaluation, encode_texts, evaluate_batches, eval
 from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.run.metrics import read_events
+from mlm_dist.texts.document_list import find_documents
 from tests.conftest import at_rate, tiny_flags, verb
 
 TEXT = "Aunt Zoë went up the stairs.\nThe ferry came in under the harbour wall, and nobody saw it.\n"

@@ -1,7 +1,7 @@
 """Imports go only downward.
 
 Verbs -> mlm_dist -> api -> finetuning -> huggingface, benchmarks -> plots -> inference -> training -> evaluation, run
--> model, data, distributed -> precision, config_reading, arguments -> config_help, exported_shape -> config,
+-> model, data, distributed -> texts -> precision, config_reading, arguments -> config_help, exported_shape -> config,
 exit_codes, files, foreign_names -> errors, fault_points, output.
 """
 
@@ -21,6 +21,7 @@ LAYERS = [
     {"config_help", "exported_shape"},
     {"source", "phases"},
     {"config_reading", "arguments", "precision"},
+    {"texts"},
     {"data", "model", "distributed"},
     {"evaluation", "run"},
     {"training"},

@@ -9,13 +9,13 @@ import pytest
 
 import mlm_dist
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes
 from mlm_dist.evaluation import evaluate_text
 from mlm_dist.run.metrics import Event, read_events
+from mlm_dist.texts.document_list import find_documents
 from tests.conftest import tiny_flags, verb
 
 

@@ -17,7 +17,7 @@ import mlm_dist
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from tests.conftest import REPOSITORY, Result, start, verb
-from tests.data.mirror import Mirror, file_of
+from tests.texts.mirror import Mirror, file_of
 
 BPE = ("--tokenizer", "bpe", "--vocab_size", 300)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import mlm_dist
-from mlm_dist.data.minimal_pairs import PairFormat, read_pairs
+from mlm_dist.texts.minimal_pairs import PairFormat, read_pairs
 from tests.conftest import torchrun, verb
 
 PAIRS = [

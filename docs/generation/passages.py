@@ -6,8 +6,8 @@ import numpy as np
 
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.shards import Tokens
-from mlm_dist.data.texts import Split
 from mlm_dist.errors import UserError
+from mlm_dist.texts.finding import Split
 
 
 class Passage(NamedTuple):

@@ -11,11 +11,11 @@ import torch
 
 from mlm_dist.config import Config
 from mlm_dist.data.corpus import TOKENIZER, Corpus
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.encoding import Batch, EncodedBatch
 from mlm_dist.data.preparation import SAMPLE_TEXT, CorpusWriter, encode_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.texts.document_list import find_documents
 
 TEXT_BYTES = 16 << 20
 SAMPLE_VOCABULARY = 2000

@@ -1,1 +1,1 @@
-"""The data pipeline: tokenizers, corpora, the order of rows, and masking."""
+"""What training reads: tokenizers, corpora, the order of rows, and masking."""

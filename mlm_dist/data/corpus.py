@@ -23,12 +23,12 @@ import numpy as np
 
 from mlm_dist.data.documents import ENDS, NAMES, DocumentIndex
 from mlm_dist.data.shards import Shards, StoredRows, StoredTokens, file_name
-from mlm_dist.data.texts import SPLITS, Split
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.verification import map_file, verify_file
 from mlm_dist.errors import UserError
 from mlm_dist.files import LARGEST_JSON, read_json
 from mlm_dist.output import warn
+from mlm_dist.texts.finding import SPLITS, Split
 
 FORMAT_VERSION = 3
 EARLIER_VERSIONS = (1, 2)  # with the documents in corpus.json; 1 without the digest of the tokenizer

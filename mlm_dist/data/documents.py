@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.texts import Split
 from mlm_dist.data.verification import map_file, verify_file
 from mlm_dist.errors import UserError
+from mlm_dist.texts.finding import Split
 
 ENDS = "documents.bin"
 NAMES = "documents.names"

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.document_list import DocumentPiece
-from mlm_dist.data.pieces import PIECE_CHARACTERS
-from mlm_dist.data.texts import SPLITS, Split
 from mlm_dist.data.tokenizer import Tokenizer
+from mlm_dist.texts.document_list import DocumentPiece
+from mlm_dist.texts.finding import SPLITS, Split
+from mlm_dist.texts.pieces import PIECE_CHARACTERS
 
 IN_FLIGHT_PER_CORE = 4
 

@@ -13,20 +13,20 @@ from tqdm import tqdm
 from mlm_dist.config import SAMPLE, DataConfig
 from mlm_dist.data.bpe_extension import extend_bpe
 from mlm_dist.data.corpus import FORMAT_VERSION, MANIFEST, TOKENIZER, Manifest, token_dtype
-from mlm_dist.data.document_list import DocumentList, list_documents
 from mlm_dist.data.documents import write_index
 from mlm_dist.data.encoding import EncodedBatch, encode_in_order
-from mlm_dist.data.reading import Reading
 from mlm_dist.data.shards import SplitWriter
 from mlm_dist.data.splitting import TokenCounts, hold_out
 from mlm_dist.data.text_report import TextCounts
-from mlm_dist.data.texts import SPLITS, find_files
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.data.tokenizer_json import TOKENIZER_JSON, read_exported_tokenizer
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
 from mlm_dist.files import cache_folder, format_size, new_folder
 from mlm_dist.output import warn
+from mlm_dist.texts.document_list import DocumentList, list_documents
+from mlm_dist.texts.finding import SPLITS, find_files
+from mlm_dist.texts.reading import Reading
 
 BPE_TRAINING_BYTES = 256 << 20
 BPE_TRAINING_PIECE_CHARACTERS = 1 << 14  # small, because `tokenizers` collects 256 pieces before it counts words

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.texts import Split
+from mlm_dist.texts.finding import Split
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 Indices = npt.NDArray[np.int64]

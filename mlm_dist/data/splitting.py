@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.document_list import DocumentList
 from mlm_dist.data.documents import DocumentIndex
-from mlm_dist.data.texts import Split
 from mlm_dist.output import warn
+from mlm_dist.texts.document_list import DocumentList
+from mlm_dist.texts.finding import Split
 
 # In bytes. A shorter end is a few sentences without context, on which the loss is higher than on whole documents.
 SHORTEST_END = 1024

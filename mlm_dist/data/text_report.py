@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from mlm_dist.data.document_list import DocumentList
 from mlm_dist.data.encoding import Batch
-from mlm_dist.data.texts import SPLITS
+from mlm_dist.texts.document_list import DocumentList
+from mlm_dist.texts.finding import SPLITS
 
 # In bytes of UTF-8. Shorter lines ("Yes.", "CHAPTER I") repeat in every text, and longer ones are compared up to there.
 SHORTEST_LINE = 20

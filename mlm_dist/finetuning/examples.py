@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.labelled_texts import LabelFormat, LabelledText, read_labelled
-from mlm_dist.data.records import MOST_NAMES
 from mlm_dist.errors import UserError
+from mlm_dist.texts.labelled_texts import LabelFormat, LabelledText, read_labelled
+from mlm_dist.texts.records import MOST_NAMES
 
 DEV_FRACTION = 0.1  # of the training file, unless there is a dev file
 TEST_FRACTION = 0.2  # of the training file, unless there is a test file

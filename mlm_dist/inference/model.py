@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mlm_dist.data.minimal_pairs import MinimalPair
 from mlm_dist.errors import UserError, refuse_single
 from mlm_dist.inference.embedding import Pooling, check_layer, embed
 from mlm_dist.inference.filling import Filling, fill
@@ -20,6 +19,7 @@ from mlm_dist.model.registry import build_model
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.run.trained import read_trained
 from mlm_dist.source import Step
+from mlm_dist.texts.minimal_pairs import MinimalPair
 
 
 class TrainedModel:
@@ -139,7 +139,7 @@ class TrainedModel:
         """Compute how often the acceptable sentence of a minimal pair is more likely than the other one.
 
         Args:
-            pairs: one or more pairs, such as `read_pairs` in mlm_dist/data/minimal_pairs.py reads.
+            pairs: one or more pairs, such as `read_pairs` in mlm_dist/texts/minimal_pairs.py reads.
             within_word: as in `score`.
 
         Raises:

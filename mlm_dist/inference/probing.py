@@ -9,8 +9,8 @@ from annotated_types import Le
 from pydantic import NonNegativeInt, PositiveInt
 
 from mlm_dist.config import Fraction
-from mlm_dist.data.minimal_pairs import MinimalPair
 from mlm_dist.inference.scoring import Score
+from mlm_dist.texts.minimal_pairs import MinimalPair
 
 # Two scores are equal if they differ by less, in nats per token: the rounding of a score depends on its batch.
 TIE = 1e-5

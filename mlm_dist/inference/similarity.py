@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mlm_dist.data.scored_pairs import ScoredPair
 from mlm_dist.inference.model import TrainedModel
+from mlm_dist.texts.scored_pairs import ScoredPair
 
 
 def rank_correlation(model: TrainedModel, pairs: Sequence[ScoredPair]) -> float:

@@ -14,7 +14,7 @@ import torch
 from mlm_dist.config import Config
 from mlm_dist.config_reading import Setting, current_spelling
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.texts import SPLITS
+from mlm_dist.texts.finding import SPLITS
 
 Values = Mapping[str, Any]
 

@@ -14,8 +14,8 @@ from mlm_dist.data.bpe_extension import extend_bpe
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, MASK, RANKS_FILE, Tokenizer
 from mlm_dist.errors import UserError
-from tests.data.test_pieces import HARD_TEXTS, pattern_of, ranks_across_words
 from tests.data.test_tokenizer import RUNS, check_saved
+from tests.texts.test_pieces import HARD_TEXTS, pattern_of, ranks_across_words
 
 SAMPLE = SAMPLE_TEXT.read_text(encoding="utf-8")
 TEXTS = [SAMPLE[: len(SAMPLE) // 2], RUNS, *HARD_TEXTS.values()]

@@ -12,10 +12,10 @@ import pytest
 
 from mlm_dist.data import documents as documents_module
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.documents import DocumentIndex, IndexedDocument
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.errors import UserError
+from mlm_dist.texts.document_list import find_documents
 from tests.conftest import convert_corpus, start
 
 NAMES = ["one.txt", "日本語/ü.txt", "a name\nin two lines", "not UTF-8: \udcff", ""]

@@ -18,10 +18,8 @@ import tiktoken
 from mlm_dist.config import DataConfig
 from mlm_dist.data import preparation
 from mlm_dist.data.corpus import Corpus, Manifest
-from mlm_dist.data.document_list import DocumentPiece, find_documents
 from mlm_dist.data.documents import DocumentIndex, IndexedDocument
 from mlm_dist.data.encoding import Batch, EncodedBatch, encode_in_order
-from mlm_dist.data.pieces import Piece
 from mlm_dist.data.preparation import (
     SAMPLE_TEXT,
     CorpusWriter,
@@ -29,12 +27,14 @@ from mlm_dist.data.preparation import (
     prepare_corpus,
 )
 from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import Split
 from mlm_dist.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
 from mlm_dist.data.tokenizer_json import read_exported_tokenizer
 from mlm_dist.errors import UserError
-from tests.data.test_pieces import HARD_TEXTS, random_text
+from mlm_dist.texts.document_list import DocumentPiece, find_documents
+from mlm_dist.texts.finding import Split
+from mlm_dist.texts.pieces import Piece
 from tests.data.test_tokenizer_json import write as write_exported
+from tests.texts.test_pieces import HARD_TEXTS, random_text
 
 
 def byte_tokenizer(end_id: int = 256) -> Tokenizer:
@@ -63,7 +63,7 @@ def split_by_document(corpus: Corpus) -> list[tuple[str, list[int], list[int]]]:
 
 def in_pieces_of(characters: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read and encode documents in pieces of this size."""
-    monkeypatch.setattr("mlm_dist.data.document_list.DocumentList.pieces.__defaults__", (characters,))
+    monkeypatch.setattr("mlm_dist.texts.document_list.DocumentList.pieces.__defaults__", (characters,))
     monkeypatch.setattr("mlm_dist.data.encoding.batches.__defaults__", (characters,))
 
 

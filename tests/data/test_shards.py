@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from mlm_dist.data.corpus import MANIFEST, Corpus, Manifest
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus, prepare_corpus
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import Selection
 from mlm_dist.data.shards import Shards, SplitWriter, read_rows
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.errors import UserError
+from mlm_dist.texts.document_list import find_documents
 from tests.data.test_corpus import edited, rewritten, without
 
 TOKENS = np.arange(1000, dtype=np.uint16)

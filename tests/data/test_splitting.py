@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.document_list import DocumentList, find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
 from mlm_dist.data.splitting import TokenCounts, describe_validation, hold_out
+from mlm_dist.texts.document_list import DocumentList, find_documents
 from tests.conftest import convert_corpus
 
 PARAGRAPHS = [text.strip() for text in SAMPLE_TEXT.read_text(encoding="utf-8").split("\n\n") if text.strip()]

@@ -30,7 +30,7 @@ from mlm_dist.data.tokenizer import (
     run_interruptibly,
 )
 from mlm_dist.errors import UserError
-from tests.data.test_pieces import HARD_TEXTS, random_text
+from tests.texts.test_pieces import HARD_TEXTS, random_text
 
 SAMPLE = SAMPLE_TEXT.read_text(encoding="utf-8")
 # Two merge algorithms are most likely to differ on runs of one letter.

@@ -14,8 +14,8 @@ from mlm_dist.data.tokenizer import END_OF_TEXT, MASK, Tokenizer
 from mlm_dist.data.tokenizer_json import find_merges, read_exported_tokenizer, to_library
 from mlm_dist.errors import UserError
 from mlm_dist.huggingface.tokenizer_file import describe_tokenizer
-from tests.data.test_pieces import pattern_of, ranks_across_words
 from tests.data.test_tokenizer import RUNS
+from tests.texts.test_pieces import pattern_of, ranks_across_words
 
 SAMPLE = SAMPLE_TEXT.read_text(encoding="utf-8")
 BYTES = {bytes([byte]): byte for byte in range(256)}

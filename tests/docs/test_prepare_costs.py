@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.data.document_list import find_documents
+from mlm_dist.texts.document_list import find_documents
 from tests.conftest import REPOSITORY
 
 SPEC = importlib.util.spec_from_file_location("prepare_costs", REPOSITORY / "docs" / "prepare_costs.py")

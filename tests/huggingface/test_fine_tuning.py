@@ -15,10 +15,10 @@ from transformers import (
 )
 
 import mlm_dist
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import prepare_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.huggingface.export import export_model
+from mlm_dist.texts.document_list import find_documents
 from tests.conftest import tiny_flags, verb
 
 SEEDS = 3

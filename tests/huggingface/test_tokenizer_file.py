@@ -10,13 +10,13 @@ import tokenizers
 
 from mlm_dist.data.bpe_extension import extend_bpe
 from mlm_dist.data.preparation import SAMPLE_TEXT
-from mlm_dist.data.texts import find_files
 from mlm_dist.data.tokenizer import END_OF_TEXT, GPT2_PATTERN, MASK, Tokenizer
 from mlm_dist.data.tokenizer_json import find_merges
 from mlm_dist.errors import UserError
 from mlm_dist.huggingface.tokenizer_file import convert_tokenizer
-from tests.data.test_pieces import HARD_TEXTS, pattern_of, random_text, ranks_across_words
+from mlm_dist.texts.finding import find_files
 from tests.data.test_tokenizer import RUNS
+from tests.texts.test_pieces import HARD_TEXTS, pattern_of, random_text, ranks_across_words
 
 SAMPLE = SAMPLE_TEXT.read_text(encoding="utf-8")
 BYTES = {bytes([byte]): byte for byte in range(256)}

@@ -7,7 +7,6 @@ import torch
 import mlm_dist
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.minimal_pairs import MinimalPair
 from mlm_dist.errors import UserError
 from mlm_dist.inference import predictor
 from mlm_dist.inference.model import TrainedModel
@@ -15,6 +14,7 @@ from mlm_dist.inference.probe_report import to_text
 from mlm_dist.inference.probing import Accuracy, accuracy, compare
 from mlm_dist.inference.scoring import Score
 from mlm_dist.model.encoder import Encoder
+from mlm_dist.texts.minimal_pairs import MinimalPair
 from tests.huggingface.conftest import make_run
 
 PAIRS = [

@@ -6,8 +6,8 @@ import pytest
 from scipy.stats import rankdata, spearmanr
 
 import mlm_dist
-from mlm_dist.data.scored_pairs import ScoredPair
 from mlm_dist.inference.similarity import rank_correlation, ranks, spearman
+from mlm_dist.texts.scored_pairs import ScoredPair
 
 
 def test_equal_values_share_the_mean_of_their_ranks() -> None:

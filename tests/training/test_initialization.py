@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 
 from mlm_dist.config_reading import read_config
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT, encode_corpus
 from mlm_dist.data.splitting import hold_out
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.run.checkpoint import list_checkpoints, load_checkpoint, read_record
 from mlm_dist.run.metrics import Event, read_events
+from mlm_dist.texts.document_list import find_documents
 from mlm_dist.training.source_corpora import open_corpus
 from tests.conftest import Result, tiny_flags, verb
 

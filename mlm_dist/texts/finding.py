@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from mlm_dist.data.formats import (
+from mlm_dist.errors import UserError
+from mlm_dist.files import open_regular
+from mlm_dist.output import warn
+from mlm_dist.texts.formats import (
     FORMATS,
     Compression,
     Format,
@@ -20,9 +23,6 @@ from mlm_dist.data.formats import (
     format_of,
     refuse_suffix,
 )
-from mlm_dist.errors import UserError
-from mlm_dist.files import open_regular
-from mlm_dist.output import warn
 
 STANDARD_INPUT = Path("-")
 

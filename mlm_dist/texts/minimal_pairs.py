@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mlm_dist.arguments import read_lines
-from mlm_dist.data.reading import fault_of_given
-from mlm_dist.data.records import MOST_NAMES, convert_records, text_of
-from mlm_dist.data.texts import TextFile, find_files
 from mlm_dist.errors import UserError
+from mlm_dist.texts.finding import TextFile, find_files
+from mlm_dist.texts.reading import fault_of_given
+from mlm_dist.texts.records import MOST_NAMES, convert_records, text_of
 
 PHENOMENON_KEY = "linguistics_term"  # of BLiMP
 

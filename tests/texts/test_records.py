@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.data.document_list import DocumentList, find_documents
-from mlm_dist.data.reading import Reading
 from mlm_dist.errors import UserError
+from mlm_dist.texts.document_list import DocumentList, find_documents
+from mlm_dist.texts.reading import Reading
 
 GOOD = {"jsonl": '{"text": "good"}', "csv": "1,good", "tsv": "1\tgood"}
 HEADERS = {"jsonl": '{"text": "good"}', "csv": "id,text", "tsv": "id\ttext"}
@@ -36,8 +36,8 @@ BROKEN = [
 @pytest.fixture(autouse=True)
 def small_records(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Records of a few thousand characters are too large, and files are read in blocks smaller than that."""
-    monkeypatch.setattr("mlm_dist.data.records.LARGEST_RECORD", 4000)
-    monkeypatch.setattr("mlm_dist.data.reading.BLOCK_BYTES", 500)
+    monkeypatch.setattr("mlm_dist.texts.records.LARGEST_RECORD", 4000)
+    monkeypatch.setattr("mlm_dist.texts.reading.BLOCK_BYTES", 500)
     limit = csv.field_size_limit()
     yield
     csv.field_size_limit(limit)  # which is the same for the whole process

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from mlm_dist.data.near_duplicates import NearDuplicates
-from mlm_dist.data.pieces import PIECE_CHARACTERS, Piece, cut_text
-from mlm_dist.data.reading import Reading, check_encoding, read_documents
-from mlm_dist.data.records import BrokenRecords
-from mlm_dist.data.texts import TextFile, find_files
 from mlm_dist.errors import UserError
 from mlm_dist.fault_points import reached
+from mlm_dist.texts.finding import TextFile, find_files
+from mlm_dist.texts.near_duplicates import NearDuplicates
+from mlm_dist.texts.pieces import PIECE_CHARACTERS, Piece, cut_text
+from mlm_dist.texts.reading import Reading, check_encoding, read_documents
+from mlm_dist.texts.records import BrokenRecords
 
 MOST_NAMES = 5  # in the message about files without text
 PROGRESS_BAR_BYTES = 1 << 28  # smaller files are read in a second

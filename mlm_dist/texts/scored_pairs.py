@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from mlm_dist.arguments import read_lines
-from mlm_dist.data.reading import fault_of
 from mlm_dist.errors import UserError
+from mlm_dist.texts.reading import fault_of
 
 
 class ScoredPair(NamedTuple):

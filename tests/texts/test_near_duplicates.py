@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 
-from mlm_dist.data import near_duplicates
-from mlm_dist.data.near_duplicates import NearDuplicates
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.errors import UserError
+from mlm_dist.texts import near_duplicates
+from mlm_dist.texts.near_duplicates import NearDuplicates
 
 WORDS = SAMPLE_TEXT.read_text(encoding="utf-8").split()
 

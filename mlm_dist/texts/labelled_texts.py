@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlm_dist.data.formats import (
+from mlm_dist.errors import UserError
+from mlm_dist.files import read_bytes
+from mlm_dist.texts.formats import (
     HEAD_BYTES,
     compression_of,
     detect,
@@ -16,10 +18,8 @@ from mlm_dist.data.formats import (
     refuse_suffix,
     table_with,
 )
-from mlm_dist.data.reading import check_encoding, fault_of_given
-from mlm_dist.data.records import LARGEST_RECORD, MOST_NAMES, convert_records, text_of, type_name
-from mlm_dist.errors import UserError
-from mlm_dist.files import read_bytes
+from mlm_dist.texts.reading import check_encoding, fault_of_given
+from mlm_dist.texts.records import LARGEST_RECORD, MOST_NAMES, convert_records, text_of, type_name
 
 DELIMITERS = {"CSV": ",", "TSV": "\t"}
 

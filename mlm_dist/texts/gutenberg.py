@@ -17,10 +17,10 @@ from urllib3 import exceptions
 from urllib3.response import BaseHTTPResponse
 from urllib3.util import Retry
 
-from mlm_dist.data.texts import TextFile
 from mlm_dist.errors import UserError
 from mlm_dist.files import cache_folder, read_bytes, replacing
 from mlm_dist.output import print_error
+from mlm_dist.texts.finding import TextFile
 
 # In seconds.
 PAUSE = 2.0  # between two downloads

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, cast
 
-from mlm_dist.data.texts import Split
+from mlm_dist.texts.finding import Split
 
 PIECE_CHARACTERS = 1 << 18
 

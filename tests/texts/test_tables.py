@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from mlm_dist.data.document_list import DocumentList, find_documents
-from mlm_dist.data.reading import Reading
 from mlm_dist.errors import UserError
+from mlm_dist.texts.document_list import DocumentList, find_documents
+from mlm_dist.texts.reading import Reading
 
 
 def texts(documents: DocumentList) -> list[str]:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.data.scored_pairs import ScoredPair, read_scored_pairs
 from mlm_dist.errors import UserError
+from mlm_dist.texts.scored_pairs import ScoredPair, read_scored_pairs
 
 
 def test_a_line_is_two_texts_and_a_score(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from typing import BinaryIO, Literal, NamedTuple, cast
 from tqdm.utils import CallbackIOWrapper
 
 from mlm_dist.config import DataConfig
-from mlm_dist.data.formats import (
+from mlm_dist.errors import UserError
+from mlm_dist.texts.finding import StandardInput, TextFile
+from mlm_dist.texts.formats import (
     COMPRESSIONS,
     FORMATS,
     HEAD_BYTES,
@@ -25,10 +27,8 @@ from mlm_dist.data.formats import (
     refuse_encoding,
     table_with,
 )
-from mlm_dist.data.records import BrokenRecords, bounded_lines, read_csv, read_json_lines
-from mlm_dist.data.tables import open_zstandard, read_arrow, read_parquet
-from mlm_dist.data.texts import StandardInput, TextFile
-from mlm_dist.errors import UserError
+from mlm_dist.texts.records import BrokenRecords, bounded_lines, read_csv, read_json_lines
+from mlm_dist.texts.tables import open_zstandard, read_arrow, read_parquet
 
 BLOCK_BYTES = 1 << 18
 

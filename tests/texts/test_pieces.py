@@ -11,9 +11,9 @@ import tiktoken_ext.openai_public  # type: ignore[import-untyped]
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from mlm_dist.data.pieces import PIECE_CHARACTERS, Piece, cut_text
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from mlm_dist.data.tokenizer import GPT2_PATTERN, byte_characters
+from mlm_dist.texts.pieces import PIECE_CHARACTERS, Piece, cut_text
 
 # Each has safe cuts now and then, as real texts do.
 HARD_TEXTS = {

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mlm_dist.data.records import BrokenRecords, check_name
 from mlm_dist.errors import UserError
+from mlm_dist.texts.records import BrokenRecords, check_name
 
 BUFFER_BYTES = 1 << 20
 BATCH_BYTES = 1 << 22

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.data.texts import TextFile, find_files
 from mlm_dist.errors import UserError
+from mlm_dist.texts.finding import TextFile, find_files
 
 
 @pytest.fixture

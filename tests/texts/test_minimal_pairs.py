@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.data.minimal_pairs import MinimalPair, PairFormat, read_pairs
 from mlm_dist.errors import UserError
+from mlm_dist.texts.minimal_pairs import MinimalPair, PairFormat, read_pairs
 
 PASSIVE = {"sentence_good": "It was seen.", "sentence_bad": "It was slept.", "linguistics_term": "argument_structure"}
 RAISING = {"sentence_good": "It seems so.", "sentence_bad": "It tries so.", "UID": "raising_1"}

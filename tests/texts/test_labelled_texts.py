@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.data.labelled_texts import LabelFormat, read_labelled
 from mlm_dist.errors import UserError
+from mlm_dist.texts.labelled_texts import LabelFormat, read_labelled
 
 PAIRS = LabelFormat("first", "second", "relation", "utf-8")
 

@@ -12,20 +12,20 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mlm_dist.data.document_list import find_documents
-from mlm_dist.data.pieces import Piece
 from mlm_dist.data.preparation import SAMPLE_TEXT, prepare_corpus
-from mlm_dist.data.reading import Reading, read_documents
-from mlm_dist.data.records import BrokenRecords
 from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import find_files
 from mlm_dist.errors import UserError
+from mlm_dist.texts.document_list import find_documents
+from mlm_dist.texts.finding import find_files
+from mlm_dist.texts.pieces import Piece
+from mlm_dist.texts.reading import Reading, read_documents
+from mlm_dist.texts.records import BrokenRecords
 
 
 @pytest.fixture(params=[8, 9, 11, 1000, 1 << 18])
 def block_bytes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """The size of the blocks in which files are read."""
-    monkeypatch.setattr("mlm_dist.data.reading.BLOCK_BYTES", request.param)
+    monkeypatch.setattr("mlm_dist.texts.reading.BLOCK_BYTES", request.param)
     return int(request.param)
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from mlm_dist.data.document_list import find_documents
 from mlm_dist.data.preparation import SAMPLE_TEXT
-from mlm_dist.data.reading import Reading
 from mlm_dist.errors import UserError
+from mlm_dist.texts.document_list import find_documents
+from mlm_dist.texts.reading import Reading
 from tests.conftest import verb
 
 PROSE = SAMPLE_TEXT.read_text(encoding="utf-8")

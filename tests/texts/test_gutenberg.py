@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mlm_dist.data import gutenberg
 from mlm_dist.data.corpus import Corpus
-from mlm_dist.data.document_list import list_documents
-from mlm_dist.data.gutenberg import extract, fetch_books
 from mlm_dist.data.preparation import prepare_corpus
-from mlm_dist.data.reading import Reading
 from mlm_dist.data.splitting import hold_out
-from mlm_dist.data.texts import TextFile
 from mlm_dist.errors import UserError
-from tests.data.mirror import Mirror, Response, file_of, no_response, page, truncated_page
+from mlm_dist.texts import gutenberg
+from mlm_dist.texts.document_list import list_documents
+from mlm_dist.texts.finding import TextFile
+from mlm_dist.texts.gutenberg import extract, fetch_books
+from mlm_dist.texts.reading import Reading
+from tests.texts.mirror import Mirror, Response, file_of, no_response, page, truncated_page
 
 WHALE = "Call me whatever you like.\n\nThere was a whale, and it was white.\n"
 
