@@ -129,6 +129,7 @@ def test_an_empty_path_is_refused(key):
         ("model.logit_softcap", 0.0, "a number, above 0, or null"),
         ("model.embedding_std", 0.0, "a number, above 0"),
         ("model.output_std", -0.1, "a number, at least 0"),
+        ("model.query_key_std", 0.0, "a number, above 0"),
     ],
 )
 def test_a_value_out_of_bounds_is_refused_with_its_bound(key, value, bound):

@@ -152,6 +152,17 @@ def test_an_output_layer_of_zeros_predicts_all_tokens_alike() -> None:
     assert not encoder(torch.zeros(1, 9, dtype=torch.int64)).any()
 
 
+def test_the_initial_standard_deviation_of_queries_and_keys() -> None:
+    torch.manual_seed(0)
+    others = dict(Encoder(SMALL).named_parameters())
+    torch.manual_seed(0)
+    for name, parameter in Encoder(replace(SMALL, query_key_std=0.04)).named_parameters():  # all other values stay
+        expected = others[name].detach().clone()
+        if name.endswith("query_key_value.weight"):
+            expected[: 2 * SMALL.embedding_dim] *= 2
+        assert torch.equal(parameter, expected), name
+
+
 @pytest.mark.parametrize("activation", ["relu", "geglu"])
 def test_projections_of_zeros_make_every_block_the_identity(activation: Any) -> None:
     encoder = Encoder(replace(SMALL, zero_init_projections=True, activation=activation))

@@ -21,6 +21,7 @@ OPTIONS: dict[str, Any] = {
     "model__tie_embeddings": False,
     "model__embedding_std": 0.1,
     "model__output_std": 0.0,
+    "model__query_key_std": 0.2,
     "model__zero_init_projections": True,
     "optim__lr": 0.01,
 }
