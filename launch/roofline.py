@@ -52,7 +52,8 @@ FREE |= {"as_strided", "split", "split_with_sizes", "unbind", "lift_fresh", "emp
 FREE |= {"_unsafe_view", "_reshape_alias", "new_empty", "new_empty_strided"}
 GATHERS = {"index_select", "gather"}
 SCATTERS = {"index_add", "index_add_", "scatter_add_"}
-FILLS = {"fill_", "zero_"}
+FILLS = {"fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "full_like"}  # they do not read
+COPIES = {"copy_", "_foreach_copy_"}
 # What a compiler leaves in kernels of their own.
 ALONE = GATHERS | SCATTERS | {"mm", "addmm", "bmm", "sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
 ALONE |= {"_foreach_norm", "_foreach_add_", "_foreach_sub_", "_fused_adamw_", "cross entropy", "column sums"}
@@ -150,6 +151,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             inputs, outputs = [inputs[1], inputs[-1], torch.empty_like(inputs[-1])], [torch.empty_like(inputs[-1])]
         elif name in FILLS:
             inputs = []
+        elif name in COPIES:
+            inputs, outputs = tensors_in(args[1]), tensors_in(args[0])
         elif name == "_fused_adamw_":
             outputs = tensors_in((args[0], args[2], args[3]))
         elif name in ("_foreach_add_", "_foreach_sub_"):
@@ -163,8 +166,12 @@ def tensors_in(values: object) -> list[torch.Tensor]:
 
 
 def sizes(tensors: list[torch.Tensor]) -> Sizes:
-    """The bytes of tensors, by what identifies their memory."""
-    return {tensor.untyped_storage()._cdata: float(tensor.nbytes) for tensor in tensors}
+    """The bytes of tensors, by what identifies their memory. Tensors may be different parts of one memory."""
+    views = {(tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape): tensor for tensor in tensors}
+    result: Sizes = {}
+    for (memory, *_), tensor in views.items():
+        result[memory] = min(result.get(memory, 0.0) + tensor.nbytes, float(tensor.untyped_storage().nbytes()))
+    return result
 
 
 def flops_of(name: str, args: tuple[Any, ...]) -> float:
