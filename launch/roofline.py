@@ -33,7 +33,7 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes
-from mlm_dist.model import encoder, loss
+from mlm_dist.model import encoder, loss, low_precision
 from mlm_dist.model.flops import step_flops
 from mlm_dist.model.registry import build_model
 from mlm_dist.training.inputs import InputReader, StepInputs, inputs_bytes
@@ -246,7 +246,9 @@ def loss_kernels(trace: Trace) -> types.ModuleType:
 
 
 def layer_norm(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """LayerNorm in fp32, as under autocast on CUDA."""
+    """LayerNorm, in fp32 under autocast, as on CUDA."""
+    if not torch.is_autocast_enabled("cpu"):
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
     with torch.autocast("cpu", enabled=False):
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
@@ -259,6 +261,7 @@ def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
     with (
         mock.patch.object(encoder, "LONGEST_PLAIN", 0),
         mock.patch.object(torch.nn.LayerNorm, "forward", layer_norm),
+        mock.patch.object(low_precision, "dtype_of_blocks", lambda x: torch.bfloat16),
         mock.patch.dict(loss.LOGITS_BYTES, chunks),
         mock.patch.dict(loss.SOFTMAX_BYTES, chunks),
         mock.patch.object(loss, "gradients", compute),

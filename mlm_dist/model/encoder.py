@@ -13,6 +13,7 @@ from torch import nn
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.errors import UserError
+from mlm_dist.model import low_precision
 from mlm_dist.model.activation import ACTIVATIONS, inner_widths
 from mlm_dist.model.initial import initialize
 from mlm_dist.model.masked_model import MaskedModel
@@ -104,9 +105,9 @@ class MultiHeadAttention(nn.Module):
         if positions is None:
             query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, D) each
         else:
-            weight = self.query_key_value.weight
-            (query,) = self.split_heads(F.linear(gather_positions(x, positions), weight[:width]))  # (B, H, K, D)
-            key, value = self.split_heads(F.linear(x, weight[width:]))
+            of_query, of_rest = self.query_key_value.weight.split([width, 2 * width])
+            (query,) = self.split_heads(F.linear(gather_positions(x, positions), of_query))  # (B, H, K, D)
+            key, value = self.split_heads(F.linear(x, of_rest))
             mask = None if mask is None else gather_positions(mask, positions)
         query, key = self.query_norm(query), self.key_norm(key)
         if row_rotation is not None:
@@ -123,11 +124,12 @@ class MultiHeadAttention(nn.Module):
         joined: torch.Tensor = self.projection(out.transpose(1, 2).flatten(2))
         return joined
 
-    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, n C) -> (n, B, H, T, D)."""
+    def split_heads(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(B, T, n C) -> n tensors (B, H, T, D)."""
         batch, length, _ = x.shape
         size = self.projection.in_features // self.heads
-        return x.view(batch, length, -1, self.heads, size).permute(2, 0, 3, 1, 4)
+        parts = x.view(batch, length, -1, self.heads, size).unbind(2)  # so their gradients are stacked in this layout
+        return [part.transpose(1, 2) for part in parts]
 
     def head(self, index: int) -> Head:
         """The head with this index. It shares the parameters of this module."""
@@ -211,8 +213,7 @@ class Encoder(MaskedModel):
 
         With `positions`, only these pass through the query, projection and feed-forward of the last block.
         """
-        normalised: torch.Tensor = self.final_norm(self.run_blocks(tokens, positions, documents))
-        return normalised
+        return low_precision.call(self.final_norm, self.run_blocks(tokens, positions, documents))
 
     def last_hidden_states(
         self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
@@ -232,11 +233,11 @@ class Encoder(MaskedModel):
         x = self.dropout(self.embed(tokens, documents))
         mask = None if documents is None else same_document(documents)
         row_rotation = rotation(tokens.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
+        x = x.to(low_precision.dtype_of_blocks(x))
         *earlier, last = self.blocks
         for block in earlier:
-            x = block(x, mask=mask, row_rotation=row_rotation)
-        out: torch.Tensor = last(x, positions, mask, row_rotation)
-        return out
+            x = low_precision.call(block, x, None, mask, row_rotation)
+        return low_precision.call(last, x, positions, mask, row_rotation)
 
     def embed(self, tokens: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
         """Embeddings of tokens, (B, T) -> (B, T, C); with learned positions, plus those of their positions."""
