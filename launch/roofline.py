@@ -55,7 +55,8 @@ SCATTERS = {"index_add", "index_add_", "scatter_add_"}
 FILLS = {"fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "full_like"}  # they do not read
 COPIES = {"copy_", "_foreach_copy_"}
 # What a compiler leaves in kernels of their own.
-ALONE = GATHERS | SCATTERS | {"mm", "addmm", "bmm", "sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
+PRODUCTS = {"mm", "bmm", "addmm", "_addmm_activation", "before relu"}
+ALONE = GATHERS | SCATTERS | PRODUCTS | {"sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
 ALONE |= {"_foreach_norm", "_foreach_add_", "_foreach_sub_", "_fused_adamw_", "cross entropy", "column sums"}
 
 Sizes = dict[int, float]
@@ -176,8 +177,8 @@ def sizes(tensors: list[torch.Tensor]) -> Sizes:
 
 def flops_of(name: str, args: tuple[Any, ...]) -> float:
     """The FLOPs of a matrix product or of attention; 0 for other operations."""
-    if name in ("mm", "bmm", "addmm"):
-        left, right = args[-2:] if name != "addmm" else args[1:3]
+    if name in PRODUCTS:
+        left, right = args[1:3] if "addmm" in name else args[:2]
         return float(2 * left.numel() * right.shape[-1])
     if "scaled_dot_product" in name:
         query, key = (args[1], args[2]) if "backward" in name else (args[0], args[1])
@@ -245,6 +246,23 @@ def loss_kernels(trace: Trace) -> types.ModuleType:
     return result
 
 
+def relu_kernel(trace: Trace) -> types.ModuleType:
+    """A stand-in for mlm_dist/model/relu_kernel.py, which needs triton, that records its kernels."""
+
+    def gradient_before_relu(
+        gradient: torch.Tensor, weight: torch.Tensor, activation: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        result, sums = torch.empty_like(activation), activation.new_empty(-(-len(activation) // 128), weight.shape[1])
+        flops = flops_of("before relu", (gradient, weight))
+        trace.add("before relu", [gradient, weight, activation], [result, sums], flops)
+        return result, sums.sum(0)
+
+    module: Any = types.ModuleType("relu_kernel")
+    module.gradient_before_relu = gradient_before_relu
+    result: types.ModuleType = module
+    return result
+
+
 def layer_norm(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     """LayerNorm, in fp32 under autocast, as on CUDA."""
     if not torch.is_autocast_enabled("cpu"):
@@ -268,6 +286,9 @@ def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.loss_kernel": loss_kernels(trace)}),
         mock.patch("mlm_dist.model.loss_kernel", loss_kernels(trace), create=True),
+        mock.patch.object(encoder, "uses_relu_layers", lambda x: has_kernel),
+        mock.patch.dict(sys.modules, {"mlm_dist.model.relu_kernel": relu_kernel(trace)}),
+        mock.patch("mlm_dist.model.relu_kernel", relu_kernel(trace), create=True),
     ):
         yield
 

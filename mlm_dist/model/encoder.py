@@ -17,6 +17,7 @@ from mlm_dist.model import low_precision
 from mlm_dist.model.activation import ACTIVATIONS, inner_widths
 from mlm_dist.model.initial import initialize
 from mlm_dist.model.masked_model import MaskedModel
+from mlm_dist.model.relu_layers import ReluLayers, uses_relu_layers
 from mlm_dist.model.rotary import Rotation, rotate, rotation, select
 
 # Negligible compared with any real variance, because the exported model has an extra LayerNorm that is the identity
@@ -159,7 +160,11 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         rows = x.flatten(0, -2)  # the output of a layer on more dimensions is a view, and in place that costs copies
-        out: torch.Tensor = self.contract(self.activation(self.expand(rows)))
+        if self.activation is torch.relu_ and uses_relu_layers(rows):
+            parameters = self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
+            out: torch.Tensor = ReluLayers.apply(rows, *parameters)  # type: ignore[no-untyped-call]
+        else:
+            out = self.contract(self.activation(self.expand(rows)))
         return out.view(x.shape)
 
 
