@@ -115,7 +115,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Trace a step in the block, with its parts."""
         parts: dict[str, tuple[Any, str]] = {
             "masks": (step.reader, "batch"),
-            "encoder": (step.state.encoder, "encode"),
+            "encoder": (step.state.encoder, "encode_for_loss"),
             "loss": (loss, "masked_cross_entropy"),
             "backward": (torch.Tensor, "backward"),
             "update": (step, "update"),
@@ -145,7 +145,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kernels.append(Kernel(self.part, name, sizes(reads), sizes(writes), flops, size))
 
     def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> None:
-        inputs, outputs = tensors_in((args, kwargs)), tensors_in(out)
+        read = {key: value for key, value in kwargs.items() if key != "out"}
+        inputs, outputs = tensors_in((args, read)), tensors_in(out)
         if name in GATHERS:  # they read as much as they write
             inputs = [inputs[-1], torch.empty_like(outputs[0])]
         elif name in SCATTERS:  # they change as much as they add
@@ -239,8 +240,14 @@ def loss_kernels(trace: Trace) -> types.ModuleType:
         trace.add("mm", [a, b], [out], flops_of("mm", (a, b)))
         return out
 
+    def pad_vocabulary(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        padded = weight.new_empty(len(weight) + -len(weight) % 64, weight.shape[1], dtype=dtype)
+        padded[: len(weight)] = weight
+        padded[len(weight) :] = 0
+        return padded
+
     module: Any = types.ModuleType("loss_kernel")
-    module.pad_vocabulary = lambda weight: F.pad(weight, (0, 0, 0, -len(weight) % 64))
+    module.pad_vocabulary = pad_vocabulary
     module.replace_by_gradient, module.column_sums, module.product = replace_by_gradient, column_sums, product
     result: types.ModuleType = module
     return result
@@ -287,6 +294,7 @@ def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
         mock.patch.dict(sys.modules, {"mlm_dist.model.loss_kernel": loss_kernels(trace)}),
         mock.patch("mlm_dist.model.loss_kernel", loss_kernels(trace), create=True),
         mock.patch.object(encoder, "uses_relu_layers", lambda x: has_kernel),
+        mock.patch.object(encoder, "adds_in_place", lambda weight: True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.relu_kernel": relu_kernel(trace)}),
         mock.patch("mlm_dist.model.relu_kernel", relu_kernel(trace), create=True),
     ):

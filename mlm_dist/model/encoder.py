@@ -7,6 +7,8 @@ transformers' `MegatronBertForMaskedLM` uses an identity instead.
 Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), H heads of D channels, V entries.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -193,6 +195,30 @@ class Block(nn.Module):
         return out
 
 
+class TiedLookup(torch.autograd.Function):
+    """Looks up tokens, and returns the matrix (V, C) for the output layer, whose gradient takes in that of the tokens.
+
+    Autograd would add the two gradients as matrices, although few of the rows are those of tokens in the batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(V, C) and tokens (N,) -> (N, C), (V, C)."""
+        ctx.save_for_backward(tokens)
+        return weight.index_select(0, tokens), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: Any, of_embedded: torch.Tensor, of_weight: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Add in place. The gradient of the output layer is used nowhere else."""
+        (tokens,) = ctx.saved_tensors
+        return of_weight.index_add_(0, tokens, of_embedded), None
+
+
+def adds_in_place(weight: torch.Tensor) -> bool:
+    """Whether `TiedLookup` is used: on a GPU, where the order of additions is arbitrary anyway."""
+    return weight.is_cuda
+
+
 class Encoder(MaskedModel):
     """The default model: embeddings, blocks, a final LayerNorm and an output layer."""
 
@@ -218,7 +244,18 @@ class Encoder(MaskedModel):
 
         With `positions`, only these pass through the query, projection and feed-forward of the last block.
         """
-        return low_precision.call(self.final_norm, self.run_blocks(tokens, positions, documents))
+        return low_precision.call(self.final_norm, self.run_blocks(self.look_up(tokens), positions, documents))
+
+    def encode_for_loss(
+        self, tokens: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the input of the output layer, (B, K, C), and return it with the weight of that layer, (V, C)."""
+        weight = self.output.weight
+        if not (self.config.tie_embeddings and adds_in_place(weight)):
+            return super().encode_for_loss(tokens, positions, documents)
+        embedded, weight = TiedLookup.apply(weight, tokens.flatten())  # type: ignore[no-untyped-call]
+        states = self.run_blocks(embedded.view(*tokens.shape, -1), positions, documents)
+        return low_precision.call(self.final_norm, states), weight
 
     def last_hidden_states(
         self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
@@ -228,32 +265,35 @@ class Encoder(MaskedModel):
         This is the normalised output of the last block, without the scale and shift of the final LayerNorm, which the
         export moves into the head (see huggingface/megatron_bert.py).
         """
-        states = self.run_blocks(tokens, positions, documents)
+        states = self.run_blocks(self.look_up(tokens), positions, documents)
         return F.layer_norm(states, self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
 
     def run_blocks(
-        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+        self, embedded: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Compute the output of the last block: (B, T, C), or (B, K, C) with `positions`."""
-        x = self.dropout(self.embed(tokens, documents))
+        """Compute the output of the last block from embeddings (B, T, C): (B, T, C), or (B, K, C) with `positions`."""
+        x = self.dropout(self.add_positions(embedded, documents))
         mask = None if documents is None else same_document(documents)
-        row_rotation = rotation(tokens.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
+        row_rotation = rotation(x.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
         x = x.to(low_precision.dtype_of_blocks(x))
         *earlier, last = self.blocks
         for block in earlier:
             x = low_precision.call(block, x, None, mask, row_rotation)
         return low_precision.call(last, x, positions, mask, row_rotation)
 
-    def embed(self, tokens: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
-        """Embeddings of tokens, (B, T) -> (B, T, C); with learned positions, plus those of their positions."""
-        batch, length = tokens.shape
+    def look_up(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embeddings of tokens, (B, T) -> (B, T, C)."""
         # Not by calling the layer: on a CPU, its backward pass takes five times as long.
-        embedded = self.token_embedding.weight.index_select(0, tokens.flatten()).view(batch, length, -1)
+        return self.token_embedding.weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+
+    def add_positions(self, embedded: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+        """With learned positions, add their embeddings: (B, T, C) -> (B, T, C)."""
+        length = embedded.shape[1]
         if self.config.positions == "rope":
             return embedded
         if documents is None:
             return embedded + self.position_embedding.weight[:length]
-        columns = torch.arange(length, device=tokens.device) - torch.searchsorted(documents, documents)
+        columns = torch.arange(length, device=documents.device) - torch.searchsorted(documents, documents)
         return embedded + self.position_embedding.weight.index_select(0, columns.flatten()).view_as(embedded)
 
     def hidden_matrices(self) -> list[nn.Parameter]:

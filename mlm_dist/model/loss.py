@@ -64,13 +64,13 @@ class MaskedLoss(nn.Module):
             loss_weights: (B, K), 0 for unused slots.
             documents: (B, T), the document of each token, if documents are isolated.
         """
-        hidden = self.encoder.encode(inputs, positions, documents)  # (B, K, C)
+        hidden, weight = self.encoder.encode_for_loss(inputs, positions, documents)  # (B, K, C), (V, C)
         if self.max_masked < targets.numel():
             used = (loss_weights.flatten() > 0).to(torch.uint8).argsort(descending=True, stable=True)[: self.max_masked]
             hidden = hidden.flatten(0, 1).index_select(0, used)[None]  # (1, max_masked, C)
             targets, loss_weights = (part.flatten()[None, used] for part in (targets, loss_weights))
         softcap = self.encoder.config.logit_softcap
-        return masked_cross_entropy(hidden, self.encoder.output, targets, loss_weights, softcap)
+        return masked_cross_entropy(hidden, self.encoder.output, targets, loss_weights, softcap, weight)
 
 
 def masked_cross_entropy(
@@ -79,6 +79,7 @@ def masked_cross_entropy(
     targets: torch.Tensor,
     loss_weights: torch.Tensor,
     softcap: float | None = None,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum of the weighted cross-entropy over all predictions, in nats, with its gradient.
 
@@ -90,11 +91,13 @@ def masked_cross_entropy(
         targets: (B, K) token ids.
         loss_weights: (B, K), 0 for unused slots.
         softcap: the soft cap of the logits.
+        weight: in place of that of the output layer.
     """
+    weight = output.weight if weight is None else weight
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     loss: torch.Tensor = OutputCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, 1), output.weight, output.bias, targets.flatten(), loss_weights.flatten(), dtype, softcap
+        hidden.flatten(0, 1), weight, output.bias, targets.flatten(), loss_weights.flatten(), dtype, softcap
     )
     return loss
 
@@ -182,14 +185,17 @@ def gradients_on_gpu(
     scale = FP16_SCALE if dtype == torch.float16 else 1.0
     hidden_gradient = torch.empty_like(hidden)
     weight_gradient, bias_gradient = None, None
-    low_weight = loss_kernel.pad_vocabulary(weight.to(dtype))  # (P, C)
+    low_weight = loss_kernel.pad_vocabulary(weight, dtype)  # (P, C)
     losses = torch.empty_like(loss_weights)  # (N,)
     for chunk in chunks(len(hidden), len(low_weight) * dtype.itemsize, LOGITS_BYTES["cuda"]):
         low_hidden, row_weights = hidden[chunk].to(dtype), loss_weights[chunk]  # (n, C), (n,)
         logits = low_hidden @ low_weight.t()  # (n, P)
         losses[chunk] = loss_kernel.replace_by_gradient(logits, bias, targets[chunk], scale, softcap)
-        hidden_gradient[chunk] = (logits @ low_weight) * (row_weights[:, None] / scale)
-        product = loss_kernel.product(logits.t(), (low_hidden * row_weights[:, None]).to(dtype))  # (P, C)
+        # With `out`, the kernels that multiply cast their results too.
+        descaled = row_weights if scale == 1 else row_weights / scale
+        torch.mul(logits @ low_weight, descaled[:, None], out=hidden_gradient[chunk])
+        weighted = torch.mul(low_hidden, row_weights[:, None], out=torch.empty_like(low_hidden))
+        product = loss_kernel.product(logits.t(), weighted)  # (P, C)
         sums = loss_kernel.column_sums(logits, row_weights)  # (P,)
         weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
         bias_gradient = sums if bias_gradient is None else bias_gradient.add_(sums)

@@ -8,7 +8,6 @@ Triton comes with the builds of torch for CUDA. Its interpreter runs the kernels
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -95,9 +94,13 @@ def column_sums_kernel(
     tl.store(sums + columns, total)
 
 
-def pad_vocabulary(weight: torch.Tensor) -> torch.Tensor:
-    """Append rows of zeros to a matrix (V, C), up to a multiple of `ALIGNMENT` rows."""
-    return F.pad(weight, (0, 0, 0, -len(weight) % ALIGNMENT))
+def pad_vocabulary(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of a matrix (V, C) in a dtype, with rows of zeros appended up to a multiple of `ALIGNMENT` rows."""
+    entries = len(weight)
+    padded = weight.new_empty(entries + -entries % ALIGNMENT, weight.shape[1], dtype=dtype)
+    padded[:entries] = weight
+    padded[entries:] = 0
+    return padded
 
 
 def replace_by_gradient(
