@@ -36,6 +36,7 @@ from mlm_dist.distributed import Processes
 from mlm_dist.model import encoder, loss, low_precision
 from mlm_dist.model.flops import step_flops
 from mlm_dist.model.registry import build_model
+from mlm_dist.model.short_attention import LONGEST
 from mlm_dist.training.inputs import InputReader, StepInputs, inputs_bytes
 from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.state import TrainState
@@ -57,7 +58,8 @@ COPIES = {"copy_", "_foreach_copy_"}
 # What a compiler leaves in kernels of their own.
 PRODUCTS = {"mm", "bmm", "addmm", "_addmm_activation", "before relu"}
 ALONE = GATHERS | SCATTERS | PRODUCTS | {"sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
-ALONE |= {"_foreach_norm", "_foreach_add_", "_foreach_sub_", "_fused_adamw_", "cross entropy", "column sums"}
+ALONE |= {"_foreach_norm", "_foreach_add_", "_foreach_sub_", "_fused_adamw_", "cross entropy", "column sums", "attention"}
+ALONE |= {"attention backward"}
 
 Sizes = dict[int, float]
 
@@ -253,6 +255,27 @@ def loss_kernels(trace: Trace) -> types.ModuleType:
     return result
 
 
+def attention_kernel(trace: Trace) -> types.ModuleType:
+    """A stand-in for mlm_dist/model/attention_kernel.py, which needs triton, that records its kernels."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        out = torch.empty(query.shape, dtype=query.dtype)
+        trace.add("attention", [query, key, value], [out], 4 * query.numel() * key.shape[1])
+        return out
+
+    def attend_backward(
+        gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any
+    ) -> None:
+        *written, _ = rest
+        reads = [gradient, query, key, value]
+        trace.add("attention backward", reads, written, 10 * query.numel() * key.shape[1])
+
+    module: Any = types.ModuleType("attention_kernel")
+    module.attend, module.attend_backward = attend, attend_backward
+    result: types.ModuleType = module
+    return result
+
+
 def relu_kernel(trace: Trace) -> types.ModuleType:
     """A stand-in for mlm_dist/model/relu_kernel.py, which needs triton, that records its kernels."""
 
@@ -295,6 +318,9 @@ def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
         mock.patch("mlm_dist.model.loss_kernel", loss_kernels(trace), create=True),
         mock.patch.object(encoder, "uses_relu_layers", lambda x: has_kernel),
         mock.patch.object(encoder, "adds_in_place", lambda weight: True),
+        mock.patch.object(encoder, "uses_short_attention", lambda packed, _: has_kernel and packed.shape[1] <= LONGEST),
+        mock.patch.dict(sys.modules, {"mlm_dist.model.attention_kernel": attention_kernel(trace)}),
+        mock.patch("mlm_dist.model.attention_kernel", attention_kernel(trace), create=True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.relu_kernel": relu_kernel(trace)}),
         mock.patch("mlm_dist.model.relu_kernel", relu_kernel(trace), create=True),
     ):

@@ -21,6 +21,7 @@ from mlm_dist.model.initial import initialize
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.relu_layers import ReluLayers, uses_relu_layers
 from mlm_dist.model.rotary import Rotation, rotate, rotation, select
+from mlm_dist.model.short_attention import ShortAttention, uses_short_attention
 
 # Negligible compared with any real variance, because the exported model has an extra LayerNorm that is the identity
 # only then.
@@ -90,6 +91,7 @@ class MultiHeadAttention(nn.Module):
         self.query_norm = HeadNorm(config.head_size) if config.qk_norm else nn.Identity()
         self.key_norm = HeadNorm(config.head_size) if config.qk_norm else nn.Identity()
         self.is_rotary = config.positions == "rope"
+        self.is_plain = not (config.qk_norm or self.is_rotary)
         self.projection = nn.Linear(width, width)
         self.dropout = config.dropout
 
@@ -105,19 +107,22 @@ class MultiHeadAttention(nn.Module):
         `mask`, (B, T, T), is as `same_document` returns it; `row_rotation`, that of all positions, if heads are rotary.
         """
         width = x.shape[-1]
+        dropout = self.dropout if self.training else 0.0
         if positions is None:
-            query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, D) each
+            queries, packed = None, self.query_key_value(x)  # (B, T, 3 C)
         else:
             of_query, of_rest = self.query_key_value.weight.split([width, 2 * width])
-            (query,) = self.split_heads(F.linear(gather_positions(x, positions), of_query))  # (B, H, K, D)
-            key, value = self.split_heads(F.linear(x, of_rest))
+            queries, packed = F.linear(gather_positions(x, positions), of_query), F.linear(x, of_rest)
             mask = None if mask is None else gather_positions(mask, positions)
-        query, key = self.query_norm(query), self.key_norm(key)
+        if self.is_plain and mask is None and not dropout and uses_short_attention(packed, width // self.heads):
+            out: torch.Tensor = ShortAttention.apply(packed, queries, self.heads)  # type: ignore[no-untyped-call]
+            return self.projection(out)  # type: ignore[no-any-return]
+        query, key, value = (part for given in (queries, packed) if given is not None for part in self.split_heads(given))
+        query, key = self.query_norm(query), self.key_norm(key)  # (B, H, T or K, D), (B, H, T, D)
         if row_rotation is not None:
             query = rotate(query, row_rotation if positions is None else select(row_rotation, positions))
             key = rotate(key, row_rotation)
         mask = None if mask is None else mask[:, None]  # (B, 1, T or K, T)
-        dropout = self.dropout if self.training else 0.0
         if uses_plain_products(x):
             scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)  # (B, H, T or K, T)
             attention = (scores if mask is None else scores.add_(mask)).softmax(-1)
