@@ -33,7 +33,7 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes
-from mlm_dist.model import encoder, loss, low_precision
+from mlm_dist.model import add_norm, encoder, loss, low_precision
 from mlm_dist.model.flops import step_flops
 from mlm_dist.model.registry import build_model
 from mlm_dist.model.short_attention import LONGEST
@@ -59,7 +59,7 @@ COPIES = {"copy_", "_foreach_copy_"}
 PRODUCTS = {"mm", "bmm", "addmm", "_addmm_activation", "before relu"}
 ALONE = GATHERS | SCATTERS | PRODUCTS | {"sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
 ALONE |= {"_foreach_norm", "_foreach_add_", "_foreach_sub_", "_fused_adamw_", "cross entropy", "column sums", "attention"}
-ALONE |= {"attention backward"}
+ALONE |= {"attention backward", "add norm", "add norm backward"}
 
 Sizes = dict[int, float]
 
@@ -276,6 +276,30 @@ def attention_kernel(trace: Trace) -> types.ModuleType:
     return result
 
 
+def norm_kernel(trace: Trace) -> types.ModuleType:
+    """A stand-in for mlm_dist/model/norm_kernel.py, which needs triton, that records its kernels."""
+
+    def add_norm_(
+        x: torch.Tensor, branch: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, _: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total = x if branch is None else torch.empty_like(x)
+        normed, statistics = torch.empty_like(x), torch.empty(2, x.numel() // x.shape[-1])
+        branches = [] if branch is None else [branch]
+        trace.add("add norm", [x, *branches, weight, bias], [normed, statistics, *branches])
+        return total, normed, statistics
+
+    def add_norm_backward(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        *_, total, weight, statistics = given
+        of_x, of_parameters = torch.empty_like(total), total.new_empty(-(-statistics.shape[1] // 64), 2, len(weight))
+        trace.add("add norm backward", given, [of_x, of_parameters])
+        return of_x, of_parameters.sum(0)
+
+    module: Any = types.ModuleType("norm_kernel")
+    module.add_norm, module.add_norm_backward = add_norm_, add_norm_backward
+    result: types.ModuleType = module
+    return result
+
+
 def relu_kernel(trace: Trace) -> types.ModuleType:
     """A stand-in for mlm_dist/model/relu_kernel.py, which needs triton, that records its kernels."""
 
@@ -318,6 +342,9 @@ def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
         mock.patch("mlm_dist.model.loss_kernel", loss_kernels(trace), create=True),
         mock.patch.object(encoder, "uses_relu_layers", lambda x: has_kernel),
         mock.patch.object(encoder, "adds_in_place", lambda weight: True),
+        mock.patch.object(add_norm, "uses_kernel", lambda x: has_kernel and x.dtype == torch.bfloat16),
+        mock.patch.dict(sys.modules, {"mlm_dist.model.norm_kernel": norm_kernel(trace)}),
+        mock.patch("mlm_dist.model.norm_kernel", norm_kernel(trace), create=True),
         mock.patch.object(encoder, "uses_short_attention", lambda packed, _: has_kernel and packed.shape[1] <= LONGEST),
         mock.patch.dict(sys.modules, {"mlm_dist.model.attention_kernel": attention_kernel(trace)}),
         mock.patch("mlm_dist.model.attention_kernel", attention_kernel(trace), create=True),

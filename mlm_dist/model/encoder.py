@@ -17,6 +17,7 @@ from mlm_dist.config import ModelConfig
 from mlm_dist.errors import UserError
 from mlm_dist.model import low_precision
 from mlm_dist.model.activation import ACTIVATIONS, inner_widths
+from mlm_dist.model.add_norm import add_norm
 from mlm_dist.model.initial import initialize
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.relu_layers import ReluLayers, uses_relu_layers
@@ -194,9 +195,11 @@ class Block(nn.Module):
         row_rotation: Rotation | None = None,
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are computed -> (B, K, C)."""
-        attended = self.attention(self.attention_norm(x), positions, mask, row_rotation)
-        x = (x if positions is None else gather_positions(x, positions)) + self.dropout(attended)
-        out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x, normed = add_norm(x, None, self.attention_norm)
+        attended = self.dropout(self.attention(normed, positions, mask, row_rotation))
+        x = x if positions is None else gather_positions(x, positions)
+        x, normed = add_norm(x, attended, self.feed_forward_norm)
+        out: torch.Tensor = x + self.dropout(self.feed_forward(normed))
         return out
 
 
