@@ -33,10 +33,9 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes
-from mlm_dist.model import add_norm, encoder, loss, low_precision
+from mlm_dist.model import encoder, loss, low_precision, selection
 from mlm_dist.model.flops import step_flops
 from mlm_dist.model.registry import build_model
-from mlm_dist.model.short_attention import LONGEST
 from mlm_dist.training.inputs import InputReader, StepInputs, inputs_bytes
 from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.state import TrainState
@@ -329,23 +328,20 @@ def layer_norm(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
 def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
     """Let the model take the paths that it takes on a GPU, with or without the loss kernel."""
     chunks = {"cpu": loss.LOGITS_BYTES["cuda"]}
-    compute = loss.gradients_on_gpu if has_kernel else loss.gradients
     with (
         mock.patch.object(encoder, "LONGEST_PLAIN", 0),
         mock.patch.object(torch.nn.LayerNorm, "forward", layer_norm),
         mock.patch.object(low_precision, "dtype_of_blocks", lambda x: torch.bfloat16),
         mock.patch.dict(loss.LOGITS_BYTES, chunks),
         mock.patch.dict(loss.SOFTMAX_BYTES, chunks),
-        mock.patch.object(loss, "gradients", compute),
+        mock.patch.object(loss, "uses_kernels", lambda hidden: has_kernel),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.loss_kernel": loss_kernels(trace)}),
         mock.patch("mlm_dist.model.loss_kernel", loss_kernels(trace), create=True),
-        mock.patch.object(encoder, "uses_relu_layers", lambda x: has_kernel),
-        mock.patch.object(encoder, "adds_in_place", lambda weight: True),
-        mock.patch.object(add_norm, "uses_kernel", lambda x: has_kernel and x.dtype == torch.bfloat16),
+        mock.patch.object(low_precision, "runs_kernels", lambda x: has_kernel and x.dtype == torch.bfloat16),
+        mock.patch.object(selection, "adds_in_place", lambda matrix: True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.norm_kernel": norm_kernel(trace)}),
         mock.patch("mlm_dist.model.norm_kernel", norm_kernel(trace), create=True),
-        mock.patch.object(encoder, "uses_short_attention", lambda packed, _: has_kernel and packed.shape[1] <= LONGEST),
         mock.patch.dict(sys.modules, {"mlm_dist.model.attention_kernel": attention_kernel(trace)}),
         mock.patch("mlm_dist.model.attention_kernel", attention_kernel(trace), create=True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.relu_kernel": relu_kernel(trace)}),

@@ -8,21 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlm_dist.model.relu_layers import HAS_TRITON
+from mlm_dist.model import low_precision
 
 
 def add_norm(x: torch.Tensor, branch: torch.Tensor | None, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of two tensors (..., C), or the first one alone, and its LayerNorm."""
-    if uses_kernel(x):
+    if low_precision.runs_kernels(x):
         both: tuple[torch.Tensor, torch.Tensor] = AddNorm.apply(x, branch, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
         return both
     total = x if branch is None else x + branch
     return total, norm(total)
-
-
-def uses_kernel(x: torch.Tensor) -> bool:
-    """Whether `AddNorm` computes sum and norm: in bf16, on a GPU."""
-    return x.is_cuda and HAS_TRITON and x.dtype == torch.bfloat16
 
 
 class AddNorm(torch.autograd.Function):

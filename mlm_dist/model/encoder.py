@@ -7,8 +7,6 @@ transformers' `MegatronBertForMaskedLM` uses an identity instead.
 Shapes: B rows, T tokens per row, K positions per row, C channels (`embedding_dim`), H heads of D channels, V entries.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,8 +18,9 @@ from mlm_dist.model.activation import ACTIVATIONS, inner_widths
 from mlm_dist.model.add_norm import add_norm
 from mlm_dist.model.initial import initialize
 from mlm_dist.model.masked_model import MaskedModel
-from mlm_dist.model.relu_layers import ReluLayers, uses_relu_layers
+from mlm_dist.model.relu_layers import ReluLayers
 from mlm_dist.model.rotary import Rotation, rotate, rotation, select
+from mlm_dist.model.selection import select_rows
 from mlm_dist.model.short_attention import ShortAttention, uses_short_attention
 
 # Negligible compared with any real variance, because the exported model has an extra LayerNorm that is the identity
@@ -113,7 +112,8 @@ class MultiHeadAttention(nn.Module):
             queries, packed = None, self.query_key_value(x)  # (B, T, 3 C)
         else:
             of_query, of_rest = self.query_key_value.weight.split([width, 2 * width])
-            queries, packed = F.linear(gather_positions(x, positions), of_query), F.linear(x, of_rest)
+            gathered, x = gather_and_keep(x, positions)
+            queries, packed = F.linear(gathered, of_query), F.linear(x, of_rest)
             mask = None if mask is None else gather_positions(mask, positions)
         if self.is_plain and mask is None and not dropout and uses_short_attention(packed, width // self.heads):
             out: torch.Tensor = ShortAttention.apply(packed, queries, self.heads)  # type: ignore[no-untyped-call]
@@ -168,7 +168,7 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         rows = x.flatten(0, -2)  # the output of a layer on more dimensions is a view, and in place that costs copies
-        if self.activation is torch.relu_ and uses_relu_layers(rows):
+        if self.activation is torch.relu_ and low_precision.runs_kernels(rows):
             parameters = self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
             out: torch.Tensor = ReluLayers.apply(rows, *parameters)  # type: ignore[no-untyped-call]
         else:
@@ -203,30 +203,6 @@ class Block(nn.Module):
         return out
 
 
-class TiedLookup(torch.autograd.Function):
-    """Looks up tokens, and returns the matrix (V, C) for the output layer, whose gradient takes in that of the tokens.
-
-    Autograd would add the two gradients as matrices, although few of the rows are those of tokens in the batch.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(V, C) and tokens (N,) -> (N, C), (V, C)."""
-        ctx.save_for_backward(tokens)
-        return weight.index_select(0, tokens), weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, of_embedded: torch.Tensor, of_weight: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Add in place. The gradient of the output layer is used nowhere else."""
-        (tokens,) = ctx.saved_tensors
-        return of_weight.index_add_(0, tokens, of_embedded), None
-
-
-def adds_in_place(weight: torch.Tensor) -> bool:
-    """Whether `TiedLookup` is used: on a GPU, where the order of additions is arbitrary anyway."""
-    return weight.is_cuda
-
-
 class Encoder(MaskedModel):
     """The default model: embeddings, blocks, a final LayerNorm and an output layer."""
 
@@ -259,9 +235,9 @@ class Encoder(MaskedModel):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Compute the input of the output layer, (B, K, C), and return it with the weight of that layer, (V, C)."""
         weight = self.output.weight
-        if not (self.config.tie_embeddings and adds_in_place(weight)):
+        if not self.config.tie_embeddings:
             return super().encode_for_loss(tokens, positions, documents)
-        embedded, weight = TiedLookup.apply(weight, tokens.flatten())  # type: ignore[no-untyped-call]
+        embedded, weight = select_rows(weight, tokens.flatten())
         states = self.run_blocks(embedded.view(*tokens.shape, -1), positions, documents)
         return low_precision.call(self.final_norm, states), weight
 
@@ -300,7 +276,7 @@ class Encoder(MaskedModel):
         if self.config.positions == "rope":
             return embedded
         if documents is None:
-            return embedded + self.position_embedding.weight[:length]
+            return low_precision.add(embedded, self.position_embedding.weight[:length])
         columns = torch.arange(length, device=documents.device) - torch.searchsorted(documents, documents)
         return embedded + self.position_embedding.weight.index_select(0, columns.flatten()).view_as(embedded)
 
@@ -356,7 +332,12 @@ def uses_plain_products(rows: torch.Tensor) -> bool:
 
 def gather_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Gather positions of rows: (B, T, C) and (B, K) -> (B, K, C)."""
+    return gather_and_keep(x, positions)[0]
+
+
+def gather_and_keep(x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gather positions of rows, and return the rows for their other use, as `select_rows` does."""
     batch, length, width = x.shape
     starts = torch.arange(0, batch * length, length, device=x.device)[:, None]
-    indices = (starts + positions).flatten()
-    return x.flatten(0, 1).index_select(0, indices).view(batch, -1, width)
+    gathered, rows = select_rows(x.flatten(0, 1), (starts + positions).flatten())
+    return gathered.view(batch, -1, width), rows.view(x.shape)

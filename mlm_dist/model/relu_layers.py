@@ -6,18 +6,9 @@ its result. In the backward pass, so does a kernel with the derivative of ReLU a
 Shapes: N rows, C channels, W inner channels.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
-
-# Triton comes with the builds of torch for CUDA.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-
-
-def uses_relu_layers(x: torch.Tensor) -> bool:
-    """Whether `ReluLayers` computes the layer: in bf16, on a GPU."""
-    return x.is_cuda and HAS_TRITON and x.dtype == torch.bfloat16
 
 
 class ReluLayers(torch.autograd.Function):

@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from mlm_dist.model.relu_layers import HAS_TRITON
+from mlm_dist.model import low_precision
 
 LONGEST = 64  # tokens; all products of a head and row fit the registers of a program
-WIDEST = 64  # channels of a head
+HEAD_SIZES = 16, 32, 64  # powers of two
 
 
 def uses_short_attention(packed: torch.Tensor, head_size: int) -> bool:
-    """Whether `ShortAttention` computes the attention of packed rows (B, T, n C): in bf16, on a GPU."""
-    fits = packed.shape[1] <= LONGEST and 16 <= head_size <= WIDEST and head_size & (head_size - 1) == 0
-    return packed.is_cuda and HAS_TRITON and packed.dtype == torch.bfloat16 and fits
+    """Whether `ShortAttention` computes the attention of packed rows (B, T, n C)."""
+    fits = packed.shape[1] <= LONGEST and head_size in HEAD_SIZES
+    return low_precision.runs_kernels(packed) and fits
 
 
 class ShortAttention(torch.autograd.Function):

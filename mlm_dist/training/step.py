@@ -184,7 +184,8 @@ class Step:
                 with autocast(self.device, self.dtype):
                     loss = self.model(**vars(micro_batch)) / count().clamp(min=SMALLEST_COUNT)
                 # DDP averages the gradients over the ranks, but their sum is needed.
-                self.state.scaler.scale(loss * self.processes.world_size).backward()
+                total = loss if self.processes.world_size == 1 else loss * self.processes.world_size
+                self.state.scaler.scale(total).backward()
             losses.append(loss.detach())
         return torch.stack(losses).sum()
 
