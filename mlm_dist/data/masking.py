@@ -235,7 +235,7 @@ class Masker:
         u = uniform(hashes[:, :1]).long()  # (B, 1)
         order = self._order(tokens, hashes[:, 1:], u, maskable, maskable_count)
         loss_weights = self._loss_weights(order, u, inputs.rates, maskable_count)  # (B, K)
-        is_masked, positions = loss_weights > 0, order.positions
+        is_masked, positions = loss_weights.bool(), order.positions
         targets = tokens.gather(1, positions)  # (B, K)
         replaced = self._replace(targets, is_masked, row_hashes, positions)
         if self.token_weights is not None:
@@ -275,8 +275,10 @@ class Masker:
             word_index = (order.offset == 0).cumsum(1)  # (B, K), from 1
             weight = order.words / masked_words.clamp(min=1)
             return (word_index <= masked_words[:, None]) * is_maskable * weight[:, None]
-        start = self.slot_indices - order.offset
         cut = rates[:, None] * maskable_count
+        if self.words is None:
+            return u < ((cut - self.slot_indices).clamp(0, 1) * (1 << BITS)).round()
+        start = self.slot_indices - order.offset
         if self.unit == "span":
             # In integer units of 2**-BITS tokens. The window starts less than one token before index 0 of the order;
             # index n is index 0 again.

@@ -194,39 +194,45 @@ class OutputCrossEntropyOnGPU(torch.autograd.Function):
         from mlm_dist.model import loss_kernel  # noqa: PLC0415 (only where there is Triton)
 
         scale = FP16_SCALE if dtype == torch.float16 else 1.0
-        hidden_gradient, losses = torch.empty_like(hidden), torch.empty_like(loss_weights)
         low_weight = loss_kernel.pad_vocabulary(weight, dtype)  # (P, C)
+        losses, hidden_gradients = [], []
         earlier: list[torch.Tensor] = []
         *others, last = chunks(len(hidden), len(low_weight) * dtype.itemsize, LOGITS_BYTES["cuda"])
         for chunk in (*others, last):
-            low_hidden, row_weights = hidden[chunk].to(dtype), loss_weights[chunk]  # (n, C), (n,)
+            low_hidden = hidden[chunk].to(dtype)  # (n, C)
             logits = low_hidden @ low_weight.t()  # (n, P)
-            losses[chunk] = loss_kernel.replace_by_gradient(logits, bias, targets[chunk], scale, softcap)
-            factors = row_weights if scale == 1 else row_weights / scale
-            torch.mul(logits @ low_weight, factors[:, None], out=hidden_gradient[chunk])  # casts too
+            losses.append(loss_kernel.replace_by_gradient(logits, bias, targets[chunk], scale, softcap))
+            hidden_gradients.append((logits @ low_weight).to(hidden.dtype))
             if chunk != last:
-                products = output_gradients(logits, low_hidden, row_weights)
+                products = output_gradients(logits, low_hidden, loss_weights[chunk])
                 earlier = [a.add_(b) for a, b in zip(earlier, products, strict=True)] if earlier else [*products]
-        ctx.save_for_backward(hidden_gradient, logits, low_hidden, row_weights, *earlier)
+        ctx.save_for_backward(joined(hidden_gradients), loss_weights, logits, low_hidden, *earlier)
         ctx.entries, ctx.scale = len(weight), scale
-        return torch.dot(losses, loss_weights)
+        return torch.dot(joined(losses), loss_weights)
 
     @staticmethod
     def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Add the products of the last chunk. The gradient by hidden states is scaled in place, so this runs once."""
-        hidden_gradient, logits, low_hidden, row_weights, *earlier = ctx.saved_tensors
+        hidden_gradient, loss_weights, logits, low_hidden, *earlier = ctx.saved_tensors
+        factor = loss_gradient if ctx.scale == 1 else loss_gradient / ctx.scale
+        row_factors, count = loss_weights * factor, len(logits)
         if ctx.scale == 1:
-            totals = output_gradients(logits, low_hidden, row_weights * loss_gradient)
+            totals = output_gradients(logits, low_hidden, row_factors[-count:])
             for total, part in zip(totals, earlier, strict=False):
-                total.addcmul_(part, loss_gradient)
+                total.addcmul_(part, factor)
         else:  # rows in fp16 times the gradient of the loss, which has the factor of the scaler, would overflow
-            totals = output_gradients(logits, low_hidden, row_weights)
+            totals = output_gradients(logits, low_hidden, loss_weights[-count:])
             for total, part in zip(totals, earlier, strict=False):
                 total.add_(part)
             for total in totals:
-                total.mul_(loss_gradient / ctx.scale)
-        of_weight, of_bias = totals
-        return hidden_gradient.mul_(loss_gradient), of_weight[: ctx.entries], of_bias[: ctx.entries], *4 * (None,)
+                total.mul_(factor)
+        of_weight, of_bias = (total[: ctx.entries] for total in totals)
+        return hidden_gradient.mul_(row_factors[:, None]), of_weight, of_bias, *4 * (None,)
+
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors one after the other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def output_gradients(

@@ -187,7 +187,7 @@ class Step:
                 total = loss if self.processes.world_size == 1 else loss * self.processes.world_size
                 self.state.scaler.scale(total).backward()
             losses.append(loss.detach())
-        return torch.stack(losses).sum()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def update(self, lr: float | torch.Tensor) -> torch.Tensor:
         """Update the parameters if the gradient is finite, clear the gradient, and return its norm before clipping."""
