@@ -58,7 +58,7 @@ COPIES = {"copy_", "_foreach_copy_"}
 PRODUCTS = {"mm", "bmm", "addmm", "_addmm_activation", "before relu"}
 ALONE = GATHERS | SCATTERS | PRODUCTS | {"sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
 ALONE |= {"_foreach_norm", "_foreach_add_", "_foreach_sub_", "_fused_adamw_", "cross entropy", "column sums", "attention"}
-ALONE |= {"attention backward", "add norm", "add norm backward"}
+ALONE |= {"attention backward", "add norm", "add norm backward", "look up", "add rows"}
 
 Sizes = dict[int, float]
 
@@ -299,6 +299,25 @@ def norm_kernel(trace: Trace) -> types.ModuleType:
     return result
 
 
+def embedding_kernel(trace: Trace) -> types.ModuleType:
+    """A stand-in for mlm_dist/model/embedding_kernel.py, which needs triton, that records its kernels."""
+
+    def look_up(weight: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        read = torch.empty(*tokens.shape, weight.shape[1])
+        out = torch.empty_like(read, dtype=torch.bfloat16)
+        trace.add("look up", [read, tokens, positions], [out])
+        return out
+
+    def add_rows(weight: torch.Tensor, tokens: torch.Tensor, gradient: torch.Tensor) -> None:
+        changed = torch.empty_like(gradient, dtype=weight.dtype)
+        trace.add("add rows", [changed, tokens, gradient], [changed])
+
+    module: Any = types.ModuleType("embedding_kernel")
+    module.look_up, module.add_rows = look_up, add_rows
+    result: types.ModuleType = module
+    return result
+
+
 def relu_kernel(trace: Trace) -> types.ModuleType:
     """A stand-in for mlm_dist/model/relu_kernel.py, which needs triton, that records its kernels."""
 
@@ -338,7 +357,9 @@ def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.loss_kernel": loss_kernels(trace)}),
         mock.patch("mlm_dist.model.loss_kernel", loss_kernels(trace), create=True),
-        mock.patch.object(low_precision, "runs_kernels", lambda x: has_kernel and x.dtype == torch.bfloat16),
+        mock.patch.object(low_precision, "runs_kernels", lambda x: has_kernel),
+        mock.patch.dict(sys.modules, {"mlm_dist.model.embedding_kernel": embedding_kernel(trace)}),
+        mock.patch("mlm_dist.model.embedding_kernel", embedding_kernel(trace), create=True),
         mock.patch.object(selection, "adds_in_place", lambda matrix: True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.norm_kernel": norm_kernel(trace)}),
         mock.patch("mlm_dist.model.norm_kernel", norm_kernel(trace), create=True),

@@ -16,6 +16,7 @@ from mlm_dist.errors import UserError
 from mlm_dist.model import low_precision
 from mlm_dist.model.activation import ACTIVATIONS, inner_widths
 from mlm_dist.model.add_norm import add_norm
+from mlm_dist.model.embedding import Embedding
 from mlm_dist.model.initial import initialize
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.relu_layers import ReluLayers
@@ -228,7 +229,7 @@ class Encoder(MaskedModel):
 
         With `positions`, only these pass through the query, projection and feed-forward of the last block.
         """
-        return low_precision.call(self.final_norm, self.run_blocks(self.look_up(tokens), positions, documents))
+        return low_precision.call(self.final_norm, self.run_blocks(self.embed(tokens, documents), positions, documents))
 
     def encode_for_loss(
         self, tokens: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor | None
@@ -237,8 +238,13 @@ class Encoder(MaskedModel):
         weight = self.output.weight
         if not self.config.tie_embeddings:
             return super().encode_for_loss(tokens, positions, documents)
-        embedded, weight = select_rows(weight, tokens.flatten())
-        states = self.run_blocks(embedded.view(*tokens.shape, -1), positions, documents)
+        if self.config.positions == "learned" and documents is None and low_precision.runs_kernels(weight):
+            rows = self.position_embedding.weight[: tokens.shape[1]]
+            x, weight = Embedding.apply(weight, tokens, rows)  # type: ignore[no-untyped-call]
+        else:
+            embedded, weight = select_rows(weight, tokens.flatten())
+            x = self.add_positions(embedded.view(*tokens.shape, -1), documents)
+        states = self.run_blocks(x, positions, documents)
         return low_precision.call(self.final_norm, states), weight
 
     def last_hidden_states(
@@ -249,14 +255,14 @@ class Encoder(MaskedModel):
         This is the normalised output of the last block, without the scale and shift of the final LayerNorm, which the
         export moves into the head (see huggingface/megatron_bert.py).
         """
-        states = self.run_blocks(self.look_up(tokens), positions, documents)
+        states = self.run_blocks(self.embed(tokens, documents), positions, documents)
         return F.layer_norm(states, self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
 
     def run_blocks(
-        self, embedded: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+        self, x: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Compute the output of the last block from embeddings (B, T, C): (B, T, C), or (B, K, C) with `positions`."""
-        x = self.dropout(self.add_positions(embedded, documents))
+        x = self.dropout(x)
         mask = None if documents is None else same_document(documents)
         row_rotation = rotation(x.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
         x = x.to(low_precision.dtype_of_blocks(x))
@@ -265,10 +271,11 @@ class Encoder(MaskedModel):
             x = low_precision.call(block, x, None, mask, row_rotation)
         return low_precision.call(last, x, positions, mask, row_rotation)
 
-    def look_up(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embeddings of tokens, (B, T) -> (B, T, C)."""
+    def embed(self, tokens: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+        """Embeddings of tokens, (B, T) -> (B, T, C); with learned positions, plus those of their positions."""
         # Not by calling the layer: on a CPU, its backward pass takes five times as long.
-        return self.token_embedding.weight.index_select(0, tokens.flatten()).view(*tokens.shape, -1)
+        embedded = self.token_embedding.weight.index_select(0, tokens.flatten())
+        return self.add_positions(embedded.view(*tokens.shape, -1), documents)
 
     def add_positions(self, embedded: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
         """With learned positions, add their embeddings: (B, T, C) -> (B, T, C)."""
@@ -276,7 +283,7 @@ class Encoder(MaskedModel):
         if self.config.positions == "rope":
             return embedded
         if documents is None:
-            return low_precision.add(embedded, self.position_embedding.weight[:length])
+            return embedded + self.position_embedding.weight[:length]
         columns = torch.arange(length, device=documents.device) - torch.searchsorted(documents, documents)
         return embedded + self.position_embedding.weight.index_select(0, columns.flatten()).view_as(embedded)
 

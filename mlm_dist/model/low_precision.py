@@ -49,32 +49,9 @@ def call(module: nn.Module, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
     return result
 
 
-class AddLow(torch.autograd.Function):
-    """Adds rows (T, C) to (B, T, C) in one kernel with the cast of the sum to a low dtype."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        return torch.add(x, rows, out=torch.empty_like(x, dtype=dtype))
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None]:
-        """The gradients in fp32."""
-        return gradient.float(), gradient.sum(0, dtype=torch.float32), None
-
-
-def add(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Add rows (T, C) to (B, T, C), in the dtype of blocks."""
-    dtype = dtype_of_blocks(x)
-    if dtype == x.dtype:
-        return x + rows
-    out: torch.Tensor = AddLow.apply(x, rows, dtype)  # type: ignore[no-untyped-call]
-    return out
-
-
 def runs_kernels(x: torch.Tensor) -> bool:
-    """Whether Triton kernels compute the parts of a block with this activation: in bf16, on a GPU."""
-    return x.is_cuda and HAS_TRITON and x.dtype == torch.bfloat16
+    """Whether Triton kernels compute what follows the residual stream `x`, or begins with it: in bf16, on a GPU."""
+    return x.is_cuda and HAS_TRITON and dtype_of_blocks(x) == torch.bfloat16
 
 
 def dtype_of_blocks(x: torch.Tensor) -> torch.dtype:
