@@ -57,7 +57,15 @@ COPIES = {"copy_", "_foreach_copy_"}
 # What a compiler leaves in kernels of their own.
 PRODUCTS = {"mm", "bmm", "addmm", "_addmm_activation", "before relu"}
 ALONE = GATHERS | SCATTERS | PRODUCTS | {"sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
-ALONE |= {"_foreach_norm", "_foreach_add_", "_foreach_sub_", "_fused_adamw_", "cross entropy", "column sums", "attention"}
+ALONE |= {
+    "_foreach_norm",
+    "_foreach_add_",
+    "_foreach_sub_",
+    "_fused_adamw_",
+    "cross entropy",
+    "column sums",
+    "attention",
+}
 ALONE |= {"attention backward", "add norm", "add norm backward", "look up", "add rows"}
 
 Sizes = dict[int, float]

@@ -22,9 +22,7 @@ class Embedding(torch.autograd.Function):
         return embedding_kernel.look_up(weight, tokens, positions), weight.view_as(weight)
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient: torch.Tensor, of_weight: torch.Tensor
-    ) -> tuple[torch.Tensor, None, torch.Tensor]:
+    def backward(ctx: Any, gradient: torch.Tensor, of_weight: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
         """Add in place: the gradient of the output layer must not be used elsewhere."""
         from mlm_dist.model import embedding_kernel  # noqa: PLC0415 (only where there is Triton)
 

@@ -112,14 +112,16 @@ class MultiHeadAttention(nn.Module):
         if positions is None:
             queries, packed = None, self.query_key_value(x)  # (B, T, 3 C)
         else:
-            of_query, of_rest = self.query_key_value.weight.split([width, 2 * width])
+            of_query, of_rest = torch.split(self.query_key_value.weight, [width, 2 * width])
             gathered, x = gather_and_keep(x, positions)
             queries, packed = F.linear(gathered, of_query), F.linear(x, of_rest)
             mask = None if mask is None else gather_positions(mask, positions)
         if self.is_plain and mask is None and not dropout and uses_short_attention(packed, width // self.heads):
             out: torch.Tensor = ShortAttention.apply(packed, queries, self.heads)  # type: ignore[no-untyped-call]
             return self.projection(out)  # type: ignore[no-any-return]
-        query, key, value = (part for given in (queries, packed) if given is not None for part in self.split_heads(given))
+        query, key, value = (
+            part for given in (queries, packed) if given is not None for part in self.split_heads(given)
+        )
         query, key = self.query_norm(query), self.key_norm(key)  # (B, H, T or K, D), (B, H, T, D)
         if row_rotation is not None:
             query = rotate(query, row_rotation if positions is None else select(row_rotation, positions))

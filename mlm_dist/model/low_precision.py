@@ -1,8 +1,8 @@
 """Modules that compute in bf16 throughout, on a GPU.
 
-Autocast casts each parameter in a kernel of its own, and keeps the residual stream, the LayerNorms and their gradients in
-fp32. Here, one kernel casts all parameters of a module, and all its activations are in bf16. The parameters and their
-gradients stay in fp32, and so do the sums inside LayerNorm, softmax and matrix products.
+Autocast casts each parameter in a kernel of its own, and keeps the residual stream, the LayerNorms and their gradients
+in fp32. Here, one kernel casts all parameters of a module, and all its activations are in bf16. The parameters and
+their gradients stay in fp32, and so do the sums inside LayerNorm, softmax and matrix products.
 """
 
 import importlib.util

@@ -26,7 +26,7 @@ class ShortAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, packed: torch.Tensor, query: torch.Tensor | None, heads: int) -> torch.Tensor:
-        """Queries, keys and values (B, T, 3 C) -> (B, T, C); with `query` (B, K, C), the rest (B, T, 2 C) -> (B, K, C)."""
+        """Queries, keys and values (B, T, 3 C) -> (B, T, C); with `query` (B, K, C), (B, T, 2 C) -> (B, K, C)."""
         from mlm_dist.model import attention_kernel  # noqa: PLC0415 (only where there is Triton)
 
         ctx.save_for_backward(packed, query)
@@ -49,7 +49,5 @@ class ShortAttention(torch.autograd.Function):
 
 def parts(packed: torch.Tensor, query: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values as views of packed ones, or of the given queries and the packed rest."""
-    if query is not None:
-        return query, *packed.chunk(2, -1)
-    first, second, third = packed.chunk(3, -1)
+    first, second, third = packed.chunk(3, -1) if query is None else (query, *packed.chunk(2, -1))
     return first, second, third
