@@ -95,7 +95,7 @@ def test_embeddings_of_tokens_that_repeat(is_deterministic: bool) -> None:
         actual = torch.autograd.grad((found, same), given, (of_sum, of_weight.clone()))
     finally:
         torch.use_deterministic_algorithms(False)
-    assert torch.equal(found, expected.bfloat16())
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=0)  # the interpreter does not round to nearest
     torch.testing.assert_close(actual, gradients, rtol=1e-5, atol=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_the_kernels_compile_for_gpus_without_spilled_registers_and_with_vector_
     command = [sys.executable, "-m", "tests.model.compile_kernels", str(capability)]
     result = start(command, TRITON_INTERPRET="0")
     assert result.returncode == 0, result.stderr
-    # The scalar accesses are those to the logit of the target, and to the tokens' sums of a column.
+    # The scalar accesses are that to the logit of the target and those to the sums of columns.
     assert result.stdout.splitlines() == [
         "cross_entropy_kernel: 0 bytes spilled, 1 scalar access",
         "column_sums_kernel: 0 bytes spilled, 0 scalar accesses",
