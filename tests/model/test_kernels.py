@@ -11,8 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mlm_dist.config import ModelConfig
+from mlm_dist.model import loss, low_precision, selection
 from mlm_dist.model.add_norm import AddNorm
 from mlm_dist.model.embedding import Embedding
+from mlm_dist.model.encoder import Encoder
+from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.model.relu_layers import ReluLayers
 from mlm_dist.model.short_attention import ShortAttention, parts
 from tests.conftest import start
@@ -97,6 +101,40 @@ def test_embeddings_of_tokens_that_repeat(is_deterministic: bool) -> None:
         torch.use_deterministic_algorithms(False)
     torch.testing.assert_close(found.float(), expected, rtol=1e-2, atol=0)  # the interpreter does not round to nearest
     torch.testing.assert_close(actual, gradients, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_an_encoder_and_its_loss_with_all_kernels_but_those_of_embeddings(
+    is_cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    shape = ModelConfig(vocab_size=100, block_size=24, embedding_dim=32, heads=2, blocks=2)
+    module = MaskedLoss(Encoder(shape), 12 if is_cut else 30).to(DEVICE)
+    tokens, positions = torch.randint(100, (6, 24), device=DEVICE), torch.rand(6, 24, device=DEVICE).argsort(1)[:, :5]
+    weights = torch.zeros(6, 5, device=DEVICE)
+    weights[:, ::3] = 1
+    found = []
+    for has_kernels in (False, True):
+        monkeypatch.setattr(low_precision, "runs_kernels", lambda x, on=has_kernels: on and x.shape != (100, 32))
+        monkeypatch.setattr(selection, "adds_in_place", lambda _, on=has_kernels: on)
+        monkeypatch.setattr(loss, "uses_kernels", lambda _, on=has_kernels: on)
+        result = module(tokens, positions, tokens[:, :5], weights)
+        found.append([result.detach(), *torch.autograd.grad(result / 7, list(module.parameters()))])
+    assert {"ReluLayers", "ShortAttention", "AddNorm", "SharedRows"} <= {
+        type(node).__name__.removesuffix("Backward") for node in nodes(result)
+    }
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+def nodes(result: torch.Tensor) -> set[Any]:
+    """The nodes of the graph of a result."""
+    found, left = set(), [result.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            left += [following for following, _ in node.next_functions]
+    return found
 
 
 @pytest.mark.slow
