@@ -341,12 +341,17 @@ def uses_plain_products(rows: torch.Tensor) -> bool:
 
 def gather_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Gather positions of rows: (B, T, C) and (B, K) -> (B, K, C)."""
-    return gather_and_keep(x, positions)[0]
+    return x.flatten(0, 1).index_select(0, row_indices(x, positions)).view(len(x), -1, x.shape[-1])
 
 
 def gather_and_keep(x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Gather positions of rows, and return the rows for their other use, as `select_rows` does."""
-    batch, length, width = x.shape
+    gathered, rows = select_rows(x.flatten(0, 1), row_indices(x, positions))
+    return gathered.view(len(x), -1, x.shape[-1]), rows.view(x.shape)
+
+
+def row_indices(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The indices of positions (B, K) in the flattened rows of (B, T, C): (B * K,)."""
+    batch, length = x.shape[:2]
     starts = torch.arange(0, batch * length, length, device=x.device)[:, None]
-    gathered, rows = select_rows(x.flatten(0, 1), (starts + positions).flatten())
-    return gathered.view(batch, -1, width), rows.view(x.shape)
+    return (starts + positions).flatten()
