@@ -33,7 +33,7 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.data.rows import TrainingRows
 from mlm_dist.data.sampler import GlobalBatchSampler
 from mlm_dist.distributed import Processes
-from mlm_dist.model import encoder, loss
+from mlm_dist.model import encoder, loss, low_precision, selection
 from mlm_dist.model.flops import step_flops
 from mlm_dist.model.registry import build_model
 from mlm_dist.training.inputs import InputReader, StepInputs, inputs_bytes
@@ -52,10 +52,21 @@ FREE |= {"as_strided", "split", "split_with_sizes", "unbind", "lift_fresh", "emp
 FREE |= {"_unsafe_view", "_reshape_alias", "new_empty", "new_empty_strided"}
 GATHERS = {"index_select", "gather"}
 SCATTERS = {"index_add", "index_add_", "scatter_add_"}
-FILLS = {"fill_", "zero_"}
+FILLS = {"fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "full_like"}  # they do not read
+COPIES = {"copy_", "_foreach_copy_"}
 # What a compiler leaves in kernels of their own.
-ALONE = GATHERS | SCATTERS | {"mm", "addmm", "bmm", "sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
-ALONE |= {"_foreach_norm", "_foreach_add_", "_foreach_sub_", "_fused_adamw_", "cross entropy", "column sums"}
+PRODUCTS = {"mm", "bmm", "addmm", "_addmm_activation", "before relu"}
+ALONE = GATHERS | SCATTERS | PRODUCTS | {"sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
+ALONE |= {
+    "_foreach_norm",
+    "_foreach_add_",
+    "_foreach_sub_",
+    "_fused_adamw_",
+    "cross entropy",
+    "column sums",
+    "attention",
+}
+ALONE |= {"attention backward", "add norm", "add norm backward", "look up", "add rows"}
 
 Sizes = dict[int, float]
 
@@ -113,7 +124,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Trace a step in the block, with its parts."""
         parts: dict[str, tuple[Any, str]] = {
             "masks": (step.reader, "batch"),
-            "encoder": (step.state.encoder, "encode"),
+            "encoder": (step.state.encoder, "encode_for_loss"),
             "loss": (loss, "masked_cross_entropy"),
             "backward": (torch.Tensor, "backward"),
             "update": (step, "update"),
@@ -143,13 +154,16 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.kernels.append(Kernel(self.part, name, sizes(reads), sizes(writes), flops, size))
 
     def _record(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: object) -> None:
-        inputs, outputs = tensors_in((args, kwargs)), tensors_in(out)
+        read = {key: value for key, value in kwargs.items() if key != "out"}
+        inputs, outputs = tensors_in((args, read)), tensors_in(out)
         if name in GATHERS:  # they read as much as they write
             inputs = [inputs[-1], torch.empty_like(outputs[0])]
         elif name in SCATTERS:  # they change as much as they add
             inputs, outputs = [inputs[1], inputs[-1], torch.empty_like(inputs[-1])], [torch.empty_like(inputs[-1])]
         elif name in FILLS:
             inputs = []
+        elif name in COPIES:
+            inputs, outputs = tensors_in(args[1]), tensors_in(args[0])
         elif name == "_fused_adamw_":
             outputs = tensors_in((args[0], args[2], args[3]))
         elif name in ("_foreach_add_", "_foreach_sub_"):
@@ -163,14 +177,18 @@ def tensors_in(values: object) -> list[torch.Tensor]:
 
 
 def sizes(tensors: list[torch.Tensor]) -> Sizes:
-    """The bytes of tensors, by what identifies their memory."""
-    return {tensor.untyped_storage()._cdata: float(tensor.nbytes) for tensor in tensors}
+    """The bytes of tensors, by what identifies their memory. Tensors may be different parts of one memory."""
+    views = {(tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape): tensor for tensor in tensors}
+    result: Sizes = {}
+    for (memory, *_), tensor in views.items():
+        result[memory] = min(result.get(memory, 0.0) + tensor.nbytes, float(tensor.untyped_storage().nbytes()))
+    return result
 
 
 def flops_of(name: str, args: tuple[Any, ...]) -> float:
     """The FLOPs of a matrix product or of attention; 0 for other operations."""
-    if name in ("mm", "bmm", "addmm"):
-        left, right = args[-2:] if name != "addmm" else args[1:3]
+    if name in PRODUCTS:
+        left, right = args[1:3] if "addmm" in name else args[:2]
         return float(2 * left.numel() * right.shape[-1])
     if "scaled_dot_product" in name:
         query, key = (args[1], args[2]) if "backward" in name else (args[0], args[1])
@@ -231,15 +249,104 @@ def loss_kernels(trace: Trace) -> types.ModuleType:
         trace.add("mm", [a, b], [out], flops_of("mm", (a, b)))
         return out
 
+    def pad_vocabulary(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        padded = weight.new_empty(len(weight) + -len(weight) % 64, weight.shape[1], dtype=dtype)
+        padded[: len(weight)] = weight
+        padded[len(weight) :] = 0
+        return padded
+
     module: Any = types.ModuleType("loss_kernel")
-    module.pad_vocabulary = lambda weight: F.pad(weight, (0, 0, 0, -len(weight) % 64))
+    module.pad_vocabulary = pad_vocabulary
     module.replace_by_gradient, module.column_sums, module.product = replace_by_gradient, column_sums, product
     result: types.ModuleType = module
     return result
 
 
+def attention_kernel(trace: Trace) -> types.ModuleType:
+    """A stand-in for mlm_dist/model/attention_kernel.py, which needs triton, that records its kernels."""
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+        out = torch.empty(query.shape, dtype=query.dtype)
+        trace.add("attention", [query, key, value], [out], 4 * query.numel() * key.shape[1])
+        return out
+
+    def attend_backward(
+        gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any
+    ) -> None:
+        *written, _ = rest
+        reads = [gradient, query, key, value]
+        trace.add("attention backward", reads, written, 10 * query.numel() * key.shape[1])
+
+    module: Any = types.ModuleType("attention_kernel")
+    module.attend, module.attend_backward = attend, attend_backward
+    result: types.ModuleType = module
+    return result
+
+
+def norm_kernel(trace: Trace) -> types.ModuleType:
+    """A stand-in for mlm_dist/model/norm_kernel.py, which needs triton, that records its kernels."""
+
+    def add_norm_(
+        x: torch.Tensor, branch: torch.Tensor | None, weight: torch.Tensor, bias: torch.Tensor, _: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        total = x if branch is None else torch.empty_like(x)
+        normed, statistics = torch.empty_like(x), torch.empty(2, x.numel() // x.shape[-1])
+        branches = [] if branch is None else [branch]
+        trace.add("add norm", [x, *branches, weight, bias], [normed, statistics, *branches])
+        return total, normed, statistics
+
+    def add_norm_backward(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        *_, total, weight, statistics = given
+        of_x, of_parameters = torch.empty_like(total), total.new_empty(-(-statistics.shape[1] // 64), 2, len(weight))
+        trace.add("add norm backward", given, [of_x, of_parameters])
+        return of_x, of_parameters.sum(0)
+
+    module: Any = types.ModuleType("norm_kernel")
+    module.add_norm, module.add_norm_backward = add_norm_, add_norm_backward
+    result: types.ModuleType = module
+    return result
+
+
+def embedding_kernel(trace: Trace) -> types.ModuleType:
+    """A stand-in for mlm_dist/model/embedding_kernel.py, which needs triton, that records its kernels."""
+
+    def look_up(weight: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        read = torch.empty(*tokens.shape, weight.shape[1])
+        out = torch.empty_like(read, dtype=torch.bfloat16)
+        trace.add("look up", [read, tokens, positions], [out])
+        return out
+
+    def add_rows(weight: torch.Tensor, tokens: torch.Tensor, gradient: torch.Tensor) -> None:
+        changed = torch.empty_like(gradient, dtype=weight.dtype)
+        trace.add("add rows", [changed, tokens, gradient], [changed])
+
+    module: Any = types.ModuleType("embedding_kernel")
+    module.look_up, module.add_rows = look_up, add_rows
+    result: types.ModuleType = module
+    return result
+
+
+def relu_kernel(trace: Trace) -> types.ModuleType:
+    """A stand-in for mlm_dist/model/relu_kernel.py, which needs triton, that records its kernels."""
+
+    def gradient_before_relu(
+        gradient: torch.Tensor, weight: torch.Tensor, activation: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        result, sums = torch.empty_like(activation), activation.new_empty(-(-len(activation) // 128), weight.shape[1])
+        flops = flops_of("before relu", (gradient, weight))
+        trace.add("before relu", [gradient, weight, activation], [result, sums], flops)
+        return result, sums.sum(0)
+
+    module: Any = types.ModuleType("relu_kernel")
+    module.gradient_before_relu = gradient_before_relu
+    result: types.ModuleType = module
+    return result
+
+
 def layer_norm(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """LayerNorm in fp32, as under autocast on CUDA."""
+    """LayerNorm, in fp32 under autocast, as on CUDA."""
+    if not torch.is_autocast_enabled("cpu"):
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
     with torch.autocast("cpu", enabled=False):
         return F.layer_norm(x.float(), self.normalized_shape, self.weight, self.bias, self.eps)
 
@@ -248,16 +355,26 @@ def layer_norm(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
 def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
     """Let the model take the paths that it takes on a GPU, with or without the loss kernel."""
     chunks = {"cpu": loss.LOGITS_BYTES["cuda"]}
-    compute = loss.gradients_on_gpu if has_kernel else loss.gradients
     with (
         mock.patch.object(encoder, "LONGEST_PLAIN", 0),
         mock.patch.object(torch.nn.LayerNorm, "forward", layer_norm),
+        mock.patch.object(low_precision, "dtype_of_blocks", lambda x: torch.bfloat16),
         mock.patch.dict(loss.LOGITS_BYTES, chunks),
         mock.patch.dict(loss.SOFTMAX_BYTES, chunks),
-        mock.patch.object(loss, "gradients", compute),
+        mock.patch.object(loss, "uses_kernels", lambda hidden: has_kernel),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.loss_kernel": loss_kernels(trace)}),
         mock.patch("mlm_dist.model.loss_kernel", loss_kernels(trace), create=True),
+        mock.patch.object(low_precision, "runs_kernels", lambda x: has_kernel),
+        mock.patch.dict(sys.modules, {"mlm_dist.model.embedding_kernel": embedding_kernel(trace)}),
+        mock.patch("mlm_dist.model.embedding_kernel", embedding_kernel(trace), create=True),
+        mock.patch.object(selection, "adds_in_place", lambda matrix: True),
+        mock.patch.dict(sys.modules, {"mlm_dist.model.norm_kernel": norm_kernel(trace)}),
+        mock.patch("mlm_dist.model.norm_kernel", norm_kernel(trace), create=True),
+        mock.patch.dict(sys.modules, {"mlm_dist.model.attention_kernel": attention_kernel(trace)}),
+        mock.patch("mlm_dist.model.attention_kernel", attention_kernel(trace), create=True),
+        mock.patch.dict(sys.modules, {"mlm_dist.model.relu_kernel": relu_kernel(trace)}),
+        mock.patch("mlm_dist.model.relu_kernel", relu_kernel(trace), create=True),
     ):
         yield
 

@@ -1,5 +1,7 @@
 """`launch/roofline.py`: the kernels of a step, traced without a GPU."""
 
+from collections import Counter
+
 import pytest
 import roofline
 import torch
@@ -30,6 +32,23 @@ def test_the_loss_kernel_and_fusing_save_bytes_and_kernels_but_no_flops() -> Non
     assert counts == sorted(counts, reverse=True)
     assert sizes == sorted(sizes, reverse=True)
     assert flops == pytest.approx([flops[0]] * 3)
+
+
+def test_blocks_cast_nothing_but_their_parameters_and_gradients_in_one_kernel_each() -> None:
+    kernels = [
+        kernel for kernel in roofline.trace_step(CONFIG, has_kernel=True) if kernel.part in ("encoder", "backward")
+    ]
+    names = Counter((kernel.part, kernel.name) for kernel in kernels)
+    assert not any(name == "_to_copy" for _, name in names)
+    norms = 1  # the final one is a module of its own
+    assert names["encoder", "_foreach_copy_"] == names["backward", "_foreach_copy_"] == SHAPE.blocks + norms
+
+
+def test_parts_of_one_memory_count_each_and_the_same_part_once() -> None:
+    packed = torch.ones(10, 3)
+    first, second, _ = packed.unbind(1)
+    assert list(roofline.sizes([first, second, second]).values()) == [4 * 20]
+    assert list(roofline.sizes([packed, first]).values()) == [4 * 30]
 
 
 def test_fusing_keeps_what_others_read_and_drops_what_only_the_fused_kernel_reads() -> None:

@@ -96,14 +96,12 @@ class MaskInputs(NamedTuple):
     epochs after it would get the masks of one.
 
     Attributes:
-        rows: (B,) int32, the index of each row in the corpus.
+        hashes: (B,) int32, of the seed, the epoch of each row and its index in the corpus.
         rates: (B,) float64, the mask rate of each row.
-        keys: (B,) int32, of the seed and the epoch of each row.
     """
 
-    rows: torch.Tensor
+    hashes: torch.Tensor
     rates: torch.Tensor
-    keys: torch.Tensor
 
 
 class Order(NamedTuple):
@@ -180,6 +178,7 @@ class Masker:
         self.slots = int(self._max_masked_by_index().max())
         self.columns = torch.arange(block_size + 1, dtype=torch.int32, device=device) * GOLDEN
         self.slot_indices = torch.arange(self.slots, device=device)
+        self.zero_and_one = torch.arange(2, device=device)
         # Computed once: a graph cannot contain the hash function of `derive_key`.
         self.span_key, self.replacement_key, self.token_key = map(derive_key, ("span", "replacement", "token"))
 
@@ -223,29 +222,27 @@ class Masker:
 
     def inputs(self, selection: Selection) -> MaskInputs:
         """What the masks of selected rows depend on, on the CPU."""
-        return MaskInputs(
-            rows=torch.from_numpy(selection.rows.astype(np.int32)),
-            rates=torch.from_numpy(self.rate(selection)),
-            keys=torch.from_numpy(selection.keys(self.seed, "mask")),
-        )
+        hashes = hash32(hash32(selection.rows.astype(np.int32)) ^ selection.keys(self.seed, "mask"))
+        return MaskInputs(torch.from_numpy(hashes), torch.from_numpy(self.rate(selection)))
 
     def mask(self, tokens: torch.Tensor, inputs: MaskInputs) -> MaskedBatch:
         """Mask tokens. No operation of this waits for the device, and all shapes are static."""
         maskable = find_maskable(tokens, self.tokenizer)  # (B, T)
-        row_hashes = hash32(hash32(inputs.rows) ^ inputs.keys)[:, None]
+        maskable_count = maskable.sum(1, keepdim=True)  # (B, 1)
+        row_hashes = inputs.hashes[:, None]
         # Distinct within a row: `hash32` is one to one, and so are multiples of an odd number.
         hashes = hash32(row_hashes + self.columns)  # (B, 1 + T)
         u = uniform(hashes[:, :1]).long()  # (B, 1)
-        order = self._order(tokens, hashes[:, 1:], u, maskable)
-        loss_weights = self._loss_weights(order, u, inputs.rates, maskable.sum(1, keepdim=True))  # (B, K)
-        is_masked, positions = loss_weights > 0, order.positions
+        order = self._order(tokens, hashes[:, 1:], u, maskable, maskable_count)
+        loss_weights = self._loss_weights(order, u, inputs.rates, maskable_count)  # (B, K)
+        is_masked, positions = loss_weights.bool(), order.positions
         targets = tokens.gather(1, positions)  # (B, K)
-        replaced = torch.where(is_masked, self._replace(targets, row_hashes, positions), targets)
+        replaced = self._replace(targets, is_masked, row_hashes, positions)
         if self.token_weights is not None:
             loss_weights = loss_weights * self.token_weights[targets]
         return MaskedBatch(
             inputs=tokens.scatter(1, positions, replaced),
-            positions=positions.masked_fill(~is_masked, 0),
+            positions=positions * is_masked,
             targets=targets,
             loss_weights=loss_weights.float(),
             documents=number_documents(tokens, self.tokenizer) if self.isolates_documents else None,
@@ -278,8 +275,10 @@ class Masker:
             word_index = (order.offset == 0).cumsum(1)  # (B, K), from 1
             weight = order.words / masked_words.clamp(min=1)
             return (word_index <= masked_words[:, None]) * is_maskable * weight[:, None]
-        start = self.slot_indices - order.offset
         cut = rates[:, None] * maskable_count
+        if self.words is None:
+            return u < ((cut - self.slot_indices).clamp(0, 1) * (1 << BITS)).round()
+        start = self.slot_indices - order.offset
         if self.unit == "span":
             # In integer units of 2**-BITS tokens. The window starts less than one token before index 0 of the order;
             # index n is index 0 again.
@@ -289,7 +288,14 @@ class Masker:
         before_cut = ((cut - start) / order.length).clamp(0, 1)
         return (u < (before_cut * (1 << BITS)).round()) & (start + order.length <= self.slots)
 
-    def _order(self, tokens: torch.Tensor, hashes: torch.Tensor, u: torch.Tensor, maskable: torch.Tensor) -> Order:
+    def _order(
+        self,
+        tokens: torch.Tensor,
+        hashes: torch.Tensor,
+        u: torch.Tensor,
+        maskable: torch.Tensor,
+        maskable_count: torch.Tensor,
+    ) -> Order:
         """The order in which rows mask their tokens.
 
         Args:
@@ -297,11 +303,13 @@ class Masker:
             hashes: (B, T) int32, of each position.
             u: (B, 1) int64, uniform over [0, 2**BITS).
             maskable: (B, T) bool.
+            maskable_count: (B, 1) int64.
         """
         keys = hashes.clamp(max=LARGEST - 1)
         if self.words is None:
-            positions = self._first(keys.masked_fill(~maskable, LARGEST))
-            return Order(positions, torch.zeros_like(positions), torch.ones_like(positions), maskable.sum(1))
+            positions = self._first(torch.where(maskable, keys, LARGEST))
+            offset, length = (part.expand_as(positions) for part in self.zero_and_one)
+            return Order(positions, offset, length, maskable_count[:, 0])
         columns = torch.arange(self.block_size, device=tokens.device)
         starts = self.words.starts(tokens)  # (B, T) bool
         first = last_true(starts)  # (B, T), the position of the first token of each token's word
@@ -341,10 +349,12 @@ class Masker:
         """The positions of the K smallest keys of each row, in ascending order: (B, T) -> (B, K)."""
         return keys.topk(self.slots, dim=1, largest=False, sorted=True).indices
 
-    def _replace(self, targets: torch.Tensor, row_hashes: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """The inputs at masked positions, (B, K)."""
+    def _replace(
+        self, targets: torch.Tensor, is_masked: torch.Tensor, row_hashes: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """The targets, replaced where they are masked, (B, K)."""
         if self.replacement == "mask":
-            return torch.full_like(targets, self.tokenizer.mask_id)
+            return targets.masked_fill(is_masked, self.tokenizer.mask_id)
         columns = positions.to(torch.int32) * GOLDEN
         u = uniform(hash32((row_hashes ^ self.replacement_key) + columns))
         # Of the tokens before the special ones, and of those after them.
@@ -352,7 +362,7 @@ class Masker:
         random = (hash32((row_hashes ^ self.token_key) + columns) & LARGEST) % (below + self.tokenizer.added_tokens)
         random = torch.where(random < below, random, random + (after - below))
         other = torch.where(u < threshold(0.9), random, targets)
-        return other.masked_fill(u < threshold(0.8), self.tokenizer.mask_id)
+        return torch.where(is_masked, other.masked_fill(u < threshold(0.8), self.tokenizer.mask_id), targets)
 
 
 def load_batch(matrix: StoredRows, selection: Selection, masker: Masker) -> MaskedBatch:

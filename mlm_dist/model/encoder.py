@@ -13,10 +13,16 @@ from torch import nn
 
 from mlm_dist.config import ModelConfig
 from mlm_dist.errors import UserError
+from mlm_dist.model import low_precision
 from mlm_dist.model.activation import ACTIVATIONS, inner_widths
+from mlm_dist.model.add_norm import add_norm
+from mlm_dist.model.embedding import Embedding
 from mlm_dist.model.initial import initialize
 from mlm_dist.model.masked_model import MaskedModel
+from mlm_dist.model.relu_layers import ReluLayers
 from mlm_dist.model.rotary import Rotation, rotate, rotation, select
+from mlm_dist.model.selection import select_rows
+from mlm_dist.model.short_attention import ShortAttention, uses_short_attention
 
 # Negligible compared with any real variance, because the exported model has an extra LayerNorm that is the identity
 # only then.
@@ -86,6 +92,7 @@ class MultiHeadAttention(nn.Module):
         self.query_norm = HeadNorm(config.head_size) if config.qk_norm else nn.Identity()
         self.key_norm = HeadNorm(config.head_size) if config.qk_norm else nn.Identity()
         self.is_rotary = config.positions == "rope"
+        self.is_plain = not (config.qk_norm or self.is_rotary)
         self.projection = nn.Linear(width, width)
         self.dropout = config.dropout
 
@@ -101,19 +108,25 @@ class MultiHeadAttention(nn.Module):
         `mask`, (B, T, T), is as `same_document` returns it; `row_rotation`, that of all positions, if heads are rotary.
         """
         width = x.shape[-1]
+        dropout = self.dropout if self.training else 0.0
         if positions is None:
-            query, key, value = self.split_heads(self.query_key_value(x))  # (B, H, T, D) each
+            queries, packed = None, self.query_key_value(x)  # (B, T, 3 C)
         else:
-            weight = self.query_key_value.weight
-            (query,) = self.split_heads(F.linear(gather_positions(x, positions), weight[:width]))  # (B, H, K, D)
-            key, value = self.split_heads(F.linear(x, weight[width:]))
+            of_query, of_rest = torch.split(self.query_key_value.weight, [width, 2 * width])
+            gathered, x = gather_and_keep(x, positions)
+            queries, packed = F.linear(gathered, of_query), F.linear(x, of_rest)
             mask = None if mask is None else gather_positions(mask, positions)
-        query, key = self.query_norm(query), self.key_norm(key)
+        if self.is_plain and mask is None and not dropout and uses_short_attention(packed, width // self.heads):
+            out: torch.Tensor = ShortAttention.apply(packed, queries, self.heads)  # type: ignore[no-untyped-call]
+            return self.projection(out)  # type: ignore[no-any-return]
+        query, key, value = (
+            part for given in (queries, packed) if given is not None for part in self.split_heads(given)
+        )
+        query, key = self.query_norm(query), self.key_norm(key)  # (B, H, T or K, D), (B, H, T, D)
         if row_rotation is not None:
             query = rotate(query, row_rotation if positions is None else select(row_rotation, positions))
             key = rotate(key, row_rotation)
         mask = None if mask is None else mask[:, None]  # (B, 1, T or K, T)
-        dropout = self.dropout if self.training else 0.0
         if uses_plain_products(x):
             scores = query * query.shape[-1] ** -0.5 @ key.transpose(-2, -1)  # (B, H, T or K, T)
             attention = (scores if mask is None else scores.add_(mask)).softmax(-1)
@@ -123,11 +136,12 @@ class MultiHeadAttention(nn.Module):
         joined: torch.Tensor = self.projection(out.transpose(1, 2).flatten(2))
         return joined
 
-    def split_heads(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, T, n C) -> (n, B, H, T, D)."""
+    def split_heads(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """(B, T, n C) -> n tensors (B, H, T, D)."""
         batch, length, _ = x.shape
         size = self.projection.in_features // self.heads
-        return x.view(batch, length, -1, self.heads, size).permute(2, 0, 3, 1, 4)
+        parts = x.view(batch, length, -1, self.heads, size).unbind(2)  # so their gradients are stacked in this layout
+        return [part.transpose(1, 2) for part in parts]
 
     def head(self, index: int) -> Head:
         """The head with this index. It shares the parameters of this module."""
@@ -157,7 +171,11 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         rows = x.flatten(0, -2)  # the output of a layer on more dimensions is a view, and in place that costs copies
-        out: torch.Tensor = self.contract(self.activation(self.expand(rows)))
+        if self.activation is torch.relu_ and low_precision.runs_kernels(rows):
+            parameters = self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
+            out: torch.Tensor = ReluLayers.apply(rows, *parameters)  # type: ignore[no-untyped-call]
+        else:
+            out = self.contract(self.activation(self.expand(rows)))
         return out.view(x.shape)
 
 
@@ -180,9 +198,11 @@ class Block(nn.Module):
         row_rotation: Rotation | None = None,
     ) -> torch.Tensor:
         """(B, T, C) -> (B, T, C); with `positions` (B, K), only these are computed -> (B, K, C)."""
-        attended = self.attention(self.attention_norm(x), positions, mask, row_rotation)
-        x = (x if positions is None else gather_positions(x, positions)) + self.dropout(attended)
-        out: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        x, normed = add_norm(x, None, self.attention_norm)
+        attended = self.dropout(self.attention(normed, positions, mask, row_rotation))
+        x = x if positions is None else gather_positions(x, positions)
+        x, normed = add_norm(x, attended, self.feed_forward_norm)
+        out: torch.Tensor = x + self.dropout(self.feed_forward(normed))
         return out
 
 
@@ -211,8 +231,23 @@ class Encoder(MaskedModel):
 
         With `positions`, only these pass through the query, projection and feed-forward of the last block.
         """
-        normalised: torch.Tensor = self.final_norm(self.run_blocks(tokens, positions, documents))
-        return normalised
+        return low_precision.call(self.final_norm, self.run_blocks(self.embed(tokens, documents), positions, documents))
+
+    def encode_for_loss(
+        self, tokens: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the input of the output layer, (B, K, C), and return it with the weight of that layer, (V, C)."""
+        weight = self.output.weight
+        if not self.config.tie_embeddings:
+            return super().encode_for_loss(tokens, positions, documents)
+        if self.config.positions == "learned" and documents is None and low_precision.runs_kernels(weight):
+            rows = self.position_embedding.weight[: tokens.shape[1]]
+            x, weight = Embedding.apply(weight, tokens, rows)  # type: ignore[no-untyped-call]
+        else:
+            embedded, weight = select_rows(weight, tokens.flatten())
+            x = self.add_positions(embedded.view(*tokens.shape, -1), documents)
+        states = self.run_blocks(x, positions, documents)
+        return low_precision.call(self.final_norm, states), weight
 
     def last_hidden_states(
         self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
@@ -222,32 +257,36 @@ class Encoder(MaskedModel):
         This is the normalised output of the last block, without the scale and shift of the final LayerNorm, which the
         export moves into the head (see huggingface/megatron_bert.py).
         """
-        states = self.run_blocks(tokens, positions, documents)
+        states = self.run_blocks(self.embed(tokens, documents), positions, documents)
         return F.layer_norm(states, self.final_norm.normalized_shape, eps=LAYER_NORM_EPS)
 
     def run_blocks(
-        self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
+        self, x: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Compute the output of the last block: (B, T, C), or (B, K, C) with `positions`."""
-        x = self.dropout(self.embed(tokens, documents))
+        """Compute the output of the last block from embeddings (B, T, C): (B, T, C), or (B, K, C) with `positions`."""
+        x = self.dropout(x)
         mask = None if documents is None else same_document(documents)
-        row_rotation = rotation(tokens.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
+        row_rotation = rotation(x.shape[1], self.config.head_size, x) if self.config.positions == "rope" else None
+        x = x.to(low_precision.dtype_of_blocks(x))
         *earlier, last = self.blocks
         for block in earlier:
-            x = block(x, mask=mask, row_rotation=row_rotation)
-        out: torch.Tensor = last(x, positions, mask, row_rotation)
-        return out
+            x = low_precision.call(block, x, None, mask, row_rotation)
+        return low_precision.call(last, x, positions, mask, row_rotation)
 
     def embed(self, tokens: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
         """Embeddings of tokens, (B, T) -> (B, T, C); with learned positions, plus those of their positions."""
-        batch, length = tokens.shape
         # Not by calling the layer: on a CPU, its backward pass takes five times as long.
-        embedded = self.token_embedding.weight.index_select(0, tokens.flatten()).view(batch, length, -1)
+        embedded = self.token_embedding.weight.index_select(0, tokens.flatten())
+        return self.add_positions(embedded.view(*tokens.shape, -1), documents)
+
+    def add_positions(self, embedded: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+        """With learned positions, add their embeddings: (B, T, C) -> (B, T, C)."""
+        length = embedded.shape[1]
         if self.config.positions == "rope":
             return embedded
         if documents is None:
             return embedded + self.position_embedding.weight[:length]
-        columns = torch.arange(length, device=tokens.device) - torch.searchsorted(documents, documents)
+        columns = torch.arange(length, device=documents.device) - torch.searchsorted(documents, documents)
         return embedded + self.position_embedding.weight.index_select(0, columns.flatten()).view_as(embedded)
 
     def hidden_matrices(self) -> list[nn.Parameter]:
@@ -302,7 +341,17 @@ def uses_plain_products(rows: torch.Tensor) -> bool:
 
 def gather_positions(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Gather positions of rows: (B, T, C) and (B, K) -> (B, K, C)."""
-    batch, length, width = x.shape
+    return x.flatten(0, 1).index_select(0, row_indices(x, positions)).view(len(x), -1, x.shape[-1])
+
+
+def gather_and_keep(x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gather positions of rows, and return the rows for their other use, as `select_rows` does."""
+    gathered, rows = select_rows(x.flatten(0, 1), row_indices(x, positions))
+    return gathered.view(len(x), -1, x.shape[-1]), rows.view(x.shape)
+
+
+def row_indices(x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The indices of positions (B, K) in the flattened rows of (B, T, C): (B * K,)."""
+    batch, length = x.shape[:2]
     starts = torch.arange(0, batch * length, length, device=x.device)[:, None]
-    indices = (starts + positions).flatten()
-    return x.flatten(0, 1).index_select(0, indices).view(batch, -1, width)
+    return (starts + positions).flatten()

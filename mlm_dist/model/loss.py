@@ -9,7 +9,6 @@ kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009).
 Shapes: B rows, T tokens per row, K slots per row, C channels, V entries of the vocabulary, N predictions.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,15 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mlm_dist.model.low_precision import HAS_TRITON
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.soft_cap import soft_cap, soft_cap_
 
 # Maximum bytes of the logits of a chunk, and of the part of them that is in fp32; on a CPU, that part fits the cache.
-LOGITS_BYTES = {"cpu": 1 << 28, "cuda": 1 << 29}
+LOGITS_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 SOFTMAX_BYTES = {"cpu": 1 << 22, "cuda": 1 << 29}
-
-# Triton comes with the builds of torch for CUDA.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 # The small probabilities of a large vocabulary underflow in fp16. Gradients are scaled by this.
 FP16_SCALE = 2.0**10
@@ -64,13 +61,13 @@ class MaskedLoss(nn.Module):
             loss_weights: (B, K), 0 for unused slots.
             documents: (B, T), the document of each token, if documents are isolated.
         """
-        hidden = self.encoder.encode(inputs, positions, documents)  # (B, K, C)
+        hidden, weight = self.encoder.encode_for_loss(inputs, positions, documents)  # (B, K, C), (V, C)
         if self.max_masked < targets.numel():
             used = (loss_weights.flatten() > 0).to(torch.uint8).argsort(descending=True, stable=True)[: self.max_masked]
             hidden = hidden.flatten(0, 1).index_select(0, used)[None]  # (1, max_masked, C)
             targets, loss_weights = (part.flatten()[None, used] for part in (targets, loss_weights))
         softcap = self.encoder.config.logit_softcap
-        return masked_cross_entropy(hidden, self.encoder.output, targets, loss_weights, softcap)
+        return masked_cross_entropy(hidden, self.encoder.output, targets, loss_weights, softcap, weight)
 
 
 def masked_cross_entropy(
@@ -79,6 +76,7 @@ def masked_cross_entropy(
     targets: torch.Tensor,
     loss_weights: torch.Tensor,
     softcap: float | None = None,
+    weight: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Sum of the weighted cross-entropy over all predictions, in nats, with its gradient.
 
@@ -90,13 +88,21 @@ def masked_cross_entropy(
         targets: (B, K) token ids.
         loss_weights: (B, K), 0 for unused slots.
         softcap: the soft cap of the logits.
+        weight: in place of that of the output layer.
     """
+    weight = output.weight if weight is None else weight
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    loss: torch.Tensor = OutputCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden.flatten(0, 1), output.weight, output.bias, targets.flatten(), loss_weights.flatten(), dtype, softcap
+    function = OutputCrossEntropyOnGPU if uses_kernels(hidden) else OutputCrossEntropy
+    loss: torch.Tensor = function.apply(  # type: ignore[no-untyped-call]
+        hidden.flatten(0, 1), weight, output.bias, targets.flatten(), loss_weights.flatten(), dtype, softcap
     )
     return loss
+
+
+def uses_kernels(hidden: torch.Tensor) -> bool:
+    """Whether the loss is computed by Triton kernels: on a GPU."""
+    return hidden.is_cuda and HAS_TRITON
 
 
 class OutputCrossEntropy(torch.autograd.Function):
@@ -114,8 +120,7 @@ class OutputCrossEntropy(torch.autograd.Function):
         softcap: float | None,
     ) -> torch.Tensor:
         """Compute the loss and its gradients."""
-        compute = gradients_on_gpu if hidden.is_cuda and HAS_TRITON else gradients
-        losses, *saved = compute(hidden, weight, bias, targets, loss_weights, dtype, softcap)
+        losses, *saved = gradients(hidden, weight, bias, targets, loss_weights, dtype, softcap)
         ctx.save_for_backward(*saved)
         return torch.dot(losses, loss_weights)
 
@@ -167,37 +172,77 @@ def gradients(
     return losses, hidden_gradient, weight_gradient, bias_gradient
 
 
-def gradients_on_gpu(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    targets: torch.Tensor,
-    loss_weights: torch.Tensor,
-    dtype: torch.dtype,
-    softcap: float | None = None,
-) -> Gradients:
-    """Compute what `gradients` computes, with the kernel and a padded vocabulary of P entries."""
+class OutputCrossEntropyOnGPU(torch.autograd.Function):
+    """What `OutputCrossEntropy` computes, with the kernels and a padded vocabulary of P entries.
+
+    The products of the last chunk wait for the backward pass: there, the gradient of the loss is a factor of their
+    rows, instead of one more pass over the gradient of the weight.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        targets: torch.Tensor,
+        loss_weights: torch.Tensor,
+        dtype: torch.dtype,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Compute the loss, the gradient by hidden states, and those by weight and bias for all but the last chunk."""
+        from mlm_dist.model import loss_kernel  # noqa: PLC0415 (only where there is Triton)
+
+        scale = FP16_SCALE if dtype == torch.float16 else 1.0
+        low_weight = loss_kernel.pad_vocabulary(weight, dtype)  # (P, C)
+        losses, hidden_gradients = [], []
+        earlier: list[torch.Tensor] = []
+        *others, last = chunks(len(hidden), len(low_weight) * dtype.itemsize, LOGITS_BYTES["cuda"])
+        for chunk in (*others, last):
+            low_hidden = hidden[chunk].to(dtype)  # (n, C)
+            logits = low_hidden @ low_weight.t()  # (n, P)
+            losses.append(loss_kernel.replace_by_gradient(logits, bias, targets[chunk], scale, softcap))
+            hidden_gradients.append((logits @ low_weight).to(hidden.dtype))
+            if chunk != last:
+                products = output_gradients(logits, low_hidden, loss_weights[chunk])
+                earlier = [a.add_(b) for a, b in zip(earlier, products, strict=True)] if earlier else [*products]
+        ctx.save_for_backward(joined(hidden_gradients), loss_weights, logits, low_hidden, *earlier)
+        ctx.entries, ctx.scale = len(weight), scale
+        return torch.dot(joined(losses), loss_weights)
+
+    @staticmethod
+    def backward(ctx: Any, loss_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Add the products of the last chunk. The gradient by hidden states is scaled in place, so this runs once."""
+        hidden_gradient, loss_weights, logits, low_hidden, *earlier = ctx.saved_tensors
+        factor = loss_gradient if ctx.scale == 1 else loss_gradient / ctx.scale
+        row_factors, count = loss_weights * factor, len(logits)
+        if ctx.scale == 1:
+            totals = output_gradients(logits, low_hidden, row_factors[-count:])
+            for total, part in zip(totals, earlier, strict=False):
+                total.addcmul_(part, factor)
+        else:  # rows in fp16 times the gradient of the loss, which has the factor of the scaler, would overflow
+            totals = output_gradients(logits, low_hidden, loss_weights[-count:])
+            for total, part in zip(totals, earlier, strict=False):
+                total.add_(part)
+            for total in totals:
+                total.mul_(factor)
+        of_weight, of_bias = (total[: ctx.entries] for total in totals)
+        return hidden_gradient.mul_(row_factors[:, None]), of_weight, of_bias, *4 * (None,)
+
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors one after the other; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def output_gradients(
+    logits: torch.Tensor, low_hidden: torch.Tensor, row_weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradients by weight (P, C) and bias (P,), from those by logits (n, P), of hidden states (n, C)."""
     from mlm_dist.model import loss_kernel  # noqa: PLC0415 (only where there is Triton)
 
-    scale = FP16_SCALE if dtype == torch.float16 else 1.0
-    hidden_gradient = torch.empty_like(hidden)
-    weight_gradient, bias_gradient = None, None
-    low_weight = loss_kernel.pad_vocabulary(weight.to(dtype))  # (P, C)
-    losses = torch.empty_like(loss_weights)  # (N,)
-    for chunk in chunks(len(hidden), len(low_weight) * dtype.itemsize, LOGITS_BYTES["cuda"]):
-        low_hidden, row_weights = hidden[chunk].to(dtype), loss_weights[chunk]  # (n, C), (n,)
-        logits = low_hidden @ low_weight.t()  # (n, P)
-        losses[chunk] = loss_kernel.replace_by_gradient(logits, bias, targets[chunk], scale, softcap)
-        hidden_gradient[chunk] = (logits @ low_weight) * (row_weights[:, None] / scale)
-        product = loss_kernel.product(logits.t(), (low_hidden * row_weights[:, None]).to(dtype))  # (P, C)
-        sums = loss_kernel.column_sums(logits, row_weights)  # (P,)
-        weight_gradient = product if weight_gradient is None else weight_gradient.add_(product)
-        bias_gradient = sums if bias_gradient is None else bias_gradient.add_(sums)
-    assert weight_gradient is not None and bias_gradient is not None
-    weight_gradient, bias_gradient = weight_gradient[: len(weight)], bias_gradient[: len(weight)]
-    if scale != 1:
-        weight_gradient, bias_gradient = weight_gradient.div_(scale), bias_gradient.div_(scale)
-    return losses, hidden_gradient, weight_gradient, bias_gradient
+    weighted = torch.mul(low_hidden, row_weights[:, None], out=torch.empty_like(low_hidden))  # casts too
+    return loss_kernel.product(logits.t(), weighted), loss_kernel.column_sums(logits, row_weights)
 
 
 def replace_by_gradient(logits: torch.Tensor, targets: torch.Tensor, softcap: float | None = None) -> torch.Tensor:

@@ -8,7 +8,6 @@ Triton comes with the builds of torch for CUDA. Its interpreter runs the kernels
 """
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -78,26 +77,30 @@ def column_sums_kernel(
     matrix,
     row_weights,
     sums,
-    n,
     stride,
+    N: tl.constexpr,  # noqa: N803
     C: tl.constexpr,  # noqa: N803
     R: tl.constexpr,  # noqa: N803
 ):
-    """Weighted sums of C columns of a matrix with n rows, in fp32."""
+    """Weighted sums of C columns of a matrix with N rows, in fp32."""
     columns = tl.program_id(0) * C + tl.arange(0, C)
     total = tl.zeros((C,), tl.float32)
-    for start in range(0, n, R):
+    for start in range(0, N, R):
         rows = start + tl.arange(0, R)
-        used = rows < n
+        used = rows < N
         weights = tl.load(row_weights + rows, used, other=0.0)
         tile = tl.load(matrix + rows.to(tl.int64)[:, None] * stride + columns[None, :], used[:, None], other=0.0)
         total += tl.sum(tile.to(tl.float32) * weights[:, None], 0)
     tl.store(sums + columns, total)
 
 
-def pad_vocabulary(weight: torch.Tensor) -> torch.Tensor:
-    """Append rows of zeros to a matrix (V, C), up to a multiple of `ALIGNMENT` rows."""
-    return F.pad(weight, (0, 0, 0, -len(weight) % ALIGNMENT))
+def pad_vocabulary(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A copy of a matrix (V, C) in a dtype, with rows of zeros appended up to a multiple of `ALIGNMENT` rows."""
+    entries = len(weight)
+    padded = weight.new_empty(entries + -entries % ALIGNMENT, weight.shape[1], dtype=dtype)
+    padded[:entries] = weight
+    padded[entries:] = 0
+    return padded
 
 
 def replace_by_gradient(
@@ -128,7 +131,7 @@ def column_sums(matrix: torch.Tensor, row_weights: torch.Tensor) -> torch.Tensor
     rows, columns = matrix.shape
     sums = torch.empty(columns, dtype=torch.float32, device=matrix.device)
     grid = (columns // ALIGNMENT,)
-    column_sums_kernel[grid](matrix, row_weights, sums, rows, matrix.stride(0), C=ALIGNMENT, R=ROWS)
+    column_sums_kernel[grid](matrix, row_weights, sums, matrix.stride(0), N=rows, C=ALIGNMENT, R=ROWS)
     return sums
 
 

@@ -46,6 +46,12 @@ class MaskedModel(nn.Module, ABC):
             (B, T, C), or (B, K, C) with `positions`.
         """
 
+    def encode_for_loss(
+        self, tokens: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute the input of the output layer, (B, K, C), and return it with the weight of that layer, (V, C)."""
+        return self.encode(tokens, positions, documents), self.output.weight
+
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:
         """Compute logits: (B, T, V), or (B, K, V) with `positions`."""
         return self.logits(self.encode(tokens, positions))

@@ -45,10 +45,8 @@ class StepInputs(NamedTuple):
     def in_buffer(cls, buffer: torch.Tensor, rows: int, dtype: torch.dtype) -> "StepInputs":
         """The inputs in a buffer. The largest elements come first, so that all are aligned."""
         rest = len(buffer) - inputs_bytes(rows, 0, dtype)
-        rates, starts, indices, keys, lr, tokens = torch.split(
-            buffer, [8 * rows, 8 * rows, 4 * rows, 4 * rows, 4, rest]
-        )
-        mask = MaskInputs(indices.view(torch.int32), rates.view(torch.float64), keys.view(torch.int32))
+        rates, starts, hashes, lr, tokens = torch.split(buffer, [8 * rows, 8 * rows, 4 * rows, 4, rest])
+        mask = MaskInputs(hashes.view(torch.int32), rates.view(torch.float64))
         shape = rows, rest // (rows * dtype.itemsize)
         return cls(buffer, mask, starts.view(torch.int64), lr.view(torch.float32)[0], tokens.view(dtype).view(shape))
 
@@ -60,7 +58,7 @@ class StepInputs(NamedTuple):
 
 def inputs_bytes(rows: int, length: int, dtype: torch.dtype) -> int:
     """Bytes of the inputs of a step, with `length` tokens of each row."""
-    return 24 * rows + 4 + rows * length * dtype.itemsize
+    return 20 * rows + 4 + rows * length * dtype.itemsize
 
 
 class InputReader:

@@ -184,9 +184,10 @@ class Step:
                 with autocast(self.device, self.dtype):
                     loss = self.model(**vars(micro_batch)) / count().clamp(min=SMALLEST_COUNT)
                 # DDP averages the gradients over the ranks, but their sum is needed.
-                self.state.scaler.scale(loss * self.processes.world_size).backward()
+                total = loss if self.processes.world_size == 1 else loss * self.processes.world_size
+                self.state.scaler.scale(total).backward()
             losses.append(loss.detach())
-        return torch.stack(losses).sum()
+        return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def update(self, lr: float | torch.Tensor) -> torch.Tensor:
         """Update the parameters if the gradient is finite, clear the gradient, and return its norm before clipping."""

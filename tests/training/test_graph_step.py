@@ -131,9 +131,8 @@ def test_replayed_steps_are_those_of_the_eager_trainer(
 
 SHORT = {"train__max_iters": 16, "train__eval_interval": 0}  # steps of two epochs
 FROZEN: dict[str, Callable[[StepInputs], torch.Tensor]] = {
-    "keys": lambda given: given.mask.keys,
+    "hashes": lambda given: given.mask.hashes,
     "rates": lambda given: given.mask.rates,
-    "rows": lambda given: given.mask.rows,
     "lr": lambda given: given.lr,
     "tokens": lambda given: given.tokens,
     "starts": lambda given: given.starts,
