@@ -111,7 +111,7 @@ def test_a_run_resumes_in_every_phase_with_the_same_bits(corpus_folder: Path, tm
             "masking__mask_prob_end": 0.3,
             "masking__mask_prob_change_fraction": 0.5,
         },
-        {"masking__mask_prob_range": "[0, 1]", "data__documents": "isolated"},
+        pytest.param({"masking__mask_prob_range": "[0, 1]", "data__documents": "isolated"}, marks=pytest.mark.long),
     ],
 )
 def test_phases_are_the_same_at_every_world_size_and_in_micro_batches(
@@ -129,6 +129,7 @@ def test_phases_are_the_same_at_every_world_size_and_in_micro_batches(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.multiprocess
 def test_four_ranks_resume_in_a_phase_with_the_same_bits(corpus_folder: Path, tmp_path: Path) -> None:
     run, resumed = tmp_path / "run", tmp_path / "resumed"

@@ -44,6 +44,7 @@ def test_a_run_that_ends_early_is_killed_around_the_decision(corpus_folder, tmp_
     assert (killed / "DONE").read_text() == "35\n"
 
 
+@pytest.mark.long
 def test_a_run_whose_source_is_better_is_killed_around_its_first_evaluation(
     run_dir: Path, corpus_folder: Path, tmp_path: Path
 ) -> None:

@@ -75,8 +75,11 @@ def test_micro_batches_do_not_change_the_gradient_which_is_all_reduced_once_per_
     "masking",
     [
         {"masking__mask_prob_range": "[0, 1]"},
-        {"masking__mask_prob_range": "[0.2, 0.7]", "masking__unit": "word"},
-        {"masking__mask_prob": 0.4, "masking__mask_prob_end": 0.2, "masking__unit": "span"},
+        pytest.param({"masking__mask_prob_range": "[0.2, 0.7]", "masking__unit": "word"}, marks=pytest.mark.long),
+        pytest.param(
+            {"masking__mask_prob": 0.4, "masking__mask_prob_end": 0.2, "masking__unit": "span"},
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["sampled", "sampled, words", "scheduled, spans"],
 )
