@@ -1,6 +1,8 @@
 """Blocks in bf16, on the CPU."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -32,9 +34,20 @@ def loss() -> MaskedLoss:
     return MaskedLoss(Encoder(SHAPE), 24)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"positions": "rope", "qk_norm": True, "activation": "geglu", "logit_softcap": 30.0},
+        {"activation": "relu2", "tie_embeddings": False},
+    ],
+    ids=str,
+)
 def test_gradients_of_low_blocks_are_about_as_precise_as_those_of_autocast(
-    loss: MaskedLoss, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torch.manual_seed(1)
+    loss = MaskedLoss(Encoder(replace(SHAPE, **options)), 24)
     exact, by_autocast = gradients(loss, dtype=torch.float32), gradients(loss)
     monkeypatch.setattr(low_precision, "dtype_of_blocks", lambda x: torch.bfloat16)
     monkeypatch.setattr(selection, "adds_in_place", lambda matrix: True)
