@@ -9,6 +9,6 @@ set -euo pipefail
 ruff check .
 ruff format --check .
 mypy
-# Three workers on two cores: a worker often waits for other processes. In the order of their names, because pytest-xdist
-# would run the files with few tests last, which are the slowest, so that one worker ends minutes after the others.
+# Three workers on two cores: a worker often waits for other processes. Files run in the order of their names. pytest-xdist
+# would run those with few tests last, which are the slowest.
 python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder -m "not long" "$@"

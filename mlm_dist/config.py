@@ -181,7 +181,7 @@ class ModelConfig:
     `init_from`."""
     query_key_std: PositiveFloat = 0.02
     """Standard deviation of the initial matrices of queries and keys. With 1 / sqrt(`embedding_dim`), the attention is
-    sharp enough at the start to leave the plateau near a loss of 7 sooner. Without effect with `init_from`."""
+    sharp enough at the start to shorten the plateau of the loss early in training. Without effect with `init_from`."""
     zero_init_projections: bool = False
     """Start with output projections of zeros in attention and feed-forward layers, so that each block is the identity
     at first. Without effect with `init_from`."""

@@ -31,7 +31,6 @@ from mlm_dist.precision import autocast, choose_dtype
 from mlm_dist.run.background_saver import BackgroundSaver
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.memory import keep_freed_memory, peak_memory
-from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.stopping import StopRequest
 from mlm_dist.training.trainer import Trainer
 
@@ -75,8 +74,8 @@ class MlmDist:
         On a GPU, synchronizing after each part adds a little, and `step` is faster than the sum: it replays a graph.
         """
         forward: list[float] = []
-        step, config = self.trainer.eager_step, self.trainer.config
-        lr = learning_rate(self.trainer.state.step, config.train.max_iters, config.optim)
+        step = self.trainer.eager_step
+        lr = step.next_lr
         compiled, step.loss._compiled_call_impl = step.loss._compiled_call_impl, None  # the hooks cannot be compiled
         before = step.model.register_forward_pre_hook(lambda *_: forward.append(-self.now()))
         after = step.model.register_forward_hook(lambda *_: forward.append(self.now()))

@@ -224,6 +224,12 @@ class Encoder(MaskedModel):
             self.output.weight = self.token_embedding.weight
         initialize(self, config)
 
+    def __init_subclass__(cls, **arguments: object) -> None:
+        """Train a subclass by its own `encode` or `embed`, which the shortcuts of `encode_for_loss` do not call."""
+        super().__init_subclass__(**arguments)
+        if not {"encode", "embed", "add_positions"}.isdisjoint(vars(cls)) and "encode_for_loss" not in vars(cls):
+            cls.encode_for_loss = MaskedModel.encode_for_loss  # type: ignore[method-assign]
+
     def encode(
         self, tokens: torch.Tensor, positions: torch.Tensor | None = None, documents: torch.Tensor | None = None
     ) -> torch.Tensor:

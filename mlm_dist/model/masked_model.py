@@ -49,7 +49,10 @@ class MaskedModel(nn.Module, ABC):
     def encode_for_loss(
         self, tokens: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compute the input of the output layer, (B, K, C), and return it with the weight of that layer, (V, C)."""
+        """Compute the input of the output layer, (B, K, C), and return it with the weight of that layer, (V, C).
+
+        Training calls this instead of `encode`, and must get the same states.
+        """
         return self.encode(tokens, positions, documents), self.output.weight
 
     def forward(self, tokens: torch.Tensor, positions: torch.Tensor | None = None) -> torch.Tensor:

@@ -20,6 +20,7 @@ from mlm_dist.precision import autocast
 from mlm_dist.training.compilation import compile_loss, should_compile
 from mlm_dist.training.inputs import InputReader, StepInputs
 from mlm_dist.training.optim import update, update_without_host
+from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.state import TrainState
 
 # Steps before a capture: kernels are compiled and the optimizer's state is created. DDP needs eleven, see torch's notes
@@ -111,6 +112,11 @@ class Step:
         """
         return self.without_host and not self.config.model.dropout and not self.config.debug
 
+    @property
+    def next_lr(self) -> float:
+        """The learning rate of the next step."""
+        return learning_rate(self.state.step, self.config.train.max_iters, self.config.optim)
+
     def wrap_loss(self) -> MaskedLoss | DistributedDataParallel:
         """The loss, wrapped by DDP in a process group. All ranks call this."""
         if not self.processes.is_distributed:
@@ -198,10 +204,11 @@ class Step:
         return update(parameters, state.optimizers, state.scaler, float(lr), clip)
 
     def start_over(self) -> None:
-        """Forget what a failed capture has left: gradients, scaler and DDP in mid-step. All ranks call this."""
+        """After a failed capture, clear the gradients and reset scaler and DDP. All ranks call this."""
         for optimizer in self.state.optimizers:
             optimizer.zero_grad()
-        self.state.scaler.update(self.state.scaler.get_scale())  # the same scale; what it has found is forgotten
+        # Keeps the scale, which the steps before the capture have created, and forgets whether a gradient was infinite.
+        self.state.scaler.update(self.state.scaler.get_scale())
         self.model = self.loss  # its hooks end before those of another DDP begin
         self.model = self.wrap_loss()
 

@@ -28,7 +28,6 @@ from mlm_dist.training.memory import check_memory, user_error_if_out_of_memory
 from mlm_dist.training.milestones import milestone_steps
 from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.patience import Patience
-from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SkippedSteps
 from mlm_dist.training.state import StepResult, TrainState
 from mlm_dist.training.step import Step, leave_default_stream, with_graph
@@ -174,7 +173,7 @@ class Trainer:
     def train_step(self) -> StepResult:
         """Take the next optimizer step."""
         reached("step begins")
-        lr = learning_rate(self.state.step, self.config.train.max_iters, self.config.optim)
+        lr = self.eager_step.next_lr
         batch, loss, grad_norm = self.step(lr)
         self.state.step += 1
         if self.state.average:

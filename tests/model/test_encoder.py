@@ -15,6 +15,7 @@ from mlm_dist.model.encoder import (
     Head,
     MultiHeadAttention,
 )
+from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.registry import check_parameters
 
 SMALL = ModelConfig(vocab_size=101, block_size=12, embedding_dim=24, heads=3, blocks=2)
@@ -148,6 +149,20 @@ def test_the_encoder_applies_embeddings_blocks_norm_and_output_layer() -> None:
 
 def is_random(module: nn.Module, x: torch.Tensor) -> bool:
     return not torch.equal(module(x), module(x))
+
+
+@pytest.mark.parametrize("method", ["encode", "embed", "add_positions"])
+def test_a_subclass_is_trained_by_the_methods_that_it_overrides(method: str) -> None:
+    def doubled(self: Encoder, *arguments: Any) -> torch.Tensor:
+        result: torch.Tensor = 2 * getattr(Encoder, method)(self, *arguments)
+        return result
+
+    encoder = type("Doubled", (Encoder,), {method: doubled})(SMALL)
+    tokens, positions = random_tokens(), torch.tensor([[1, 3]]).expand(5, -1)
+    hidden, weight = encoder.encode_for_loss(tokens, positions, None)
+    assert torch.equal(hidden, encoder.encode(tokens, positions))
+    assert type(encoder).encode_for_loss is MaskedModel.encode_for_loss
+    assert weight is encoder.output.weight
 
 
 def test_attention_has_dropout_only_in_training() -> None:
