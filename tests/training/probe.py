@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     steps = []
     for _ in range(STEPS):
         selection = trainer.sampler.select(trainer.state.step)
-        with mock.patch("mlm_dist.training.trainer.learning_rate", return_value=0.0):
+        with mock.patch("mlm_dist.training.step.learning_rate", return_value=0.0):
             result = trainer.train_step()
         steps.append(
             {

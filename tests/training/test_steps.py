@@ -57,7 +57,7 @@ def parameters_of(trainer: Trainer) -> torch.Tensor:
 
 def step_with(trainer: Trainer, lr: float) -> StepResult:
     """Take a step with this learning rate instead of that of the schedule."""
-    with mock.patch("mlm_dist.training.trainer.learning_rate", return_value=lr):
+    with mock.patch("mlm_dist.training.step.learning_rate", return_value=lr):
         return trainer.train_step()
 
 
@@ -426,7 +426,7 @@ def test_too_many_skipped_steps_end_the_run_when_they_are_read_late(
     make_late: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_late(train__log_interval=7, train__eval_interval=0, train__max_bad_steps=3, train__max_iters=20)
-    monkeypatch.setattr("mlm_dist.training.trainer.learning_rate", lambda *_: float("inf"))
+    monkeypatch.setattr("mlm_dist.training.step.learning_rate", lambda *_: float("inf"))
     with pytest.raises(RunError, match="not finite in 3 consecutive steps"):
         trainer.train()
     assert list_checkpoints(trainer.run_dir.checkpoints) == []
