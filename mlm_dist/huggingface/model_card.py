@@ -177,8 +177,12 @@ def describe(masking: MaskingConfig) -> str:
     low, high = (f"{rate:.1%}" for rate in masking.endpoints)
     if masking.is_sampled:
         rate = f"a rate sampled per row, from {low} to {high}"
+    elif masking.mask_prob_end is None:
+        rate = low
+    elif masking.mask_prob_change_fraction < 1:
+        rate = f"{low}, changing to {high} over the last {masking.mask_prob_change_fraction:.0%} of the run"
     else:
-        rate = low if masking.mask_prob_end is None else f"{low} at the start to {high} at the end of the run"
+        rate = f"{low} at the start to {high} at the end of the run"
     return rate if masking.unit == "token" else f"{rate}, whole {masking.unit}s"
 
 

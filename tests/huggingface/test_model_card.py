@@ -152,6 +152,20 @@ def test_the_card_counts_the_tokens_of_earlier_phases(copy: Path) -> None:
     assert (found["rows per step"], found["tokens seen"]) == ("16, fewer at first", f"{(10 * 4 + 20 * 16) * 16:,}")
 
 
+def test_the_card_says_in_which_part_of_the_run_the_mask_rate_changes(copy: Path) -> None:
+    config = (copy / "config.yaml").read_text(encoding="utf-8")
+    for before, after in [
+        ("mask_prob: 0.15", "mask_prob: 0.3"),
+        ("mask_prob_end: null", "mask_prob_end: 0.15"),
+        ("mask_prob_change_fraction: 1.0", "mask_prob_change_fraction: 0.2"),
+    ]:
+        assert before in config
+        config = config.replace(before, after)
+    (copy / "config.yaml").write_text(config, encoding="utf-8")
+    described = "30.0%, changing to 15.0% over the last 20% of the run, always replaced by the mask token"
+    assert figures(card_of(copy))["masked tokens"] == described
+
+
 @pytest.mark.parametrize(
     ("mask_prob", "unit", "described"),
     [  # as earlier versions wrote it, which is still read
