@@ -168,7 +168,7 @@ class ModelConfig:
     """Activation of the feed-forward layers. relu2: the square of ReLU. geglu: gated GELU, with 8/3 instead of 4 times
     the width of the model, rounded to a multiple of 8, so that there are about as many parameters."""
     qk_norm: bool = False
-    """Normalise queries and keys in each head (RMSNorm with a scale)."""
+    """Normalize queries and keys in each head (RMSNorm with a scale)."""
     positions: Literal["learned", "rope"] = "learned"
     """learned: an embedding for each position of a row. rope: queries and keys are rotated by their positions (rotary
     position embeddings)."""

@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> None:
         "--layer",
         type=int,
         metavar="N",
-        help="pool the output of block N, or the embeddings (0) (default: the last block, normalised)",
+        help="pool the output of block N, or the embeddings (0) (default: the last block, normalized)",
     )
     parser.add_argument(
         "--pool",

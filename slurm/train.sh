@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train under SLURM: one torchrun per node, which starts one process per GPU, or a single process without GPUs.
+# Train under Slurm: one torchrun per node, which starts one process per GPU, or a single process without GPUs.
 #
 #   sbatch slurm/train.sh                                  # configs/novels.yaml on one node
 #   sbatch --nodes=4 slurm/train.sh --config my.yaml       # flags of `train` follow the script's name

@@ -168,7 +168,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def without_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hide the GPUs from the processes that a test starts, unless it is marked `gpu`.
 
-    This has no effect on this process if CUDA is initialised. Tests name the device in this process.
+    This has no effect on this process if CUDA is initialized. Tests name the device in this process.
     """
     if not request.node.get_closest_marker("gpu"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -28,8 +28,8 @@ class NaiveBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
-        normalised = self.first_norm(x)
-        x = x + self.projection(torch.cat([head(normalised) for head in self.heads], dim=-1))
+        normalized = self.first_norm(x)
+        x = x + self.projection(torch.cat([head(normalized) for head in self.heads], dim=-1))
         out: torch.Tensor = x + self.feed_forward(self.second_norm(x))
         return out
 

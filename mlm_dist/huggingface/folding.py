@@ -103,10 +103,10 @@ def fold_head(parameters: dict[str, torch.Tensor], model: ModelConfig, states: t
     Args:
         parameters: float32 tensors by the names of transformers.
         model: their shape.
-        states: (N, C) normalised outputs of the last block.
+        states: (N, C) normalized outputs of the last block.
 
     Returns:
-        The drift: the root mean square of the error, as a fraction of what the LayerNorm of the transform normalises
+        The drift: the root mean square of the error, as a fraction of what the LayerNorm of the transform normalizes
         to. It is 0 if only a scale and shift have changed.
     """
     weight, bias = (parameters[f"{TRANSFORM}.dense.{kind}"].double() for kind in ("weight", "bias"))

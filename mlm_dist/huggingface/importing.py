@@ -175,7 +175,7 @@ def new_head(parameters: dict[str, torch.Tensor], model: ModelConfig) -> dict[st
 
 
 def sample_states(parameters: dict[str, torch.Tensor], model: ModelConfig, tokenizer: Tokenizer) -> torch.Tensor:
-    """The normalised outputs of the last block at masked tokens of the sample text: (N, C).
+    """The normalized outputs of the last block at masked tokens of the sample text: (N, C).
 
     Args:
         parameters: of an `Encoder`.

@@ -3,7 +3,7 @@
 The blocks are the same. In addition, `MegatronBertForMaskedLM` has biases in the attention, a segment embedding, and a
 transform before the output layer: dense, activation, LayerNorm. The biases and the segment embedding are zeros. The
 LayerNorm of the transform gets the scale and shift of the encoder's final LayerNorm, and the final LayerNorm of
-`MegatronBertForMaskedLM` only normalises. The dense layer adds an offset that makes every entry so large that the
+`MegatronBertForMaskedLM` only normalizes. The dense layer adds an offset that makes every entry so large that the
 activation does not change it, and the LayerNorm of the transform removes the offset again.
 """
 
@@ -151,7 +151,7 @@ def layer_name(block: int) -> str:
 
 
 def identity_offset(model: ModelConfig) -> float:
-    """The smallest integer that, added to the entries of a normalised vector, makes the activation the identity.
+    """The smallest integer that, added to the entries of a normalized vector, makes the activation the identity.
 
     The entries sum to 0 and their squares to the width, so the absolute value of an entry is at most sqrt(width - 1). A
     larger offset would cost precision, since the entries are rounded more coarsely when it is added.

@@ -18,7 +18,7 @@ def describe_sentence_model(model: ModelConfig) -> dict[str, Any]:
             {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
             for index, (name, path) in enumerate(modules.items())
         ],
-        # Without the pooling layer, which this model lacks: transformers would initialise one, with a warning.
+        # Without the pooling layer, which this model lacks: transformers would initialize one, with a warning.
         "sentence_bert_config.json": {
             "max_seq_length": model.block_size,
             "do_lower_case": False,

@@ -84,7 +84,7 @@ def cut(predictor: Predictor, texts: Sequence[str]) -> Iterator[tuple[tuple[int,
 def states_after(model: MaskedModel, tokens: torch.Tensor, layer: int) -> torch.Tensor:
     """Compute `hidden_states[layer]` of the exported model in transformers: (B, T) -> (B, T, C).
 
-    Layer 0 is the sum of the embeddings, layer n the output of block n, and only that of the last block is normalised.
+    Layer 0 is the sum of the embeddings, layer n the output of block n, and only that of the last block is normalized.
 
     Raises:
         UserError: it is an earlier layer, and the model is not an `Encoder`.

@@ -158,7 +158,7 @@ class TrainedModel:
         Args:
             texts: a text longer than the block size is read block by block.
             layer: 0 for the embeddings, n for the output of block n; None: the last block. These are the
-                `hidden_states` of the exported model in transformers, of which only the last ones are normalised.
+                `hidden_states` of the exported model in transformers, of which only the last ones are normalized.
             pool: `mean` over all tokens; `cls`, the state of the first token of the text alone; or `weighted`, the mean
                 with the weight i for the token at position i of the text, from 1.
             normalize: whether vectors are scaled to a length of 1.

@@ -42,7 +42,7 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(head_size))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise in fp32, and return the dtype of `x`, which matrix products need."""
+        """Normalize in fp32, and return the dtype of `x`, which matrix products need."""
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), RMS_NORM_EPS)
 
 
@@ -260,7 +260,7 @@ class Encoder(MaskedModel):
     ) -> torch.Tensor:
         """Compute the `last_hidden_state` of the exported model in transformers: (B, T, C), or (B, K, C).
 
-        This is the normalised output of the last block, without the scale and shift of the final LayerNorm, which the
+        This is the normalized output of the last block, without the scale and shift of the final LayerNorm, which the
         export moves into the head (see huggingface/megatron_bert.py).
         """
         states = self.run_blocks(self.embed(tokens, documents), positions, documents)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from types import FrameType, TracebackType
 
-# torchrun forwards TERM and INT. The user chooses the signal of SLURM's warnings, usually USR1.
+# torchrun forwards TERM and INT. The user chooses the signal of Slurm's warnings, usually USR1.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 LOOKUP_SECONDS = 0.1

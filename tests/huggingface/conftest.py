@@ -26,7 +26,7 @@ def exported(run_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_run(path: Path, model: ModelConfig, tokenizer: Tokenizer, encoder: Encoder | None = None) -> TrainedModel:
-    """Load a run that contains the parameters of `encoder`, by default those of a freshly initialised one."""
+    """Load a run that contains the parameters of `encoder`, by default those of a freshly initialized one."""
     torch.manual_seed(0)
     run_dir = RunDir(path)
     run_dir.acquire()

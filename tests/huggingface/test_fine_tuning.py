@@ -1,4 +1,4 @@
-"""A pretrained model learns better from few labels than a freshly initialised one, using only transformers."""
+"""A pretrained model learns better from few labels than a freshly initialized one, using only transformers."""
 
 import random
 from collections.abc import Iterator

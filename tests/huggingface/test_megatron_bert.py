@@ -82,7 +82,7 @@ def test_an_exported_model_with_untied_embeddings_has_the_same_logits(corpus_fol
     ],
     ids=["novels", "large vocabulary", "dropout", "many heads", "gelu", "odd width"],
 )
-def test_a_freshly_initialised_model_has_the_same_logits(
+def test_a_freshly_initialized_model_has_the_same_logits(
     shape: ModelConfig, tied: bool, corpus: Corpus, tmp_path: Path
 ) -> None:
     model = make_run(tmp_path / "run", replace(shape, tie_embeddings=tied), corpus.tokenizer)

@@ -53,7 +53,7 @@ def test_a_longer_text_is_truncated_to_the_block(model: TrainedModel, sentences:
     assert np.abs(vectors[0] - model.embed([LONG])[0]).max() > 0.01
 
 
-def test_no_parameter_is_initialised_anew(sentences: SentenceTransformer) -> None:
+def test_no_parameter_is_initialized_anew(sentences: SentenceTransformer) -> None:
     assert not any("pooler" in name for name, _ in sentences.named_parameters())
 
 

@@ -81,7 +81,7 @@ def test_a_head_follows_the_definition() -> None:
     torch.testing.assert_close(attention.sum(-1), torch.ones(2, 12).double())
 
 
-def test_a_block_adds_attention_and_feed_forward_of_normalised_inputs() -> None:
+def test_a_block_adds_attention_and_feed_forward_of_normalized_inputs() -> None:
     block, x = Block(SMALL), torch.randn(2, 12, 24)
     middle = x + block.attention(block.attention_norm(x))
     torch.testing.assert_close(block(x), middle + block.feed_forward(block.feed_forward_norm(middle)))

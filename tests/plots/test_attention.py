@@ -32,7 +32,7 @@ def blocks_of(model: TrainedModel) -> list[Block]:
 
 @torch.no_grad()
 def block_inputs(model: TrainedModel) -> list[torch.Tensor]:
-    """The normalised input of each block's attention, computed from the definition: (1, T, C) each."""
+    """The normalized input of each block's attention, computed from the definition: (1, T, C) each."""
     ids = model.tokenizer.encode_with_masks(TEXT)
     encoder = model.encoder
     assert isinstance(encoder, Encoder)
