@@ -28,6 +28,11 @@ def build_parser() -> ArgumentParser:
         "(default: the corpus of the run, or each corpus of its mixture)",
     )
     parser.add_argument(
+        "--encoding",
+        metavar="ENCODING",
+        help="character encoding of the texts that --data names (default: utf-8)",
+    )
+    parser.add_argument(
         "--mask_prob",
         type=float,
         metavar="P",
@@ -71,6 +76,8 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--batch_size is {given.batch_size}: it must be at least 1")
     if given.lines is not None and given.data is not None:
         raise UserError("--lines and --data: give one of them")
+    if given.encoding and given.data is None:
+        raise UserError("--encoding needs --data")
     if given.within_word and given.lines is None:
         raise UserError("--within_word needs --lines")
     masking = read_masking(given.mask_prob, given.mask_prob_range)
@@ -79,7 +86,7 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"{flag} and --lines: give one of them")
     # Imported here, so that --help and user errors do not wait for torch.
     from mlm_dist.distributed import Processes  # noqa: PLC0415
-    from mlm_dist.evaluation import evaluate_text, with_one_corpus  # noqa: PLC0415
+    from mlm_dist.evaluation import evaluate_text, with_encoding, with_one_corpus  # noqa: PLC0415
     from mlm_dist.inference.model import TrainedModel  # noqa: PLC0415
     from mlm_dist.inference.results import describe  # noqa: PLC0415
     from mlm_dist.inference.scoring import score_on_all_ranks  # noqa: PLC0415
@@ -98,7 +105,9 @@ def main(arguments: list[str]) -> None:
                 for line, score in zip(lines, scores, strict=True)
             ]
         else:
-            configs = with_one_corpus(model.config) if given.data is None else [model.config]
+            configs = with_one_corpus(model.config)
+            if given.data is not None:
+                configs = [with_encoding(model.config, given.encoding or "utf-8")]
             results = [
                 evaluate_text(model.encoder, config, model.tokenizer, given.data, processes, given.batch_size, masking)
                 for config in configs

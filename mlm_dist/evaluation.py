@@ -213,6 +213,11 @@ def with_one_corpus(config: Config) -> list[Config]:
     return [dataclasses.replace(config, data=one) for one in data]
 
 
+def with_encoding(config: Config, encoding: str) -> Config:
+    """The config of a run for other texts, which have this character encoding."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, encoding=encoding))
+
+
 def mean_evaluation(results: Sequence[Evaluation], weights: Sequence[float]) -> Evaluation:
     """The means of the results of corpora, by the weights of the corpora, with the tokens of all."""
     losses, accuracies, top5_accuracies, tokens, sizes = zip(*results, strict=True)
@@ -264,7 +269,7 @@ def evaluate_text(
 def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify: Verify) -> StoredTokens:
     """The token ids to evaluate on, as in `evaluate_text`; `verify` as in `Corpus.open`."""
     if path is not None and not (path / MANIFEST).exists():
-        return encode_texts(path, config.data.text_key, tokenizer)
+        return encode_texts(path, Reading.from_config(config.data), tokenizer)
     try:
         folder = path or find_or_prepare(config.data, config.model.vocab_size)
     except UserError as error:
@@ -279,9 +284,9 @@ def find_tokens(config: Config, tokenizer: Tokenizer, path: Path | None, verify:
     return corpus.val[: len(corpus.val) // length * length] if len(corpus.val) >= length else corpus.val
 
 
-def encode_texts(path: Path, text_key: str, tokenizer: Tokenizer) -> Tokens:
-    """The token ids of texts, each followed by `<|endoftext|>`."""
-    documents = find_documents([path], reading=Reading(text_key=text_key))
+def encode_texts(path: Path, reading: Reading, tokenizer: Tokenizer) -> Tokens:
+    """The token ids of texts, each document followed by `<|endoftext|>`."""
+    documents = find_documents([path], reading=reading)
     ids = [encoded.ids for encoded in encode_in_order(documents.pieces(), tokenizer)]
     return np.concatenate(ids).astype(token_dtype(tokenizer.vocab_size))
 

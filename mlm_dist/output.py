@@ -10,6 +10,8 @@ from typing import TextIO
 # include the start of every escape sequence, and characters that change the direction of the text around them.
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
+UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (0, "seconds"))
+
 
 def is_rank_zero() -> bool:
     """Whether this process is rank 0, or runs without torchrun."""
@@ -59,3 +61,9 @@ def discard_output() -> None:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def format_duration(seconds: float) -> str:
+    """A duration in words, in the largest unit of which there are at least two."""
+    size, unit = next((size, unit) for size, unit in UNITS if seconds >= 2 * size)
+    return f"{seconds / (size or 1):.3g} {unit}"

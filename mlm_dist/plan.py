@@ -13,14 +13,12 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.files import format_size
-from mlm_dist.output import print_result, warn
+from mlm_dist.output import format_duration, print_result, warn
 from mlm_dist.phases import has_smaller_batches
 
 if TYPE_CHECKING:
     from mlm_dist.benchmarks.forecast import Forecast
     from mlm_dist.data.corpus import Corpus
-
-UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (0, "seconds"))
 
 
 def build_parser() -> ArgumentParser:
@@ -93,6 +91,8 @@ def check_sweep(given: Namespace, config: Config) -> None:
         return
     if given.processes > 1:
         raise UserError("--sweep trains in one process: give no --processes")
+    if config.init_from:
+        raise UserError("--sweep trains from random parameters: leave out init_from, or compare short runs of `train`")
     if given.sweep[0] == "optim.muon_lr" and config.optim.name == "adamw":
         raise UserError(f"--sweep optim.muon_lr: optim.name is {config.optim.name}, which has no such rate")
     if given.out and not given.out.parent.is_dir():
@@ -126,23 +126,21 @@ def describe(result: "Forecast", config: Config) -> str:
     fits = f"up to {result.most_rows:,} rows at a time fit into {format_size(result.memory)}"
     if result.fitting_micro_batch_size:
         fits += f": set train.micro_batch_size {result.fitting_micro_batch_size}, with which the time is measured"
-    per_evaluation = f", {in_words(result.evaluation)} per evaluation" if train.eval_interval else ""
+    stored = f"{result.checkpoints} checkpoints" + f", {result.milestones} milestones" * bool(result.milestones)
+    per_evaluation = f", {format_duration(result.evaluation)} per evaluation" if train.eval_interval else ""
     rows = [
         ("parameters", f"{result.parameters:,}"),
         ("peak memory", f"{format_size(result.peak_memory)} per process, with {result.rows_at_a_time} rows at a time"),
         ("", fits),
-        ("disk", f"{format_size(result.disk)} for {result.checkpoints} checkpoints and the final parameters"),
+        (
+            "disk",
+            f"{format_size(result.disk)} for {stored} and the final parameters",
+        ),
         ("tokens", f"{result.tokens:,} in {train.max_iters:,} steps of {shape}"),
         ("epochs", f"{result.epochs:.2f} of {result.rows_per_epoch:,} rows"),
-        ("time", f"{in_words(result.total)}: {in_words(result.step)} per step{per_evaluation}"),
+        ("time", f"{format_duration(result.total)}: {format_duration(result.step)} per step{per_evaluation}"),
     ]
     return "\n".join(f"{name:<12}{value}" for name, value in rows)
-
-
-def in_words(seconds: float) -> str:
-    """A duration in the largest unit of which there are at least two."""
-    size, unit = next((size, unit) for size, unit in UNITS if seconds >= 2 * size)
-    return f"{seconds / (size or 1):.3g} {unit}"
 
 
 if __name__ == "__main__":

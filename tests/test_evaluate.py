@@ -12,6 +12,7 @@ import mlm_dist
 from mlm_dist.data.preparation import SAMPLE_TEXT
 from tests.conftest import start, torchrun, verb
 
+TEXT = "Aunt Zoë went up the stairs to the hall, unbelievably. " * 20
 LINES = ["The lamp went out.", "", "Aunt Zoë went up the stairs to the hall, unbelievably."]
 
 
@@ -44,6 +45,19 @@ def test_the_bytes_of_the_masked_tokens_are_counted(run_dir: Path) -> None:
     # At a constant rate, some slots of a row are not used.
     constant = json.loads(verb("evaluate", "--run", run_dir, "--data", SAMPLE_TEXT, "--json").stdout)
     assert constant["bytes_per_token"] == pytest.approx(sum(expected) / len(expected), rel=0.05)
+
+
+def test_the_encoding_of_a_text_is_named(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "utf-8.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "cp1252.txt").write_text(TEXT, encoding="cp1252")
+    expected = verb("evaluate", "--run", run_dir, "--data", tmp_path / "utf-8.txt").stdout
+    other = "--run", run_dir, "--data", tmp_path / "cp1252.txt"
+    assert verb("evaluate", *other, "--encoding", "cp1252").stdout == expected
+    refused = verb("evaluate", *other)
+    assert refused.returncode == 2
+    assert "not utf-8 at byte" in refused.stderr
+    assert "set its encoding (--encoding;" in refused.stderr
+    assert verb("evaluate", "--run", run_dir, "--encoding", "cp1252").stderr.endswith("--encoding needs --data\n")
 
 
 def test_a_sampled_mask_rate_gives_a_bound_over_all_tokens(run_dir: Path) -> None:

@@ -20,6 +20,7 @@ from mlm_dist.inference.model import TrainedModel
 from mlm_dist.model.encoder import Encoder
 from mlm_dist.run.metrics import read_events
 from mlm_dist.texts.document_list import find_documents
+from mlm_dist.texts.reading import Reading
 from tests.conftest import at_rate, tiny_flags, verb
 
 TEXT = "Aunt Zoë went up the stairs.\nThe ferry came in under the harbour wall, and nobody saw it.\n"
@@ -64,7 +65,7 @@ def test_the_batch_size_does_not_change_the_results(model: TrainedModel, batch_s
 
 
 def test_ranks_share_all_rows_of_a_text_including_a_short_last_row(model: TrainedModel) -> None:
-    tokens = encode_texts(SAMPLE_TEXT, "text", model.tokenizer)
+    tokens = encode_texts(SAMPLE_TEXT, Reading(), model.tokenizer)
     assert len(tokens) % 16
 
     def rows(rank: int, world_size: int) -> list[list[int]]:
@@ -96,7 +97,16 @@ def test_every_text_is_encoded_with_an_end_token(model: TrainedModel, tmp_path: 
         (tmp_path / name).write_text(TEXT)
     tokenizer = model.tokenizer
     expected = [*tokenizer.encode(TEXT), tokenizer.end_id] * 2
-    assert encode_texts(tmp_path, "text", tokenizer).tolist() == expected
+    assert encode_texts(tmp_path, Reading(), tokenizer).tolist() == expected
+
+
+def test_a_text_is_split_into_documents_as_those_of_the_run(model: TrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    data = dataclasses.replace(model.config.data, split="line")
+    config = dataclasses.replace(model.config, data=data)
+    tokens = find_tokens(config, model.tokenizer, tmp_path / "text.txt", "never")
+    assert isinstance(tokens, np.ndarray)
+    assert tokens.tolist().count(model.tokenizer.end_id) == len(TEXT.splitlines()) == 2
 
 
 def test_the_original_texts_and_the_corpus_are_not_needed(run_dir: Path, tmp_path: Path) -> None:
@@ -169,7 +179,7 @@ def test_the_mask_rate_can_differ_from_that_of_the_run(model: TrainedModel) -> N
     processes = Processes("cpu")
     assert evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(0.15)) == evaluate(model, SAMPLE_TEXT, processes, 64)
     half, sampled = (evaluate(model, SAMPLE_TEXT, processes, 64, at_rate(rate)) for rate in (0.5, [0.0, 1.0]))
-    tokens = encode_texts(SAMPLE_TEXT, "text", model.tokenizer)
+    tokens = encode_texts(SAMPLE_TEXT, Reading(), model.tokenizer)
     maskable = int((tokens != model.tokenizer.end_id).sum())
     assert half.tokens == pytest.approx(maskable / 2, rel=0.01)
     assert sampled.tokens == maskable

@@ -6,7 +6,7 @@ import pytest
 
 from mlm_dist.benchmarks.forecast import Forecast
 from mlm_dist.config import Config, TrainConfig
-from mlm_dist.plan import describe, in_words
+from mlm_dist.plan import describe
 from tests.conftest import tiny_flags, verb
 
 PLAN = Forecast(
@@ -17,6 +17,7 @@ PLAN = Forecast(
     most_rows=220,
     fitting_micro_batch_size=128,
     checkpoints=5,
+    milestones=0,
     disk=10**9,
     tokens=81_920_000,
     rows_per_epoch=100_000,
@@ -40,23 +41,10 @@ def test_the_plan_says_what_fits() -> None:
         "epochs      12.80 of 100,000 rows",
         "time        2.53 hours: 1.8 seconds per step, 3.1 seconds per evaluation",
     ]
+    assert "for 5 checkpoints, 2 milestones and the final" in describe(PLAN._replace(milestones=2), Config())
     assert "set train.micro_batch_size" not in describe(PLAN._replace(fitting_micro_batch_size=None), Config())
     with_phases = Config(train=TrainConfig(phases=[{"steps": 9, "batch_size": 64, "row_length": 64}]))
     assert "in 5,000 steps of 256 x 64, fewer rows at first\n" in describe(PLAN, with_phases)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.25, "0.25 seconds"),
-        (119.0, "119 seconds"),
-        (121.0, "2.02 minutes"),
-        (9000.0, "2.5 hours"),
-        (2e5, "2.31 days"),
-    ],
-)
-def test_a_duration_has_few_digits(seconds: float, text: str) -> None:
-    assert in_words(seconds) == text
 
 
 def test_a_sweep_prints_and_plots_the_losses(corpus_folder: Path, tmp_path: Path) -> None:
@@ -102,3 +90,10 @@ def test_a_user_error_is_reported_in_one_line(
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_does_not_ignore_init_from(run_dir: Path, corpus_folder: Path) -> None:
+    flags = "--init_from", run_dir, "--data.path", corpus_folder, "--sweep", "optim.lr=1e-4..1e-2"
+    result = verb("plan", *flags)
+    assert result.returncode == 2
+    assert "--sweep trains from random parameters: leave out init_from" in result.stderr

@@ -137,12 +137,14 @@ class MlmDist:
             save_curves(self.run_dir.metrics, self.run_dir.curves)
         return self.now() - start
 
-    def sizes(self) -> dict[str, int]:
-        """Parameters, bytes of a checkpoint, and rows of an epoch."""
+    def sizes(self) -> dict[str, Any]:
+        """Parameters, bytes of a checkpoint and of a milestone, steps of the milestones, and rows of an epoch."""
         trainer = self.trainer
         return {
             "parameters": sum(parameter.numel() for parameter in trainer.state.encoder.parameters()),
             "checkpoint_bytes": trainer.state.max_bytes,
+            "parameter_bytes": trainer.state.parameter_bytes,
+            "milestones": list(trainer.milestones),
             "rows_per_epoch": trainer.sampler.rows_per_epoch,
         }
 

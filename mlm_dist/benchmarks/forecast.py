@@ -5,7 +5,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlm_dist.benchmarks.runner import Runner, running
 from mlm_dist.benchmarks.suite import MLM_DIST, measure_stall, with_batch_size
@@ -39,7 +39,8 @@ class Forecast(NamedTuple):
         fitting_micro_batch_size: None if the config fits as it is; otherwise the largest `train.micro_batch_size` that
             fits, with which the times are measured.
         checkpoints: the most that the run has on the disk at a time.
-        disk: bytes of these checkpoints and of model.pth.
+        milestones: that the run saves.
+        disk: bytes of these checkpoints and milestones, and of model.pth.
         tokens: that the run reads.
         rows_per_epoch: that an epoch reads, of all corpora.
         epochs: of the run.
@@ -57,6 +58,7 @@ class Forecast(NamedTuple):
     most_rows: int
     fitting_micro_batch_size: int | None
     checkpoints: int
+    milestones: int
     disk: int
     tokens: int
     rows_per_epoch: int
@@ -71,7 +73,7 @@ class Forecast(NamedTuple):
 class Sample(NamedTuple):
     """What a few steps of a run took, as in `Forecast`, and the sizes that `MlmDist.sizes` returns."""
 
-    sizes: dict[str, int]
+    sizes: dict[str, Any]
     peak_memory: int
     start: float
     step: float
@@ -102,7 +104,9 @@ def forecast(config: Config, processes: int, log: Callable[[str], None]) -> Fore
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch_size=fitting))
     log("measuring: steps of the run")
     sample = take_sample(config, processes)
-    checkpoints, size = most_checkpoints(config), sample.sizes["checkpoint_bytes"]
+    checkpoints = most_checkpoints(config)
+    milestones = sum(step <= config.train.max_iters for step in sample.sizes["milestones"])
+    checkpoint_bytes, parameter_bytes = sample.sizes["checkpoint_bytes"], sample.sizes["parameter_bytes"]
     read = Phases(config).rows_before(config.train.max_iters)
     return Forecast(
         parameters=sample.sizes["parameters"],
@@ -112,7 +116,8 @@ def forecast(config: Config, processes: int, log: Callable[[str], None]) -> Fore
         most_rows=most_rows,
         fitting_micro_batch_size=fitting,
         checkpoints=checkpoints,
-        disk=checkpoints * size + size // 3,
+        milestones=milestones,
+        disk=checkpoints * checkpoint_bytes + (milestones + 1) * parameter_bytes,
         tokens=read * config.model.block_size,
         rows_per_epoch=sample.sizes["rows_per_epoch"],
         epochs=read / sample.sizes["rows_per_epoch"],

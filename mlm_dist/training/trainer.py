@@ -139,7 +139,8 @@ class Trainer:
             is_last = state.step == settings.max_iters
             should_evaluate = is_last or self.validator.is_due(state.step)
             should_save = is_last or state.step % interval == 0
-            should_log = should_evaluate or should_save or state.step % settings.log_interval == 0
+            is_milestone = state.step in self.milestones  # its copy waits for the steps before it
+            should_log = should_evaluate or should_save or is_milestone or state.step % settings.log_interval == 0
             self.skipped_steps.add(result, self.recorder, read_now=should_log)
             if should_log:
                 self.log(result, stopwatch)
