@@ -64,11 +64,6 @@ DIFFERENCES = {
 }
 
 
-def is_exported(folder: Path) -> bool:
-    """Whether a folder is in the format of an exported model. `read_exported` may still refuse its content."""
-    return (folder / CONFIG_JSON).is_file() and (folder / WEIGHTS).is_file()
-
-
 def read_exported_shape(folder: Path) -> ModelConfig:
     """Read the shape of an exported model.
 

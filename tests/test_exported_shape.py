@@ -11,7 +11,7 @@ import pytest
 from mlm_dist.config import ModelConfig
 from mlm_dist.data.corpus import Corpus
 from mlm_dist.errors import UserError
-from mlm_dist.exported_shape import FIXED, is_exported, read_exported_shape
+from mlm_dist.exported_shape import FIXED, read_exported_shape
 from mlm_dist.huggingface.megatron_bert import describe_model
 from mlm_dist.model.encoder import LAYER_NORM_EPS
 from tests.conftest import start
@@ -100,14 +100,6 @@ def test_a_damaged_config_json_is_refused(text: str | bytes, message: str, tmp_p
 def test_a_missing_config_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json: No such file or directory"):
         read_exported_shape(tmp_path)
-
-
-def test_a_folder_with_shape_and_parameters_is_exported(tmp_path: Path) -> None:
-    assert not is_exported(tmp_path / "missing")
-    (tmp_path / "config.json").touch()
-    assert not is_exported(tmp_path)
-    (tmp_path / "model.safetensors").touch()
-    assert is_exported(tmp_path)
 
 
 def test_reading_a_shape_loads_neither_torch_nor_numpy(content: dict[str, Any], tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ val.bin                   the validation split, in the same format
 documents.bin, .names     the index of the documents (data/documents.py)
 tokenizer/                ranks.tiktoken, encoding.json
 
-The files must be on a local or shared disk: `load_batch` in data/masking.py reads rows at random positions.
+The files must be on a local or shared disk: data/rows.py reads rows at random positions.
 """
 
 import json

@@ -5,6 +5,7 @@ the range. This removes most of the noise that comes from batches with more mask
 2021, arXiv 2107.00630, do the same with the times of a diffusion model).
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -39,12 +40,8 @@ class MaskRate:
         self.last_step = max(1, max_iters - 1)
         self.change_start = (1 - masking.mask_prob_change_fraction) * self.last_step
         # Neighbouring rows get distant parts of the range, so that the rows of one process or one micro-batch are
-        # spread over the range as well. Row i gets part i * stride, with a stride near batch_size / golden ratio.
-        near = round(batch_size * 0.618)
-        stride = next(
-            n for n in sorted(range(batch_size + 1), key=lambda n: abs(n - near)) if math.gcd(n, batch_size) == 1
-        )
-        self.strata = np.arange(batch_size) * stride % batch_size
+        # spread over the range as well.
+        self.strata = np.arange(batch_size) * golden_stride(batch_size) % batch_size
 
     def __call__(self, selection: Selection) -> Rates:
         """The rate of each row, (B,)."""
@@ -64,3 +61,10 @@ class MaskRate:
 
     def _rate(self, quantiles: Rates) -> Rates:
         return np.minimum(self.start + (self.end - self.start) * quantiles, self.highest)
+
+
+def golden_stride(count: int) -> int:
+    """The number nearest to count / golden ratio that has no factor in common with `count`."""
+    near = round(0.618 * count)
+    candidates = (n for distance in itertools.count() for n in (near - distance, near + distance))
+    return next(n for n in candidates if n >= 0 and math.gcd(n, count) == 1)

@@ -71,7 +71,7 @@ def epoch_key(seed: int, corpus: int, epoch: int, purpose: str) -> int:
 
 
 class GlobalBatchSampler(DistributedSampler[Any]):
-    """Yields this rank's rows of each global batch, from `start_step` on, without end.
+    """Selects this rank's rows of the global batch of a step. Iteration yields those from `start_step` on.
 
     Each epoch is a new permutation of all rows. Rank r takes every world_size-th row of a batch from the r-th on, as
     `DistributedSampler` does. Since the batches do not depend on the world size (unlike those of `DistributedSampler`),

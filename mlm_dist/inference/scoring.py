@@ -84,7 +84,7 @@ def mask_each(
         within_word: also mask the tokens after it in the same word.
     """
     ids = [token for word in words for token in word]
-    ends = [end for word, end in zip(words, ends_of(words), strict=True) for _ in word]
+    ends = [end for word, end in zip(words, itertools.accumulate(map(len, words)), strict=True) for _ in word]
     for index, target in enumerate(ids):
         start, stop = predictor.window(len(ids), index)
         mask_end = min(stop, ends[index]) if within_word else index + 1
@@ -105,11 +105,3 @@ def merge_equal(
         for token, ids in compared:
             tokens_of.setdefault(tuple(ids), []).append(token)
         yield from ((tokens, ids) for ids, tokens in tokens_of.items())
-
-
-def ends_of(words: list[list[int]]) -> list[int]:
-    """The index after the last token of each word."""
-    ends = [0]
-    for word in words:
-        ends.append(ends[-1] + len(word))
-    return ends[1:]

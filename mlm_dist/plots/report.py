@@ -35,7 +35,7 @@ class Metric(NamedTuple):
 
     name: str
     value: str
-    remark: str = ""
+    remark: str
 
 
 def write_report(

@@ -157,9 +157,7 @@ class Progress:
         """Close the progress bar."""
         self.bar.close()
 
-    def abandon(self) -> None:
-        """Close the progress bar."""
-        self.bar.close()
+    abandon = close
 
     def _print(self, line: str) -> None:
         if not self.shows_bar or not (IN_NOTEBOOK or sys.stdout.isatty()):

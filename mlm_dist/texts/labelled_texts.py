@@ -71,7 +71,7 @@ def read_labelled(path: Path, label_format: LabelFormat) -> list[LabelledText]:
     elif label_format.pair_key:
         raise UserError(f"{path}: a line `LABEL TEXT` has one text: give two (--pair_key) as JSON Lines or CSV")
     else:
-        read = read_lines(path, lines)
+        read = read_lines(lines)
     examples = [LabelledText(texts, label.strip(), f"{path} line {number}") for number, texts, label in read]
     for texts, label, place in examples:
         for text in texts:
@@ -121,7 +121,7 @@ Read = Iterator[tuple[int, tuple[str, ...], str]]
 """The line of an example, its texts and its label."""
 
 
-def read_lines(path: Path, lines: list[str]) -> Read:
+def read_lines(lines: list[str]) -> Read:
     """The examples of lines `LABEL TEXT`."""
     for number, line in enumerate(lines, start=1):
         if line.strip():

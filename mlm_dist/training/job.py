@@ -119,7 +119,7 @@ def finish(trainer: Trainer, plot: Callable[[RunDir], None]) -> None:
     with processes.raise_on_all_ranks():
         if processes.is_rank_zero and not trainer.stop.reason:
             plot(run_dir)
-            with trainer.run_dir.run_error_if_unwritable():
+            with run_dir.run_error_if_unwritable():
                 run_dir.mark_done(trainer.final_step)
     if processes.is_rank_zero:
         print_log(summarize(trainer))

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 # torchrun forwards TERM and INT. The user chooses the signal of Slurm's warnings, usually USR1.
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -35,9 +35,7 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for signum, handler in self._previous_handlers.items():
             if handler is not None:  # a handler that was not set from Python cannot be restored from Python
                 signal.signal(signum, handler)

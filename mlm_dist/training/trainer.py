@@ -189,7 +189,7 @@ class Trainer:
         self.state.seconds = stopwatch.read()
         self.recorder.log_step(
             step=self.state.step,
-            epoch=self.tokens / (self.sampler.rows_per_epoch * self.config.model.block_size),
+            epoch=self.eager_step.phases.rows_before(self.state.step) / self.sampler.rows_per_epoch,
             loss=loss,
             lr=result.lr,
             grad_norm=result.grad_norm.item(),
