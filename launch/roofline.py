@@ -36,6 +36,7 @@ from mlm_dist.distributed import Processes
 from mlm_dist.model import encoder, loss, low_precision, selection
 from mlm_dist.model.flops import step_flops
 from mlm_dist.model.registry import build_model
+from mlm_dist.training import muon
 from mlm_dist.training.inputs import InputReader, StepInputs, inputs_bytes
 from mlm_dist.training.optim import build_optimizers
 from mlm_dist.training.state import TrainState
@@ -55,7 +56,7 @@ SCATTERS = {"index_add", "index_add_", "scatter_add_"}
 FILLS = {"fill_", "zero_", "new_zeros", "zeros_like", "ones_like", "full_like"}  # they do not read
 COPIES = {"copy_", "_foreach_copy_"}
 # What a compiler leaves in kernels of their own.
-PRODUCTS = {"mm", "bmm", "addmm", "_addmm_activation", "before relu"}
+PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "_addmm_activation", "before relu"}
 ALONE = GATHERS | SCATTERS | PRODUCTS | {"sort", "topk", "scatter", "cumsum", "searchsorted", "stack", "cat"}
 ALONE |= {
     "_foreach_norm",
@@ -188,7 +189,7 @@ def sizes(tensors: list[torch.Tensor]) -> Sizes:
 def flops_of(name: str, args: tuple[Any, ...]) -> float:
     """The FLOPs of a matrix product or of attention; 0 for other operations."""
     if name in PRODUCTS:
-        left, right = args[1:3] if "addmm" in name else args[:2]
+        left, right = args[1:3] if "add" in name else args[:2]
         return float(2 * left.numel() * right.shape[-1])
     if "scaled_dot_product" in name:
         query, key = (args[1], args[2]) if "backward" in name else (args[0], args[1])
@@ -369,6 +370,7 @@ def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
         mock.patch.dict(sys.modules, {"mlm_dist.model.embedding_kernel": embedding_kernel(trace)}),
         mock.patch("mlm_dist.model.embedding_kernel", embedding_kernel(trace), create=True),
         mock.patch.object(selection, "adds_in_place", lambda matrix: True),
+        mock.patch.object(muon, "computes_together", lambda matrix: True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.norm_kernel": norm_kernel(trace)}),
         mock.patch("mlm_dist.model.norm_kernel", norm_kernel(trace), create=True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.attention_kernel": attention_kernel(trace)}),
@@ -423,10 +425,17 @@ def report(name: str, config: Config) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print the tables of the recipe and of a micro-batch of BERT-base."""
-    recipe = parse_config(["--config=novels", "--model.vocab_size=50258"], "train")
+    """Print the tables of the recipe, of the recipe with Muon, and of a micro-batch of BERT-base."""
+    recipe, fast = (
+        parse_config([f"--config={name}", "--model.vocab_size=50258"], "train") for name in ("novels", "novels_fast")
+    )
     bert = parse_config(["--config=bert_base_8gpu", "--device=cpu", "--train.batch_size=64"], "train")
-    for name, config in (("configs/novels.yaml", recipe), ("A micro-batch of configs/bert_base_8gpu.yaml", bert)):
+    configs = {
+        "configs/novels.yaml": recipe,
+        "configs/novels_fast.yaml": fast,
+        "A micro-batch of configs/bert_base_8gpu.yaml": bert,
+    }
+    for name, config in configs.items():
         print("\n".join(report(name, config)))
 
 

@@ -27,7 +27,7 @@ def decay_cautiously(optimizer: torch.optim.Optimizer) -> None:
         for group, rate, olds in zip(optimizer.param_groups, decays, before, strict=True):
             for parameter, old in zip(group["params"], olds, strict=False):
                 agrees = (old - parameter) * old > 0
-                parameter.sub_(group["lr"] * rate * (old * agrees))
+                parameter.sub_(torch.where(agrees, group["lr"] * rate * old, 0))
         before.clear()
 
     optimizer.register_step_pre_hook(remember)

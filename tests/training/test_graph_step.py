@@ -16,7 +16,7 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.distributed import Processes
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
-from mlm_dist.training import inputs
+from mlm_dist.training import inputs, muon
 from mlm_dist.training.inputs import StepInputs
 from mlm_dist.training.resume import resume
 from mlm_dist.training.state import StepResult
@@ -39,6 +39,7 @@ MUON_IN_FP16 = {"optim__name": "muon", "precision": "fp16"}
 def make(corpus: Corpus, corpus_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Builds a trainer that updates and skips as on a GPU; with a graph, it replays its steps from it."""
     monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(muon, "computes_together", lambda matrix: True)
 
     def make(name: str, graph: Tape | None = None, **overrides: object) -> Trainer:
         flags = tiny_flags(corpus_folder, tmp_path / name, **{"train__batch_size": 192, **CHANGING, **overrides})

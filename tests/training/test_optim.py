@@ -220,6 +220,18 @@ def test_a_step_that_the_device_skips_changes_neither_parameters_nor_state(
 
 @OPTIMIZERS
 @CAUTIOUS
+def test_a_step_that_the_device_skips_may_have_any_learning_rate(name: Any, cautious: bool) -> None:
+    encoder = small_encoder()
+    optimizers = build_optimizers(encoder, OptimConfig(name=name, weight_decay=0.5, cautious_weight_decay=cautious))
+    before = tensors_of(encoder, [])
+    random_gradients(encoder)
+    encoder.get_parameter("output.weight").grad = torch.full_like(encoder.get_parameter("output.weight"), torch.nan)
+    update_without_host(list(encoder.parameters()), optimizers, NO_SCALER, torch.tensor(torch.nan), grad_clip=1.0)
+    assert [key for key, value in tensors_of(encoder, []).items() if not torch.equal(value, before[key])] == []
+
+
+@OPTIMIZERS
+@CAUTIOUS
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_the_device_updates_as_the_host_does(name: Any, cautious: bool, clip: float) -> None:
     config = OptimConfig(name=name, weight_decay=0.5, lr=0.01, muon_lr=0.01, cautious_weight_decay=cautious)

@@ -22,6 +22,7 @@ from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.run.checkpoint import list_checkpoints, step_of
 from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
+from mlm_dist.training import muon
 from mlm_dist.training.resume import resume
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.skipped_steps import SMALLEST_SCALE
@@ -313,8 +314,9 @@ class NoWaiting(TorchDispatchMode):
 
 
 @pytest.fixture
-def make_late(make: Make) -> Make:
+def make_late(make: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Trainers that update and skip steps as on a GPU."""
+    monkeypatch.setattr(muon, "computes_together", lambda matrix: True)
 
     def late(**changes: object) -> Trainer:
         trainer = make(**changes)
