@@ -3,8 +3,8 @@
 Which tokens are predicted, and with which weight, is decided in data/masking.py.
 
 Logits are by far the largest tensors of a masked language model. They are computed for one chunk of predictions at a
-time and overwritten by their gradient at once, so that no logits are kept for the backward pass (as in the Liger
-kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009).
+time and overwritten by their gradient at once, so that they are not kept for the backward pass (as in the Liger
+kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009). On a GPU, those of the last chunk are.
 
 Shapes: B rows, T tokens per row, K slots per row, C channels, V entries of the vocabulary, N predictions.
 """

@@ -49,7 +49,12 @@ def call(module: nn.Module, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
 
 
 def runs_kernel(kernel: Kernel, x: torch.Tensor) -> bool:
-    """Whether a Triton kernel takes `x`, or an embedding that is about to be cast: if blocks compute in bf16."""
+    """Whether a Triton kernel of the blocks is used: it is on, and the blocks compute in bf16.
+
+    Args:
+        kernel: which one.
+        x: its input, whose dtype is that of the blocks; or the token embedding, in fp32.
+    """
     return dtype_of_blocks(x) == torch.bfloat16 and kernels.is_on(kernel, x)
 
 

@@ -65,7 +65,7 @@ def add_norm_backward_kernel(
     weight,
     statistics,
     of_x,
-    of_parameters,
+    parts,
     n,
     C: tl.constexpr,  # noqa: N803
     WIDTH: tl.constexpr,  # noqa: N803
@@ -91,9 +91,9 @@ def add_norm_backward_kernel(
         centred = gradient - (tl.sum(gradient, 1) / C)[:, None] - normal * along[:, None]
         result = load_rows(of_total, rows, is_used, C, WIDTH) + centred * inverse[:, None]
         tl.store(of_x + rows[:, None] * C + columns[None, :], result.to(of_x.dtype.element_ty), is_used)
-    part = of_parameters + tl.program_id(0) * 2 * C + columns
-    tl.store(part, of_weight.to(of_parameters.dtype.element_ty), is_column)
-    tl.store(part + C, of_bias.to(of_parameters.dtype.element_ty), is_column)
+    part = parts + tl.program_id(0) * 2 * C + columns
+    tl.store(part, of_weight, is_column)
+    tl.store(part + C, of_bias, is_column)
 
 
 def add_norm(
@@ -117,10 +117,10 @@ def add_norm_backward(
     """The gradient of the summands (..., C), and those of weight and bias (2, C)."""
     rows, channels = statistics.shape[1], total.shape[-1]
     programs = triton.cdiv(rows, ROWS)
-    of_x, of_parameters = torch.empty_like(total), total.new_empty(programs, 2, channels)
-    tensors = of_total, of_normed, total, weight, statistics, of_x, of_parameters
+    of_x, parts = torch.empty_like(total), total.new_empty(programs, 2, channels, dtype=torch.float32)
+    tensors = of_total, of_normed, total, weight, statistics, of_x, parts
     add_norm_backward_kernel[(programs,)](*tensors, rows, **sizes(channels), COUNT=ROWS, num_warps=WARPS)
-    return of_x, of_parameters.sum(0)
+    return of_x, parts.sum(0).to(weight.dtype)
 
 
 def sizes(channels: int) -> dict[str, int]:

@@ -38,7 +38,7 @@ def gradient_before_relu_kernel(
     kept = tl.load(activation + places, is_row & is_column, other=0.0)
     total = tl.where(kept <= 0, 0.0, total)
     tl.store(result + places, total.to(result.dtype.element_ty), is_row & is_column)
-    tl.store(sums + tile * W + columns, tl.sum(total, 0).to(sums.dtype.element_ty), columns < W)
+    tl.store(sums + tile * W + columns, tl.sum(total, 0), columns < W)
 
 
 def gradient_before_relu(
@@ -52,12 +52,12 @@ def gradient_before_relu(
         activation: (N, W), its input.
 
     Returns:
-        (N, W), and its sum over the rows (W,).
+        (N, W), and its sum over the rows, (W,), before it is rounded.
     """
     (rows, channels), width = gradient.shape, weight.shape[1]
     result = torch.empty_like(activation)
     grid = triton.cdiv(width, TILE["COLUMNS"]), triton.cdiv(rows, TILE["ROWS"])
-    sums = activation.new_empty(grid[1], width)
+    sums = activation.new_empty(grid[1], width, dtype=torch.float32)
     gradient_before_relu_kernel[grid](
         gradient.contiguous(),
         weight,
@@ -71,4 +71,4 @@ def gradient_before_relu(
         num_warps=WARPS,
         num_stages=STAGES,
     )
-    return result, sums.sum(0)
+    return result, sums.sum(0).to(activation.dtype)

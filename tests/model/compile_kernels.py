@@ -17,6 +17,7 @@ from mlm_dist.model import attention_kernel, embedding_kernel, loss_kernel, norm
 
 ENTRIES = 50258
 FP32 = {"bias", "losses", "row_weights"}  # pointers of the loss
+SUMS = {"statistics", "sums", "parts"}
 SCALARS = {"scale": "fp32", "softcap": "fp32", "eps": "fp32", "n": "i32"}
 HEADS = {"H": 8, "K": 64, "T": 64, "D": 32, "QUERIES": 64, "KEYS": 64}
 NORM = norm_kernel.sizes(256)
@@ -49,8 +50,8 @@ def type_of(kernel: triton.JITFunction, name: str) -> str:
         return "*i64"
     in_loss = kernel in (loss_kernel.cross_entropy_kernel, loss_kernel.column_sums_kernel)
     in_embedding = kernel in (embedding_kernel.look_up_kernel, embedding_kernel.add_rows_kernel)
-    is_fp32 = name in FP32 if in_loss else name == "statistics" or (in_embedding and name in ("weight", "positions"))
-    return "*fp32" if is_fp32 or (in_loss and name == "sums") else "*bf16"
+    is_fp32 = name in FP32 if in_loss else in_embedding and name in ("weight", "positions")
+    return "*fp32" if is_fp32 or name in SUMS else "*bf16"
 
 
 def compile_for(kernel: triton.JITFunction, capability: int) -> tuple[str, int]:
