@@ -34,12 +34,13 @@ def test_the_loss_kernel_and_fusing_save_bytes_and_kernels_but_no_flops() -> Non
     assert flops == pytest.approx([flops[0]] * 3)
 
 
-def test_blocks_cast_nothing_but_their_parameters_and_gradients_in_one_kernel_each() -> None:
+def test_blocks_cast_only_parameters_and_gradients_in_one_kernel_each_and_the_sums_of_kernels() -> None:
     kernels = [
         kernel for kernel in roofline.trace_step(CONFIG, has_kernel=True) if kernel.part in ("encoder", "backward")
     ]
     names = Counter((kernel.part, kernel.name) for kernel in kernels)
-    assert not any(name == "_to_copy" for _, name in names)
+    assert names["encoder", "_to_copy"] == 0
+    assert names["backward", "_to_copy"] == 3 * SHAPE.blocks  # two norms and a feed-forward layer
     norms = 1  # the final one is a module of its own
     assert names["encoder", "_foreach_copy_"] == names["backward", "_foreach_copy_"] == SHAPE.blocks + norms
 
