@@ -174,11 +174,13 @@ def resume(check: Check) -> Figures:
 
 
 def tests(check: Check) -> Figures:
-    """The tests that need a GPU, such as that of the captured step, and those of the loss kernel."""
+    """The check of all kernels, the tests that need a GPU, such as that of the captured step, and the loss kernel's."""
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header")
+    kernels = check.run(*pytest, "tests/model/test_kernel_check.py", "-k", "triton")
     needs_gpu = check.run(*pytest, "-m", "gpu")
     kernel = check.run(*pytest, "tests/model/test_loss_kernel.py")
-    return {"need a GPU": needs_gpu.strip().splitlines()[-1], "loss kernel": kernel.strip().splitlines()[-1]}
+    outputs = {"kernels": kernels, "need a GPU": needs_gpu, "loss kernel": kernel}
+    return {name: output.strip().splitlines()[-1] for name, output in outputs.items()}
 
 
 def bert(check: Check) -> Figures:

@@ -1,11 +1,11 @@
 """Estimates how long a step takes on an H100, without one: `python launch/roofline.py`.
 
-The operations are those of the code itself. They are traced on tensors without memory, with the data types that CUDA's
-autocast chooses. The model:
+The operations are those of the code itself. They are traced on tensors without memory, with the data types that they
+have on a GPU in bf16. The model:
 
 - An operation is one kernel. It reads every input from memory, writes every output, and computes meanwhile.
 - A kernel takes the longest of: its bytes at 2.7 TB/s, its FLOPs at 550 TFLOP/s, 2.2 microseconds.
-- The loss kernel reads logits from memory once, then from the cache. Nothing else is in the cache.
+- The kernel of the loss reads logits from memory once, then from the cache. Nothing else is in the cache.
 - The host, gaps between kernels and misaligned matrix products cost nothing. So this is a lower bound for each variant.
 - "fused" is what a compiler could do: an element-wise operation or a reduction joins the kernel of an input of the same
   size, and what only this kernel uses is neither written nor read.
@@ -46,6 +46,8 @@ BANDWIDTH = 2.7e12  # bytes per second
 FLOPS = 550e12  # per second, of bf16 matrix products
 CEILING = 798e12  # the fastest matrix product that was measured on an H100 elsewhere
 SHORTEST = 2.2e-6  # seconds of a kernel
+
+PLAIN = "without kernels of its own"
 
 # Operations that only describe memory.
 FREE = {"view", "alias", "detach", "expand", "permute", "transpose", "slice", "select", "unsqueeze", "squeeze", "t"}
@@ -345,7 +347,7 @@ def relu_kernel(trace: Trace) -> types.ModuleType:
 
 
 def layer_norm(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
-    """LayerNorm, in fp32 under autocast, as on CUDA."""
+    """LayerNorm, in fp32 under autocast, as on CUDA. Blocks compute it in bf16 and without autocast."""
     if not torch.is_autocast_enabled("cpu"):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
     with torch.autocast("cpu", enabled=False):
@@ -354,7 +356,7 @@ def layer_norm(self: torch.nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
-    """Let the model take the paths that it takes on a GPU, with or without the loss kernel."""
+    """Let the model take the paths that it takes on a GPU, with or without the Triton kernels."""
     chunks = {"cpu": loss.LOGITS_BYTES["cuda"]}
     with (
         mock.patch.object(encoder, "LONGEST_PLAIN", 0),
@@ -362,11 +364,10 @@ def as_on_a_gpu(trace: Trace, has_kernel: bool) -> Iterator[None]:
         mock.patch.object(low_precision, "dtype_of_blocks", lambda x: torch.bfloat16),
         mock.patch.dict(loss.LOGITS_BYTES, chunks),
         mock.patch.dict(loss.SOFTMAX_BYTES, chunks),
-        mock.patch.object(loss, "uses_kernels", lambda hidden: has_kernel),
+        mock.patch("mlm_dist.model.kernels.is_on", lambda kernel, x: has_kernel),
         mock.patch("torch.nn.utils.clip_grad._has_foreach_support", return_value=True),
         mock.patch.dict(sys.modules, {"mlm_dist.model.loss_kernel": loss_kernels(trace)}),
         mock.patch("mlm_dist.model.loss_kernel", loss_kernels(trace), create=True),
-        mock.patch.object(low_precision, "runs_kernels", lambda x: has_kernel),
         mock.patch.dict(sys.modules, {"mlm_dist.model.embedding_kernel": embedding_kernel(trace)}),
         mock.patch("mlm_dist.model.embedding_kernel", embedding_kernel(trace), create=True),
         mock.patch.object(selection, "adds_in_place", lambda matrix: True),
@@ -413,13 +414,13 @@ def row(name: str, kernels: list[Kernel]) -> str:
 def report(name: str, config: Config) -> Iterator[str]:
     """The lines of the tables of a recipe."""
     eager = trace_step(config, has_kernel=True)
-    variants = {"loss in torch operations": trace_step(config, has_kernel=False), "now": eager, "fused": fuse(eager)}
+    variants = {PLAIN: trace_step(config, has_kernel=False), "now": eager, "fused": fuse(eager)}
     yield f"\n{name}: {config.train.batch_size} rows of {config.model.block_size} tokens\n"
     yield from ("| | kernels | GB | GFLOP | ms |", "|---|---|---|---|---|")
     for variant, kernels in variants.items():
         share = step_flops(config) / sum(kernel.seconds for kernel in kernels) / CEILING
         yield row(f"{variant}, {100 * share:.0f} % of the ceiling", kernels)
-        if variant != "loss in torch operations":
+        if variant != PLAIN:
             for part in Counter(kernel.part for kernel in kernels):
                 yield row(f"... {part or 'rest'}", [kernel for kernel in kernels if kernel.part == part])
 

@@ -13,7 +13,7 @@ from mlm_dist.model import low_precision
 
 def add_norm(x: torch.Tensor, branch: torch.Tensor | None, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of two tensors (..., C), or the first one alone, and its LayerNorm."""
-    if low_precision.runs_kernels(x):
+    if low_precision.runs_kernel("norm", x):
         both: tuple[torch.Tensor, torch.Tensor] = AddNorm.apply(x, branch, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
         return both
     total = x if branch is None else x + branch

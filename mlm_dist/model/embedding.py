@@ -23,10 +23,11 @@ class Embedding(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, of_weight: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
-        """Add in place: the gradient of the output layer must not be used elsewhere."""
+        """Add in place, as `SharedRows` does."""
         from mlm_dist.model import embedding_kernel  # noqa: PLC0415 (only where there is Triton)
 
         (tokens,) = ctx.saved_tensors
+        of_weight = of_weight.contiguous()  # the kernel finds rows by their number
         if torch.are_deterministic_algorithms_enabled():  # the kernel adds in any order
             of_weight.index_add_(0, tokens.flatten(), gradient.flatten(0, 1).to(of_weight.dtype))
         else:

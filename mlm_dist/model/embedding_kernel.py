@@ -60,7 +60,7 @@ def look_up(weight: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor)
 
 
 def add_rows(weight: torch.Tensor, tokens: torch.Tensor, gradient: torch.Tensor) -> None:
-    """Add gradients (B, T, C) of tokens (B, T) to their rows of a matrix (V, C) in fp32."""
+    """Add gradients (B, T, C) of tokens (B, T) to their rows of a matrix (V, C) in fp32; both are contiguous."""
     grid, sizes = launch(tokens, weight)
     add_rows_kernel[grid](weight, tokens.contiguous(), gradient, tokens.numel(), **sizes, num_warps=WARPS)
 

@@ -171,7 +171,7 @@ class FeedForward(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, T, C) -> (B, T, C)."""
         rows = x.flatten(0, -2)  # the output of a layer on more dimensions is a view, and in place that costs copies
-        if self.activation is torch.relu_ and low_precision.runs_kernels(rows):
+        if self.activation is torch.relu_ and low_precision.runs_kernel("feed-forward", rows):
             parameters = self.expand.weight, self.expand.bias, self.contract.weight, self.contract.bias
             out: torch.Tensor = ReluLayers.apply(rows, *parameters)  # type: ignore[no-untyped-call]
         else:
@@ -246,7 +246,7 @@ class Encoder(MaskedModel):
         weight = self.output.weight
         if not self.config.tie_embeddings:
             return super().encode_for_loss(tokens, positions, documents)
-        if self.config.positions == "learned" and documents is None and low_precision.runs_kernels(weight):
+        if self.config.positions == "learned" and documents is None and low_precision.runs_kernel("embedding", weight):
             rows = self.position_embedding.weight[: tokens.shape[1]]
             x, weight = Embedding.apply(weight, tokens, rows)  # type: ignore[no-untyped-call]
         else:

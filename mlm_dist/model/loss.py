@@ -3,8 +3,8 @@
 Which tokens are predicted, and with which weight, is decided in data/masking.py.
 
 Logits are by far the largest tensors of a masked language model. They are computed for one chunk of predictions at a
-time and overwritten by their gradient at once, so that no logits are kept for the backward pass (as in the Liger
-kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009).
+time and overwritten by their gradient at once, so that they are not kept for the backward pass (as in the Liger
+kernels, arXiv 2410.10989, and in cut cross-entropy, arXiv 2411.09009). On a GPU, those of the last chunk are.
 
 Shapes: B rows, T tokens per row, K slots per row, C channels, V entries of the vocabulary, N predictions.
 """
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mlm_dist.model.low_precision import HAS_TRITON
+from mlm_dist.model import kernels
 from mlm_dist.model.masked_model import MaskedModel
 from mlm_dist.model.soft_cap import soft_cap, soft_cap_
 
@@ -93,16 +93,11 @@ def masked_cross_entropy(
     weight = output.weight if weight is None else weight
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    function = OutputCrossEntropyOnGPU if uses_kernels(hidden) else OutputCrossEntropy
+    function = OutputCrossEntropyOnGPU if kernels.is_on("loss", hidden) else OutputCrossEntropy
     loss: torch.Tensor = function.apply(  # type: ignore[no-untyped-call]
         hidden.flatten(0, 1), weight, output.bias, targets.flatten(), loss_weights.flatten(), dtype, softcap
     )
     return loss
-
-
-def uses_kernels(hidden: torch.Tensor) -> bool:
-    """Whether the loss is computed by Triton kernels: on a GPU."""
-    return hidden.is_cuda and HAS_TRITON
 
 
 class OutputCrossEntropy(torch.autograd.Function):

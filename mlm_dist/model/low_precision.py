@@ -2,18 +2,18 @@
 
 Autocast casts each parameter in a kernel of its own, and keeps the residual stream, the LayerNorms and their gradients
 in fp32. Here, one kernel casts all parameters of a module, and all its activations are in bf16. The parameters and
-their gradients stay in fp32, and so do the sums inside LayerNorm, softmax and matrix products.
+their gradients stay in fp32, and so do the sums inside LayerNorm, softmax and matrix products. Kernels sum the
+gradients of vectors in fp32 over some 100 rows, and round these sums to bf16 before they are added, in fp32 again.
 """
 
-import importlib.util
 from typing import Any
 
 import torch
 from torch import nn
 from torch.func import functional_call
 
-# Triton comes with the builds of torch for CUDA.
-HAS_TRITON = importlib.util.find_spec("triton") is not None
+from mlm_dist.model import kernels
+from mlm_dist.model.kernels import Kernel
 
 
 class Cast(torch.autograd.Function):
@@ -49,9 +49,14 @@ def call(module: nn.Module, x: torch.Tensor, *arguments: Any) -> torch.Tensor:
     return result
 
 
-def runs_kernels(x: torch.Tensor) -> bool:
-    """Whether Triton kernels compute what follows the residual stream `x`, or begins with it: in bf16, on a GPU."""
-    return x.is_cuda and HAS_TRITON and dtype_of_blocks(x) == torch.bfloat16
+def runs_kernel(kernel: Kernel, x: torch.Tensor) -> bool:
+    """Whether a Triton kernel of the blocks is used: it is on, and the blocks compute in bf16.
+
+    Args:
+        kernel: which one.
+        x: its input, whose dtype is that of the blocks; or the token embedding, in fp32.
+    """
+    return dtype_of_blocks(x) == torch.bfloat16 and kernels.is_on(kernel, x)
 
 
 def dtype_of_blocks(x: torch.Tensor) -> torch.dtype:

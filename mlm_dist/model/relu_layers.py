@@ -1,7 +1,8 @@
 """The feed-forward layer with ReLU on a GPU, with as few passes over its inner activation as possible.
 
-The inner activation is the largest of a block. In the forward pass, the first matrix product applies bias and ReLU to
-its result. In the backward pass, so does a kernel with the derivative of ReLU and the gradient of the bias.
+The inner activation is the largest of a block. In the forward pass, the first matrix product adds the bias and applies
+ReLU before it writes its result. In the backward pass, a Triton kernel computes the product that is the gradient after
+ReLU. Before it writes this, it applies the derivative of ReLU and sums the gradient of the bias.
 
 Shapes: N rows, C channels, W inner channels.
 """

@@ -6,9 +6,10 @@ import torch
 
 
 class SharedRows(torch.autograd.Function):
-    """Selects rows of a matrix (N, C), and returns the matrix for its other use, whose gradient takes in theirs.
+    """Selects rows of a matrix (N, C), and returns the matrix for its other use. Pass it to one operation only.
 
-    Autograd would add the two gradients as matrices, although one is 0 in most rows.
+    The gradient of the rows is added to that of this operation, in place. Autograd would add the two gradients as
+    matrices, although one is 0 in most rows.
     """
 
     @staticmethod
@@ -19,13 +20,13 @@ class SharedRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_rows: torch.Tensor, of_matrix: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Add in place: the gradient of the other use must not be used elsewhere."""
+        """Add in place. This is why there must be one other operation: its gradient then belongs to this function."""
         (indices,) = ctx.saved_tensors
         return of_matrix.index_add_(0, indices, of_rows), None
 
 
 def select_rows(matrix: torch.Tensor, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Select rows of a matrix (N, C) -> (n, C), and return the matrix for one other use.
+    """Select rows of a matrix (N, C) -> (n, C), and return the matrix. Pass it to one operation only.
 
     On a CPU, gradients are rounded as they always were.
     """

@@ -17,8 +17,12 @@ HEAD_SIZES = 16, 32, 64  # powers of two
 
 def uses_short_attention(packed: torch.Tensor, head_size: int) -> bool:
     """Whether `ShortAttention` computes the attention of packed rows (B, T, n C)."""
-    fits = packed.shape[1] <= LONGEST and head_size in HEAD_SIZES
-    return low_precision.runs_kernels(packed) and fits
+    return fits(packed.shape[1], head_size) and low_precision.runs_kernel("attention", packed)
+
+
+def fits(length: int, head_size: int) -> bool:
+    """Whether a program can compute a head of rows of `length` tokens."""
+    return length <= LONGEST and head_size in HEAD_SIZES
 
 
 class ShortAttention(torch.autograd.Function):

@@ -19,6 +19,7 @@ from mlm_dist.phases import Phase, Phases
 from mlm_dist.precision import autocast
 from mlm_dist.training.compilation import compile_loss, should_compile
 from mlm_dist.training.inputs import InputReader, StepInputs
+from mlm_dist.training.kernel_choice import choose_kernels
 from mlm_dist.training.optim import update, update_without_host
 from mlm_dist.training.schedule import learning_rate
 from mlm_dist.training.state import TrainState
@@ -95,6 +96,7 @@ class Step:
         length, rows = config.model.block_size, config.train.batch_size
         masker = Masker.from_config(config, length, self.tokenizer, config.seed, rows, self.device, self.token_weights)
         self.reader.begin(masker)
+        choose_kernels(config.model, masker.slots, self.processes, self.dtype)
         self.micro_batch_size = config.micro_batch_size(world_size)
         self.loss = MaskedLoss(self.state.encoder, masker.max_masked(self.micro_batch_size, world_size))
         # Removes the hooks of the old DDP before a new one adds its own.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mlm_dist.config import ModelConfig
-from mlm_dist.model import loss, low_precision, selection
+from mlm_dist.model import kernels, low_precision, selection
 from mlm_dist.model.add_norm import AddNorm
 from mlm_dist.model.embedding import Embedding
 from mlm_dist.model.encoder import Encoder
@@ -90,7 +90,7 @@ def test_embeddings_of_tokens_that_repeat(is_deterministic: bool) -> None:
     torch.manual_seed(0)
     weight, positions, tokens = torch.randn(50, 48), torch.randn(7, 48), torch.randint(5, (9, 7), device=DEVICE)
     given = [part.to(DEVICE).requires_grad_() for part in (weight, positions)]
-    of_sum, of_weight = torch.randn(9, 7, 48, device=DEVICE).bfloat16(), torch.randn(50, 48, device=DEVICE)
+    of_sum, of_weight = torch.randn(9, 7, 48, device=DEVICE).bfloat16(), torch.randn(48, 50, device=DEVICE).t()
     expected = given[0][tokens] + given[1]
     gradients = torch.autograd.grad((expected, given[0]), given, (of_sum.float(), of_weight))
     found, same = Embedding.apply(given[0], tokens, given[1])
@@ -115,9 +115,9 @@ def test_an_encoder_and_its_loss_with_all_kernels_but_those_of_embeddings(
     weights[:, ::3] = 1
     found = []
     for has_kernels in (False, True):
-        monkeypatch.setattr(low_precision, "runs_kernels", lambda x, on=has_kernels: on and x.shape != (100, 32))
+        monkeypatch.setattr(low_precision, "runs_kernel", lambda name, _, on=has_kernels: on and name != "embedding")
         monkeypatch.setattr(selection, "adds_in_place", lambda _, on=has_kernels: on)
-        monkeypatch.setattr(loss, "uses_kernels", lambda _, on=has_kernels: on)
+        monkeypatch.setattr(kernels, "is_on", lambda name, _, on=has_kernels: on)
         result = module(tokens, positions, tokens[:, :5], weights)
         found.append([result.detach(), *torch.autograd.grad(result / 7, list(module.parameters()))])
     assert {"ReluLayers", "ShortAttention", "AddNorm", "SharedRows"} <= {

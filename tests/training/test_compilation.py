@@ -67,6 +67,7 @@ def test_the_recipe_is_too_short_to_be_compiled_and_bert_is_not() -> None:
     assert not should_compile(recipe, GPU, 1, recipe.train.max_iters)
     bert = parse_config(["--config=bert_base_8gpu", "--model.vocab_size=50304"], "train")
     assert should_compile(bert, GPU, 8, bert.train.max_iters)
+    assert not should_compile(bert, GPU, 8, bert.train.max_iters / 10)
 
 
 @pytest.mark.slow
