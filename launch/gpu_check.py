@@ -174,12 +174,12 @@ def resume(check: Check) -> Figures:
 
 
 def tests(check: Check) -> Figures:
-    """The check of all kernels, the tests that need a GPU, such as that of the captured step, and the loss kernel's."""
+    """The tests that need a GPU, such as that of the captured step, and those that check the kernels."""
     pytest = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header")
-    kernels = check.run(*pytest, "tests/model/test_kernel_check.py", "-k", "triton")
     needs_gpu = check.run(*pytest, "-m", "gpu")
     kernel = check.run(*pytest, "tests/model/test_loss_kernel.py")
-    outputs = {"kernels": kernels, "need a GPU": needs_gpu, "loss kernel": kernel}
+    kernels = check.run(*pytest, "tests/model/test_kernel_check.py", "-k", "triton")
+    outputs = {"need a GPU": needs_gpu, "loss kernel": kernel, "kernels": kernels}
     return {name: output.strip().splitlines()[-1] for name, output in outputs.items()}
 
 

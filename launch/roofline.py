@@ -427,14 +427,14 @@ def report(name: str, config: Config) -> Iterator[str]:
 
 def main() -> None:
     """Print the tables of the recipe, of the recipe with Muon, and of a micro-batch of BERT-base."""
-    recipe, muon = (
+    recipe, with_muon = (
         parse_config(["--config=novels", "--model.vocab_size=50258", f"--optim.name={name}"], "train")
         for name in ("adamw", "muon")
     )
     bert = parse_config(["--config=bert_base_8gpu", "--device=cpu", "--train.batch_size=64"], "train")
     configs = {
         "configs/novels.yaml": recipe,
-        "configs/novels.yaml with Muon": muon,
+        "configs/novels.yaml with Muon": with_muon,
         "A micro-batch of configs/bert_base_8gpu.yaml": bert,
     }
     for name, config in configs.items():

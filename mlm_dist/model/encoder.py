@@ -227,7 +227,10 @@ class Encoder(MaskedModel):
     def __init_subclass__(cls, **arguments: object) -> None:
         """Train a subclass by its own `encode` or `embed`, which the shortcuts of `encode_for_loss` do not call."""
         super().__init_subclass__(**arguments)
-        if not {"encode", "embed", "add_positions"}.isdisjoint(vars(cls)) and "encode_for_loss" not in vars(cls):
+        is_overridden = any(
+            getattr(cls, name) is not getattr(Encoder, name) for name in ("encode", "embed", "add_positions")
+        )
+        if is_overridden and cls.encode_for_loss is Encoder.encode_for_loss:
             cls.encode_for_loss = MaskedModel.encode_for_loss  # type: ignore[method-assign]
 
     def encode(

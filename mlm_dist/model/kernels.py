@@ -29,6 +29,11 @@ def switch_off(which: Iterable[Kernel]) -> None:
     _off.update(which)
 
 
+def switch_on_all() -> None:
+    """Use all kernels again."""
+    _off.clear()
+
+
 def switched_off() -> frozenset[Kernel]:
     """The kernels that are switched off."""
     return frozenset(_off)

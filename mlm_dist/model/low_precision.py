@@ -3,7 +3,8 @@
 Autocast casts each parameter in a kernel of its own, and keeps the residual stream, the LayerNorms and their gradients
 in fp32. Here, one kernel casts all parameters of a module, and all its activations are in bf16. The parameters and
 their gradients stay in fp32, and so do the sums inside LayerNorm, softmax and matrix products. Kernels sum the
-gradients of vectors in fp32 over some 100 rows, and round these sums to bf16 before they are added, in fp32 again.
+gradients of biases and norm weights in fp32 over some 100 rows, and round these sums to bf16 before they are added, in
+fp32 again. Partial sums in fp32 would need 12 more kernels in the recipe's step (2.02 instead of 1.99 ms, estimated).
 """
 
 from typing import Any

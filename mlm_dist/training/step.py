@@ -13,6 +13,7 @@ from mlm_dist.data.randomness import derive_key
 from mlm_dist.data.tokenizer import Tokenizer
 from mlm_dist.distributed import Processes, maybe_no_sync
 from mlm_dist.fault_points import reached
+from mlm_dist.model import kernels
 from mlm_dist.model.loss import MaskedLoss
 from mlm_dist.output import warn
 from mlm_dist.phases import Phase, Phases
@@ -87,6 +88,7 @@ class Step:
         self.dtype = dtype
         self.without_host = self.device.type == "cuda"
         self.phases = Phases(config)
+        kernels.switch_on_all()  # another run of this process may have switched some off
         self.begin(self.phases.at(0))
 
     def begin(self, phase: Phase) -> None:
@@ -97,6 +99,8 @@ class Step:
         masker = Masker.from_config(config, length, self.tokenizer, config.seed, rows, self.device, self.token_weights)
         self.reader.begin(masker)
         choose_kernels(config.model, masker.slots, self.processes, self.dtype)
+        if length < self.config.model.block_size:  # evaluations read whole rows in every phase
+            choose_kernels(self.config.model, masker.slots, self.processes, self.dtype)
         self.micro_batch_size = config.micro_batch_size(world_size)
         self.loss = MaskedLoss(self.state.encoder, masker.max_masked(self.micro_batch_size, world_size))
         # Removes the hooks of the old DDP before a new one adds its own.

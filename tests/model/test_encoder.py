@@ -152,12 +152,14 @@ def is_random(module: nn.Module, x: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("method", ["encode", "embed", "add_positions"])
-def test_a_subclass_is_trained_by_the_methods_that_it_overrides(method: str) -> None:
+@pytest.mark.parametrize("is_mixin", [False, True])
+def test_a_subclass_is_trained_by_the_methods_that_it_overrides(method: str, is_mixin: bool) -> None:
     def doubled(self: Encoder, *arguments: Any) -> torch.Tensor:
         result: torch.Tensor = 2 * getattr(Encoder, method)(self, *arguments)
         return result
 
-    encoder = type("Doubled", (Encoder,), {method: doubled})(SMALL)
+    bases = (type("Mixin", (), {method: doubled}), Encoder) if is_mixin else (Encoder,)
+    encoder = type("Doubled", bases, {} if is_mixin else {method: doubled})(SMALL)
     tokens, positions = random_tokens(), torch.tensor([[1, 3]]).expand(5, -1)
     hidden, weight = encoder.encode_for_loss(tokens, positions, None)
     assert torch.equal(hidden, encoder.encode(tokens, positions))

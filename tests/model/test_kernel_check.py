@@ -177,6 +177,7 @@ def test_a_difference_in_one_element_or_of_all_is_found_and_rounding_is_not(shap
     assert not find_difference(expected.bfloat16(), expected)
     assert find_difference(1.02 * expected, expected)
     assert find_difference(expected * torch.inf, expected)
+    assert not find_difference(0 * expected, 0 * expected)
     if shape:
         value = expected.clone()
         value.view(-1)[-1] += 1

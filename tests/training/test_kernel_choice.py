@@ -75,6 +75,17 @@ def without(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> li
     return losses(folder)
 
 
+def test_another_run_of_the_process_uses_kernels_that_one_has_switched_off(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(f"mlm_dist.model.{FORWARD['norm']}", fail)
+        train("first")
+    assert kernels.switched_off() == {"norm"}
+    train("second")
+    assert not kernels.switched_off()
+
+
 def test_a_run_with_right_kernels_uses_them_all_and_warns_of_nothing(
     train: Train, tmp_path: Path, without: list[float]
 ) -> None:
@@ -120,7 +131,9 @@ def damage(name: str, factor: float, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(f"mlm_dist.model.{name}", call)
 
 
-def test_each_phase_checks_its_own_shapes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shapes_of_phases_and_of_evaluations_are_checked_before_they_are_used(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checked = []
     right = sys.modules["mlm_dist.model.attention_kernel"].attend
 
@@ -132,10 +145,10 @@ def test_each_phase_checks_its_own_shapes(train: Train, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("mlm_dist.model.attention_kernel.attend", attend)
     phases = '[{"steps": 3, "batch_size": 8, "row_length": 8}]'
-    result = train("run", train__phases=phases, train__eval_interval=0)
+    result = train("run", train__phases=phases)
     assert result.stderr.count(f"{WARNING}attention: RuntimeError: too long\n") == 1
     assert checked[0] == 8
-    assert checked.count(16) == 1
+    assert checked.count(16) == 1  # before the first evaluation, which reads whole rows
     assert kernels.switched_off() == {"attention"}
 
 
@@ -150,6 +163,7 @@ def test_a_compiled_run_leaves_out_the_kernels_that_are_switched_off(
     result = train("run", compile="on")
     torch._dynamo.reset()
     assert result.stderr.count(WARNING) == 1
+    assert kernels.switched_off() == ALL
 
 
 @pytest.mark.multiprocess
