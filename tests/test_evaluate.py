@@ -56,7 +56,7 @@ def test_the_encoding_of_a_text_is_named(run_dir: Path, tmp_path: Path) -> None:
     refused = verb("evaluate", *other)
     assert refused.returncode == 2
     assert "not utf-8 at byte" in refused.stderr
-    assert "set its encoding (--encoding;" in refused.stderr
+    assert "set its encoding (--encoding," in refused.stderr
     assert verb("evaluate", "--run", run_dir, "--encoding", "cp1252").stderr.endswith("--encoding needs --data\n")
 
 

@@ -122,7 +122,7 @@ def refuse_encoding(path: Path, head: bytes, encoding: str) -> None:
     if actual and not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         raise UserError(
             f"{path}: its byte order mark shows that it is {actual}, not {encoding}: convert it to UTF-8, or "
-            f"set its encoding (--encoding {actual}; train: --data.encoding {actual})"
+            f"set its encoding (--encoding {actual}, train: --data.encoding {actual})"
         )
 
 

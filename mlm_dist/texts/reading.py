@@ -272,7 +272,7 @@ def decode_blocks(path: Path, head: bytes, stream: BinaryIO, encoding: str, erro
                 position, reason = position + error.start, error.reason
             raise UserError(
                 f"{path}: not {encoding} at byte {position} ({reason}); convert it to UTF-8, or set its encoding "
-                f"(--encoding; train: --data.encoding)"
+                f"(--encoding, train: --data.encoding)"
             ) from error
         if text and not has_begun:
             text, has_begun = text.removeprefix("\ufeff"), True
