@@ -118,7 +118,7 @@ def test_the_same_command_does_not_continue_it_but_a_larger_patience_does(
     assert "so the run ends at step 45 of 60" in result.stdout
     assert [path.read_bytes() for path in kept] == before
 
-    patient = tiny_flags(corpus_folder, run, **(NOISY | {"train__patience": 3}))
+    patient = tiny_flags(corpus_folder, run, **(NOISY | {"train__patience": 100}))
     result = verb("train", *patient)
     assert result.returncode == 0, result.stderr
     assert "done: 60 steps" in result.stdout  # the last step is reached, so its parameters are the final ones
