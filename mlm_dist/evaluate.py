@@ -105,8 +105,8 @@ def main(arguments: list[str]) -> None:
                 for line, score in zip(lines, scores, strict=True)
             ]
         else:
-            own = with_one_corpus(model.config)
-            configs = [with_encoding(model.config, given.encoding or "utf-8")] if given.data else own
+            text = with_encoding(model.config, given.encoding or "utf-8")
+            configs = with_one_corpus(model.config) if given.data is None else [text]
             results = [
                 evaluate_text(model.encoder, config, model.tokenizer, given.data, processes, given.batch_size, masking)
                 for config in configs

@@ -63,7 +63,7 @@ def discard_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def format_duration(seconds: float) -> str:
+def duration_in_words(seconds: float) -> str:
     """A duration in words, in the largest unit of which there are at least two."""
     size, unit = next((size, unit) for size, unit in UNITS if seconds >= 2 * size)
     return f"{seconds / (size or 1):.3g} {unit}"

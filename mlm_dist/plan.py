@@ -13,7 +13,7 @@ from mlm_dist.config_reading import parse_config
 from mlm_dist.errors import UserError
 from mlm_dist.exit_codes import command_of, run_verb
 from mlm_dist.files import format_size
-from mlm_dist.output import format_duration, print_result, warn
+from mlm_dist.output import duration_in_words, print_result, warn
 from mlm_dist.phases import has_smaller_batches
 
 if TYPE_CHECKING:
@@ -127,18 +127,15 @@ def describe(result: "Forecast", config: Config) -> str:
     if result.fitting_micro_batch_size:
         fits += f": set train.micro_batch_size {result.fitting_micro_batch_size}, with which the time is measured"
     stored = f"{result.checkpoints} checkpoints" + f", {result.milestones} milestones" * bool(result.milestones)
-    per_evaluation = f", {format_duration(result.evaluation)} per evaluation" if train.eval_interval else ""
+    per_evaluation = f", {duration_in_words(result.evaluation)} per evaluation" if train.eval_interval else ""
     rows = [
         ("parameters", f"{result.parameters:,}"),
         ("peak memory", f"{format_size(result.peak_memory)} per process, with {result.rows_at_a_time} rows at a time"),
         ("", fits),
-        (
-            "disk",
-            f"{format_size(result.disk)} for {stored} and the final parameters",
-        ),
+        ("disk", f"{format_size(result.disk)} for {stored} and the final parameters"),
         ("tokens", f"{result.tokens:,} in {train.max_iters:,} steps of {shape}"),
         ("epochs", f"{result.epochs:.2f} of {result.rows_per_epoch:,} rows"),
-        ("time", f"{format_duration(result.total)}: {format_duration(result.step)} per step{per_evaluation}"),
+        ("time", f"{duration_in_words(result.total)}: {duration_in_words(result.step)} per step{per_evaluation}"),
     ]
     return "\n".join(f"{name:<12}{value}" for name, value in rows)
 

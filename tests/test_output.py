@@ -1,6 +1,6 @@
 import pytest
 
-from mlm_dist.output import format_duration
+from mlm_dist.output import duration_in_words
 
 
 @pytest.mark.parametrize(
@@ -14,4 +14,4 @@ from mlm_dist.output import format_duration
     ],
 )
 def test_a_duration_has_few_digits(seconds: float, text: str) -> None:
-    assert format_duration(seconds) == text
+    assert duration_in_words(seconds) == text

@@ -101,17 +101,22 @@ def find_failure(kernel: Kernel, config: ModelConfig, slots: int, draw: Draw) ->
 
 
 def results_and_gradients(case: Case, draw: Draw) -> list[list[torch.Tensor]]:
-    """Those of the function, and those of its definition in fp32."""
-    found: list[list[torch.Tensor]] = []
-    weights: list[torch.Tensor] = []
-    for compute, inputs in ((case.function, case.inputs), (case.definition, [x.float() for x in case.inputs])):
-        given = [x.detach().requires_grad_() for x in inputs]
-        results = compute(*given)
-        results = results if isinstance(results, tuple) else (results,)
-        weights = weights or [draw.normal(*result.shape) for result in results]
-        copies = [weight.to(result.dtype, copy=True) for weight, result in zip(weights, results, strict=True)]
+    """Those of the function, and those of its definition in fp32, for the same random gradients of the results."""
+    both = compute(case.function, case.inputs), compute(case.definition, [x.float() for x in case.inputs])
+    of_results = [draw.normal(*result.shape) for result in both[0][1]]
+    found = []
+    for given, results in both:
+        # Copies, because a backward pass may write into its gradient.
+        copies = [gradient.to(result.dtype, copy=True) for gradient, result in zip(of_results, results, strict=True)]
         found.append([*results, *torch.autograd.grad(results, given, copies)])
     return found
+
+
+def compute(function: Callable[..., Any], inputs: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Leaves of a graph with the values of the inputs, and the results of a function of them."""
+    given = [x.detach().requires_grad_() for x in inputs]
+    results = function(*given)
+    return given, list(results) if isinstance(results, tuple) else [results]
 
 
 def find_difference(value: torch.Tensor, expected: torch.Tensor) -> str:

@@ -22,6 +22,7 @@ EPS = 1e-7
 UPDATE_RMS = 0.2  # root mean square of an update at rate 1, as of AdamW
 
 Stack = list[torch.Tensor]  # matrices of the same shape
+Scalar = float | torch.Tensor  # of the host or of the device
 
 
 class Muon(torch.optim.Optimizer):
@@ -44,7 +45,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update the matrices that have a gradient."""
-        taken: bool | torch.Tensor = True
+        taken: Scalar = True
         for group in self.param_groups:
             lr = group["lr"]
             if self.found_inf is not None:
@@ -53,7 +54,7 @@ class Muon(torch.optim.Optimizer):
             for stacks in updated_together([matrix for matrix in group["params"] if matrix.grad is not None]):
                 self.update(stacks, lr, group["weight_decay"], taken)
 
-    def update(self, stacks: list[Stack], lr: float | torch.Tensor, decay: float, taken: bool | torch.Tensor) -> None:
+    def update(self, stacks: list[Stack], lr: Scalar, decay: float, taken: Scalar) -> None:
         """Update stacks of matrices. With a rate of 0 and `taken` False, nothing changes."""
         matrices = [matrix for stack in stacks for matrix in stack]
         directions = stacked(self.directions(matrices, taken), stacks)
@@ -62,7 +63,7 @@ class Muon(torch.optim.Optimizer):
             self.move(stack, of_stack, orthogonalize(direction), lr, taken)
         write_back(values, matrices)
 
-    def directions(self, matrices: list[torch.Tensor], taken: bool | torch.Tensor) -> torch.Tensor:
+    def directions(self, matrices: list[torch.Tensor], taken: Scalar) -> torch.Tensor:
         """What Nesterov's momentum follows, not yet orthogonalized, `joined` in bf16. The momenta are updated."""
         for matrix in matrices:
             if not self.state[matrix]:
@@ -76,14 +77,7 @@ class Muon(torch.optim.Optimizer):
         write_back(momenta, buffers)
         return gradients.lerp(momenta, MOMENTUM).bfloat16()
 
-    def move(
-        self,
-        stack: Stack,
-        values: torch.Tensor,
-        orthogonal: torch.Tensor,
-        lr: float | torch.Tensor,
-        taken: bool | torch.Tensor,
-    ) -> None:
+    def move(self, stack: Stack, values: torch.Tensor, orthogonal: torch.Tensor, lr: Scalar, taken: Scalar) -> None:
         """Subtract the update from the values of a stack, given its orthogonalized momenta (bf16)."""
         rate = torch.as_tensor(lr * (UPDATE_RMS * math.sqrt(max(values.shape[-2:]))), dtype=values.dtype)
         values.addcmul_(orthogonal, rate, value=-1)  # torch's `alpha` would be read by the host
@@ -99,14 +93,7 @@ class NorMuon(Muon):
     Muon gives some neurons much larger updates than others. The state of a matrix (m, n) is its momentum and m numbers.
     """
 
-    def move(
-        self,
-        stack: Stack,
-        values: torch.Tensor,
-        orthogonal: torch.Tensor,
-        lr: float | torch.Tensor,
-        taken: bool | torch.Tensor,
-    ) -> None:
+    def move(self, stack: Stack, values: torch.Tensor, orthogonal: torch.Tensor, lr: Scalar, taken: Scalar) -> None:
         """Subtract the update from the values of a stack, given its orthogonalized momenta (bf16)."""
         orthogonal = orthogonal.to(values.dtype)
         buffers = [self.state[matrix]["row_mean_squares"] for matrix in stack]

@@ -16,7 +16,13 @@ from mlm_dist.errors import UserError
 from tests.conftest import start, tiny_flags, verb
 
 SAMPLE = Sample(
-    {"parameters": 10, "checkpoint_bytes": 120, "rows_per_epoch": 1000},
+    {
+        "parameters": 10,
+        "checkpoint_bytes": 120,
+        "parameter_bytes": 40,
+        "milestones": [10, 5000, 9000],
+        "rows_per_epoch": 1000,
+    },
     peak_memory=10**9,
     start=4.0,
     step=0.5,
@@ -93,6 +99,8 @@ def test_a_micro_batch_that_fits_is_suggested(
     plan = forecast(config, processes, lambda _: None)
     assert (plan.most_rows, plan.fitting_micro_batch_size, plan.peak_memory) == (most, micro_batch_size, peak)
     assert taken[0].train.micro_batch_size == micro_batch_size
+    assert plan.milestones == 2  # of three, which the run of 5000 steps reaches
+    assert plan.disk == plan.checkpoints * 120 + 2 * 40 + 40
 
 
 def test_earlier_phases_read_fewer_tokens_in_less_time(monkeypatch: pytest.MonkeyPatch) -> None:

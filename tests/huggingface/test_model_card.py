@@ -126,42 +126,42 @@ def test_the_steps_of_a_model_pth_alone_are_unknown(copy: Path) -> None:
     assert (found["steps"], found["tokens seen"], found["validation loss"]) == ("unknown", "unknown", "not measured")
 
 
+def change_config(run: Path, *changes: tuple[str, str]) -> None:
+    """Replace parts of the config of a run."""
+    config = (run / "config.yaml").read_text(encoding="utf-8")
+    for before, after in changes:
+        assert before in config
+        config = config.replace(before, after)
+    (run / "config.yaml").write_text(config, encoding="utf-8")
+
+
 def test_the_settings_come_from_the_config(copy: Path) -> None:
-    config = (copy / "config.yaml").read_text(encoding="utf-8")
-    for before, after in [
+    change_config(
+        copy,
         ("replacement: mask", "replacement: 80/10/10"),
         ("mask_prob: 0.15", "mask_prob: 0.3"),
         ("dropout: 0.0", "dropout: 0.1"),
         ("seed: 1337", "seed: 7"),
         ("name: adamw", "name: muon"),
-    ]:
-        assert before in config
-        config = config.replace(before, after)
-    (copy / "config.yaml").write_text(config, encoding="utf-8")
+    )
     found = figures(card_of(copy))
     assert found["masked tokens"] == "30.0%, 80/10/10"
     assert (found["dropout"], found["seed"], found["optimizer"]) == ("0.1", "7", "muon")
 
 
 def test_the_card_counts_the_tokens_of_earlier_phases(copy: Path) -> None:
-    config = (copy / "config.yaml").read_text(encoding="utf-8")
-    assert "phases: []" in config
-    phases = "phases: [{steps: 10, batch_size: 4, row_length: 8}]"
-    (copy / "config.yaml").write_text(config.replace("phases: []", phases), encoding="utf-8")
+    change_config(copy, ("phases: []", "phases: [{steps: 10, batch_size: 4, row_length: 8}]"))
     found = figures(card_of(copy))
     assert (found["rows per step"], found["tokens seen"]) == ("16, fewer at first", f"{(10 * 4 + 20 * 16) * 16:,}")
 
 
 def test_the_card_says_in_which_part_of_the_run_the_mask_rate_changes(copy: Path) -> None:
-    config = (copy / "config.yaml").read_text(encoding="utf-8")
-    for before, after in [
+    change_config(
+        copy,
         ("mask_prob: 0.15", "mask_prob: 0.3"),
         ("mask_prob_end: null", "mask_prob_end: 0.15"),
         ("mask_prob_change_fraction: 1.0", "mask_prob_change_fraction: 0.2"),
-    ]:
-        assert before in config
-        config = config.replace(before, after)
-    (copy / "config.yaml").write_text(config, encoding="utf-8")
+    )
     described = "30.0%, changing to 15.0% over the last 20% of the run, always replaced by the mask token"
     assert figures(card_of(copy))["masked tokens"] == described
 

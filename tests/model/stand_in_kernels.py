@@ -61,21 +61,17 @@ def add_norm_backward(
     return of_x.to(total.dtype), of_parameters
 
 
-def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
+def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
     split = [part.view(*part.shape[:2], heads, -1).transpose(1, 2) for part in (query, key, value)]
     scores: torch.Tensor = split[0] @ split[1].transpose(-2, -1) * split[0].shape[-1] ** -0.5
     return (scores.softmax(-1) @ split[2]).transpose(1, 2).flatten(2)
-
-
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    return attention(query, key, value, heads)
 
 
 def attend_backward(gradient: torch.Tensor, *rest: Any) -> None:
     *tensors, heads = rest
     with torch.enable_grad():
         given = [tensor.detach().requires_grad_() for tensor in tensors[:3]]
-        found = torch.autograd.grad(attention(given[0], given[1], given[2], heads), given, gradient)
+        found = torch.autograd.grad(attend(given[0], given[1], given[2], heads), given, gradient)
     for written, value in zip(tensors[3:], found, strict=True):
         written.copy_(value)
 
@@ -94,6 +90,11 @@ MODULES: dict[str, list[Any]] = {
     "attention_kernel": [attend, attend_backward],
     "relu_kernel": [gradient_before_relu],
 }
+
+
+def fail(*_: object) -> Any:
+    """In place of a kernel that cannot be started."""
+    raise RuntimeError("no such instruction")
 
 
 def install(patch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ Each rank prints which kernels it has switched off.
 """
 
 import os
-from typing import Any
 
 import pytest
 
@@ -13,10 +12,7 @@ from mlm_dist.model import kernels
 from mlm_dist.output import print_log
 from mlm_dist.train import main
 from tests.model import stand_in_kernels
-
-
-def fail(*_: object) -> Any:
-    raise RuntimeError("no such instruction")
+from tests.model.stand_in_kernels import fail
 
 
 def train_and_report(arguments: list[str]) -> None:

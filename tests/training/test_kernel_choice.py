@@ -14,6 +14,7 @@ from mlm_dist.run.metrics import read_events
 from mlm_dist.training import compilation
 from tests.conftest import Result, start, tiny_flags, verb
 from tests.model import stand_in_kernels
+from tests.model.stand_in_kernels import fail
 
 ALL = {"loss", "embedding", "norm", "attention", "feed-forward"}
 FORWARD = {
@@ -33,10 +34,6 @@ WRITERS = [  # functions whose first result has no other name
 # Heads are of a size that short attention takes.
 RUN = {"precision": "bf16", "model__embedding_dim": 32, "train__max_iters": 4, "train__eval_interval": 2}
 WARNING = "mlm_dist: Triton kernels that fail here are switched off, and steps take longer: "
-
-
-def fail(*_: object) -> Any:
-    raise RuntimeError("no such instruction")
 
 
 def losses(folder: Path) -> list[float]:

@@ -15,6 +15,7 @@ from mlm_dist.data.corpus import Corpus
 from mlm_dist.data.word_count import words_per_token
 from mlm_dist.errors import UserError
 from mlm_dist.run.checkpoint import find_damage, list_checkpoints, load_checkpoint, step_of
+from mlm_dist.run.metrics import read_events
 from mlm_dist.run.run_dir import RunDir
 from mlm_dist.training.milestones import milestone_steps
 from tests.conftest import tiny_flags, verb
@@ -84,7 +85,7 @@ def marked_run(corpus_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A finished run of 20 steps with milestones and an average, whose only checkpoint is its last."""
     run = tmp_path_factory.mktemp("marked") / "run"
     settings = {"optim__ema": 0.5, "checkpoint__interval": 20, "checkpoint__milestones": "[3, 1kw, 20, 900]"}
-    result = verb("train", *tiny_flags(corpus_folder, run, train__max_iters=20, **settings))
+    result = verb("train", *tiny_flags(corpus_folder, run, train__max_iters=20, train__log_interval=10, **settings))
     assert result.returncode == 0
     assert "milestones at 3, 13 (1kw), 20, 900, in" in result.stdout
     assert result.stderr.splitlines() == ["mlm_dist: checkpoint.milestones 900: not saved, since train.max_iters is 20"]
@@ -99,6 +100,11 @@ def test_milestones_have_the_parameters_of_the_model_and_nothing_else(marked_run
     assert state.keys() == {"version", "step", "model"}
     assert all(torch.equal(state["model"][name], final[name]) for name in final)
     assert (milestones[0] / "state.pt").stat().st_size < (marked_run / "model.pth").stat().st_size + 2000
+
+
+def test_the_steps_of_milestones_are_recorded(marked_run: Path) -> None:
+    recorded = [event["step"] for event in read_events(marked_run / "metrics.jsonl") if "loss" in event]
+    assert recorded == [3, 10, 13, 20]
 
 
 def test_a_milestone_has_the_parameters_of_its_step(marked_run: Path, corpus_folder: Path, tmp_path: Path) -> None:

@@ -137,6 +137,13 @@ def test_a_state_that_was_saved_before_matrices_were_updated_together_continues(
     for index, (matrix, momentum) in enumerate(zip(matrices, momenta, strict=True)):
         assert matrix.grad is not None
         torch.testing.assert_close(after[index]["momentum_buffer"], momentum * 0.95 + matrix.grad * 0.05)
+        if kind is NorMuon:
+            direction = matrix.grad.lerp(after[index]["momentum_buffer"], 0.95)
+            orthogonal = _zeropower_via_newtonschulz(direction, COEFFICIENTS, ITERATIONS, EPS).float()
+            expected = (
+                saved["state"][index]["row_mean_squares"] * 0.95 + orthogonal.square().mean(1, keepdim=True) * 0.05
+            )
+            torch.testing.assert_close(after[index]["row_mean_squares"], expected, rtol=0.02, atol=0)
         for name, value in saved["state"][index].items():
             assert after[index][name].shape == value.shape
             assert after[index][name].untyped_storage().nbytes() == value.nbytes  # no part of a larger tensor
