@@ -167,6 +167,21 @@ def test_a_subclass_is_trained_by_the_methods_that_it_overrides(method: str, is_
     assert weight is encoder.output.weight
 
 
+def test_a_subclass_may_have_its_own_way_to_encode_for_the_loss() -> None:
+    class Own(Encoder):
+        def embed(self, tokens: torch.Tensor, documents: torch.Tensor | None) -> torch.Tensor:
+            return 2 * super().embed(tokens, documents)
+
+        def encode_for_loss(
+            self, tokens: torch.Tensor, positions: torch.Tensor, documents: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.encode(tokens, positions, documents), 3 * self.output.weight
+
+    encoder = Own(SMALL)
+    _, weight = encoder.encode_for_loss(random_tokens(), torch.zeros(5, 1, dtype=torch.int64), None)
+    assert torch.equal(weight, 3 * encoder.output.weight)
+
+
 def test_attention_has_dropout_only_in_training() -> None:
     attention, x = MultiHeadAttention(replace(SMALL, dropout=0.5)), torch.randn(2, 12, 24)
     assert is_random(attention, x)
